@@ -1,0 +1,1 @@
+//! Configuration of all programs, in one place.

@@ -1,0 +1,1 @@
+//! An embedded broker for `kfs dev` and tests.

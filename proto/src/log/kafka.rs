@@ -1,0 +1,1 @@
+//! The log on real Kafka through `rdkafka`.
