@@ -1,0 +1,71 @@
+//! What the machine answers.
+
+use super::attr::Attr;
+use super::promise::Promise;
+use super::refusal::Refusal;
+use super::session::Ended;
+use super::view::Cursor;
+use crate::chunk::{ChunkName, SealedValue, WrappedKey};
+use crate::ids::{Ino, LogTime, Name, Position, PushNo, RequestNo};
+use serde::{Deserialize, Serialize};
+
+/// The body of a frame of kind `Answer`, whose number is the request's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Where the request stands in the log: the answer is true as of there.
+    pub at: Position,
+    /// The highest push number of the session at that position: a lost push shows.
+    pub pushed: PushNo,
+    pub result: Result<Outcome, Refusal>,
+    /// What the session has been promised by this answer.
+    pub granted: Vec<Promise>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    Done,
+    Entry(Attr),
+    /// `end` says that nothing follows the last entry.
+    Listing { dir: Attr, entries: Vec<Listed>, end: bool },
+    Link(SealedValue),
+    Xattrs(Vec<(serde_bytes::ByteBuf, SealedValue)>),
+    Statfs { bytes_total: u64, bytes_used: u64, inodes_total: u64, inodes_used: u64 },
+    /// `end` says that no extent follows; between extents the file has holes.
+    Extents { attr: Attr, extents: Vec<StoredExtent>, end: bool },
+    /// The moved inode; and what it replaced, if that was its last name.
+    Renamed { moved: Attr, last_name_gone: Option<Ino> },
+    /// What was removed; `nlink` 0 means that this was its last name.
+    Removed(Attr),
+    Opened {
+        root: Attr,
+        /// What became of the sessions that this one replaces, in the order named.
+        ended: Vec<Ended>,
+        now: LogTime,
+    },
+    /// Requests are missing before this one: send again from here.
+    Gap { expected: RequestNo },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub name: Name,
+    pub attr: Attr,
+}
+
+impl Listed {
+    pub fn cursor(&self) -> Cursor {
+        Cursor::of(&self.name)
+    }
+}
+
+/// "File bytes `offset..offset+len` are bytes `chunk_from..` of this chunk's content."
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredExtent {
+    pub offset: u64,
+    pub len: u32,
+    pub chunk: ChunkName,
+    pub chunk_from: u32,
+    pub key: WrappedKey,
+    /// Where the chunk's sealed content stands in this answer's payload, if it came along.
+    pub inline: Option<(u32, u32)>,
+}

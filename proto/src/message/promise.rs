@@ -1,0 +1,33 @@
+//! Promises, and the pushes that break them (the design's section 5).
+
+use crate::ids::{Ino, Position};
+use serde::{Deserialize, Serialize};
+
+/// What a session has been promised to hear about before anyone sees a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Promise {
+    /// A directory: its own attributes, its entries, and the attributes of entries
+    /// that are non-directories with a single name ([`super::Attr::parent`]).
+    Dir(Ino),
+    /// The attributes of a non-directory that has, or had, several names or none.
+    Inode(Ino),
+    /// A file's content map, its size and its times.
+    Content(Ino),
+}
+
+/// The body of a frame of kind `Push`, whose number is the push's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushBody {
+    /// The position of the change.
+    pub at: Position,
+    pub push: Push,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Push {
+    /// These promises are over; what they covered has changed.
+    Invalidate(Vec<Promise>),
+    /// The inode has lost its last name. It is kept for this session until it
+    /// sends `Release` for it or ends.
+    LastNameGone(Ino),
+}

@@ -1,0 +1,50 @@
+//! The server's considered no.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("no such name")]
+    NotFound,
+    #[error("the name is taken")]
+    Exists,
+    #[error("not a directory")]
+    NotDirectory,
+    #[error("a directory")]
+    IsDirectory,
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The inode does not exist (any more).
+    #[error("no such inode")]
+    Stale,
+    #[error("not valid for this inode")]
+    Invalid,
+    #[error("another namespace")]
+    CrossNamespace,
+    #[error("too many links")]
+    TooManyLinks,
+    #[error("no such extended attribute")]
+    NoAttribute,
+    #[error("too large")]
+    TooLarge,
+    #[error("the session has no right to do this")]
+    NotPermitted,
+    /// A write quotes a chunk that its session did not upload.
+    #[error("not a chunk of this session")]
+    ForeignChunk,
+    #[error("the namespace is full")]
+    NoSpace,
+    /// The number was used before with other content.
+    #[error("the request number was used for something else")]
+    NumberReused,
+    /// The session has ended (expired, replaced, closed, revoked); log in again.
+    #[error("the session has ended")]
+    SessionEnded,
+    #[error("the user already exists")]
+    UserExists,
+    #[error("no such user")]
+    NoSuchUser,
+    /// What the administrator's program assumed has changed meanwhile; ask and try again.
+    #[error("changed meanwhile")]
+    Conflict,
+}

@@ -1,0 +1,52 @@
+//! What a session says about itself.
+
+use super::answer::Answer;
+use crate::ids::{Ino, Position, PushNo, RequestNo, SessionId};
+use serde::{Deserialize, Serialize};
+
+/// The body of a frame of kind `Open` (request number 0); its payload is the
+/// sealed [`Ticket`](super::Ticket). → `Opened`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Sessions that this one replaces, oldest first: the machine ends them here.
+    /// At most [`Open::MAX_PREDECESSORS`].
+    pub predecessors: Vec<SessionId>,
+}
+
+impl Open {
+    pub const MAX_PREDECESSORS: usize = 64;
+}
+
+/// What became of a replaced session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub session: SessionId,
+    /// Whether the machine knew it as a session of this user. If not, nothing of
+    /// it can have been applied in this epoch.
+    pub known: bool,
+    /// The last request that was admitted: all up to it were applied, none after it ever will be.
+    pub last: RequestNo,
+    /// Results that the session had not acknowledged.
+    pub results: Vec<(RequestNo, Answer)>,
+    /// Where it ended.
+    pub at: Position,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionOp {
+    /// Renews the lease, as every admitted request does. → `Done`.
+    Renew,
+    /// These pushes have been acted on. → `Done`.
+    Confirm { pushes: Vec<PushNo> },
+    /// Send every unconfirmed push from this one on again. → `Done`.
+    Repeat { from: PushNo },
+    /// Nothing here is open any more: nameless ones may be freed. → `Done`.
+    Release { inos: Vec<Ino> },
+    /// Answered when all before it is as safe as the cluster makes it: at once, or
+    /// with a volatile log once a checkpoint holds it. → `Done`.
+    Sync,
+    /// The results of these ended sessions have been taken. → `Done`.
+    Forget { ended: Vec<SessionId> },
+    /// Ends the session: its last record. → `Done`.
+    Close,
+}

@@ -1,0 +1,119 @@
+//! Requests that add or change something.
+
+use super::attr::{FileKind, Owner};
+use crate::chunk::{ChunkName, SealedValue, WrappedKey};
+use crate::ids::{Ino, Name, Time};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upload {
+    /// A new inode under a new name: file, directory, symlink, fifo, socket or
+    /// device. `Exists` if the name is taken. → `Entry`.
+    Create { dir: Ino, name: Name, new: NewInode },
+    /// A further name for a non-directory. → `Entry`.
+    Link { ino: Ino, dir: Ino, name: Name },
+    /// → `Renamed`.
+    Rename { from_dir: Ino, from: Name, to_dir: Ino, to: Name, how: RenameHow },
+    /// → `Entry`.
+    Setattr { ino: Ino, change: AttrChange },
+    /// Puts content into a file; bytes that no piece covers stay. → `Entry`.
+    Write {
+        ino: Ino,
+        at: WriteAt,
+        /// In rising order, not overlapping; at most [`Upload::MAX_PIECES`].
+        pieces: Vec<Piece>,
+    },
+    /// → `Entry`.
+    SetXattr {
+        ino: Ino,
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        value: SealedValue,
+        how: XattrHow,
+    },
+    /// → `Entry`, or `NoAttribute`.
+    RemoveXattr {
+        ino: Ino,
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+}
+
+impl Upload {
+    pub const MAX_PIECES: usize = 256;
+    /// The kernel's own limit for an attribute's name, in bytes.
+    pub const MAX_XATTR_NAME_BYTES: usize = 255;
+    /// The kernel's own limit for a value, in bytes before it is sealed.
+    pub const MAX_XATTR_VALUE_BYTES: usize = 64 * 1024;
+    /// All of one inode's attributes, sealed: they are answered in one record.
+    pub const MAX_XATTRS_BYTES: usize = 256 * 1024;
+    /// Links to one inode.
+    pub const MAX_LINKS: u32 = 1_000_000;
+    /// The largest file, in bytes.
+    pub const MAX_FILE_BYTES: u64 = 1 << 50;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewInode {
+    pub kind: FileKind,
+    /// Permission bits, the umask already applied.
+    pub mode: u32,
+    pub uid: Owner,
+    pub gid: Owner,
+    /// Device number, for devices only.
+    pub rdev: u32,
+    /// A symlink's target, for symlinks only.
+    pub target: Option<SealedValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RenameHow {
+    Replace,
+    NoReplace,
+    Exchange,
+}
+
+/// What `setattr` changes; `None` stays as it is. `ctime` becomes the request's time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttrChange {
+    pub mode: Option<u32>,
+    pub uid: Option<Owner>,
+    pub gid: Option<Owner>,
+    pub size: Option<u64>,
+    pub atime: Option<Time>,
+    pub mtime: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteAt {
+    /// Pieces stand at their own offsets.
+    Offsets,
+    /// Pieces' offsets count from the file's end as it is at this request's position.
+    End,
+}
+
+/// "File bytes `offset..offset+len` are bytes `chunk_from..` of this chunk's content."
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    pub offset: u64,
+    pub len: u32,
+    pub source: Source,
+    /// Where in the chunk's plain content the piece begins.
+    pub chunk_from: u32,
+    pub key: WrappedKey,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A chunk uploaded before.
+    Chunk(ChunkName),
+    /// Sealed content in this request's own payload, at `payload_from..payload_from+payload_len`.
+    Inline { payload_from: u32, payload_len: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum XattrHow {
+    Set,
+    Create,
+    Replace,
+}

@@ -1,0 +1,75 @@
+//! What applying a record asks the world to do. Effects carry no keys' work and no
+//! I/O: the server seals, sends and stores; a replica that keeps quiet drops those
+//! that only speak to clients.
+
+use bytes::Bytes;
+use proto::chunk::ChunkName;
+use proto::message::{AdminAnswer, Answer, PushBody, ServerRecord};
+use proto::seal::Key;
+use proto::{IncarnationId, NamespaceId, Position, PushNo, RequestNo, SessionId};
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// An answer may leave now. `payload` is content that the state itself holds.
+    Answer {
+        to: Peer,
+        number: RequestNo,
+        /// Hash of the request's frame, which the answer's seal binds.
+        request: [u8; 32],
+        /// Leaves only once a checkpoint covers this position (a `Sync` on a volatile log).
+        after_checkpoint: Option<Position>,
+        answer: Answer,
+        payload: Bytes,
+    },
+    Push { to: Peer, number: PushNo, body: PushBody },
+    /// A request of a session that has ended: to be told so under its chunk key.
+    SessionEnded { session: SessionId, replies_partition: u32, number: RequestNo, request: [u8; 32], at: Position },
+    Admin { to: IncarnationId, replies_partition: u32, number: u64, request: [u8; 32], answer: AdminAnswer },
+    /// Whether the login attempt is answered now.
+    Decision { attempt: [u8; 16], verdict: Verdict },
+    /// Sealed content to keep in the packs before the next checkpoint.
+    Keep { name: ChunkName, content: Bytes },
+    /// The last reference to a chunk, history included, has gone.
+    Unreferenced { name: ChunkName },
+    /// A decision of partition 0, to be appended to another partition by the
+    /// answering server, again and again until partition 0 has seen `Landed`.
+    Deliver { partition: u32, decision: Position, record: ServerRecord },
+    /// A session now lives, or no longer does: what downloads are checked against.
+    SessionOpened { to: Peer },
+    SessionOver { session: SessionId },
+}
+
+/// Everything needed to seal something for a session and to put it where it reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub session: SessionId,
+    pub namespace: NamespaceId,
+    pub key: Key,
+    pub replies_partition: u32,
+    pub bulk_partition: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Answer,
+    SlowDown { retry_ms: u64 },
+}
+
+/// What became of a record.
+#[derive(Clone, Debug)]
+pub enum Applied {
+    /// It took effect (a refusal is an effect too).
+    Yes(Vec<Effect>),
+    /// It does not authenticate, is malformed, foreign, void or replayed: skipped,
+    /// counted, and remembered by position and hash by the server.
+    Skipped(&'static str),
+}
+
+/// What authenticates but is not understood. Skipping it would let replicas
+/// diverge, so the server stops.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the record at {at} is authentic but cannot be understood ({reason}); run a newer kfs-server")]
+pub struct NotUnderstood {
+    pub at: Position,
+    pub reason: String,
+}
