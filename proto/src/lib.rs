@@ -3,7 +3,6 @@
 pub mod config;
 pub mod ids;
 pub mod log;
-pub mod message;
 
 pub use ids::{
     Epoch, IncarnationId, Ino, LogTime, Name, NameError, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId,
