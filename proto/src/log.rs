@@ -6,9 +6,14 @@ pub mod embedded;
 pub mod kafka;
 pub mod memory;
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// The topics of a cluster (the design's section 3). The number is part of what
 /// a frame's seal binds, so it never changes its meaning.
@@ -97,7 +102,9 @@ pub enum LogError {
     /// Kafka refused for good: authentication, authorisation, a wrong setting.
     #[error("Kafka refused to {tried}: {reason}")]
     Refused { tried: String, reason: String },
-    #[error("the topic {topic} does not exist (or has fewer than {partitions} partitions); create it with `kfs-server topics --create`")]
+    #[error(
+        "the topic {topic} does not exist (or has fewer than {partitions} partitions); create it with `kfs-server topics --create`"
+    )]
     NoTopic { topic: String, partitions: u32 },
     /// The log does not have the offset: trimmed, truncated or recreated.
     #[error("offset {offset} of {topic}/{partition} is not in the log (it has {first}..{next})")]
@@ -115,7 +122,9 @@ pub type Appended = Pin<Box<dyn Future<Output = Result<u64, LogError>> + Send>>;
 /// An ordered, partitioned log.
 ///
 /// Appends to one partition from one `Log` take effect in the order of the
-/// calls. Errors that may pass are retried inside, within `append_timeout`.
+/// calls. Errors that may pass are retried inside, within the log's timeout. On a
+/// topic that is not durable such a retry can repeat a record or, while a partition
+/// changes its leader, let a later one overtake it; on a durable one it cannot.
 pub trait Log: Send + Sync + 'static {
     /// Queues the record at once, before the first poll, and resolves to its
     /// offset when the broker has acknowledged it.
@@ -134,31 +143,78 @@ pub trait Log: Send + Sync + 'static {
 
 /// Records of some partitions, in order within each, until dropped.
 ///
-/// Filled by a polling thread of the log's own and bounded ([`Tail::QUEUE_RECORDS`]):
-/// a slow reader slows the thread, which then stops fetching. Passing trouble
-/// (no broker) shows as `Err` once per outage; reading goes on by itself after it.
+/// Filled by a polling thread of the log's own and bounded ([`Tail::QUEUE_RECORDS`],
+/// [`Tail::QUEUE_BULK_RECORDS`]): a slow reader slows the thread, which then stops
+/// fetching. Passing trouble (no broker) shows as `Err` once per outage; reading goes
+/// on by itself after it. [`LogError::OutOfRange`] is a tail's last item: what comes
+/// next has gone, and only the reader knows where to begin again.
 pub struct Tail {
-    pub(crate) records: tokio::sync::mpsc::Receiver<Result<Record, LogError>>,
-    /// Stops the polling thread when the tail is dropped.
-    pub(crate) _stop: Box<dyn Send + Sync>,
+    source: Source,
+}
+
+enum Source {
+    /// Filled by a polling thread, which ends when this end is dropped.
+    Queue(mpsc::Receiver<Result<Record, LogError>>),
+    Memory(memory::Reader),
 }
 
 impl Tail {
     /// Records that may wait in the queue.
     pub const QUEUE_RECORDS: usize = 1024;
 
-    /// The next record; `None` when the log itself has ended.
+    /// Likewise, where one of the topics is a bulk one: 16 records of at most 1 MB.
+    pub const QUEUE_BULK_RECORDS: usize = 16;
+
+    fn queue(records: mpsc::Receiver<Result<Record, LogError>>) -> Self {
+        Tail { source: Source::Queue(records) }
+    }
+
+    fn memory(reader: memory::Reader) -> Self {
+        Tail { source: Source::Memory(reader) }
+    }
+
+    /// The next record; `None` when there will be no more. Nothing is lost when
+    /// the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<Result<Record, LogError>> {
-        self.records.recv().await
+        match &mut self.source {
+            Source::Queue(records) => records.recv().await,
+            Source::Memory(reader) => reader.next().await,
+        }
     }
 
     /// The next record if one is there already.
     pub fn try_next(&mut self) -> Option<Result<Record, LogError>> {
-        self.records.try_recv().ok()
+        match &mut self.source {
+            Source::Queue(records) => records.try_recv().ok(),
+            Source::Memory(reader) => reader.try_next(),
+        }
     }
 
     /// The next record, waiting on this thread; for threads outside a runtime.
     pub fn blocking_next(&mut self) -> Option<Result<Record, LogError>> {
-        self.records.blocking_recv()
+        match &mut self.source {
+            Source::Queue(records) => records.blocking_recv(),
+            Source::Memory(reader) => block_on(reader.next()),
+        }
+    }
+}
+
+/// Waits for a future on this thread, without a runtime: what it is used for is
+/// completed by threads of the log's own.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        std::thread::park();
     }
 }

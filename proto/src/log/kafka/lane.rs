@@ -1,0 +1,239 @@
+//! One producer instance with its polling thread, opened at its first use.
+//!
+//! A record is in librdkafka's queue when `append` returns; the delivery report
+//! completes the future. Nothing here waits: a full queue is an error at once.
+
+use super::client::{self, Trouble, Watch};
+use super::{Cluster, KafkaSettings};
+use crate::log::{Appended, LogError, Topic};
+use rdkafka::ClientConfig;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Most bytes that wait or are under way in a lane; beyond it appends fail at once.
+const QUEUE_KIB: &str = "131072";
+/// Most records, likewise.
+const QUEUE_RECORDS: &str = "100000";
+/// How long a lane that is closed goes on sending what it holds.
+const CLOSING: Duration = Duration::from_secs(1);
+
+pub(super) struct Lane {
+    config: ClientConfig,
+    name: &'static str,
+    running: RwLock<Option<Running>>,
+}
+
+/// Stops its thread, which then flushes and closes the producer, when dropped.
+struct Running {
+    producer: Arc<BaseProducer<Delivery>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Lane {
+    pub(super) fn new(cluster: &Cluster, durable: bool, bulk: bool) -> Self {
+        let timeout_ms = timeout_ms(&cluster.settings);
+        let ours = [
+            ("linger.ms", "0"),
+            ("queue.buffering.max.kbytes", QUEUE_KIB),
+            ("queue.buffering.max.messages", QUEUE_RECORDS),
+            ("request.timeout.ms", "10000"),
+            // How long a topic that is not there may still appear.
+            ("topic.metadata.propagation.max.ms", "3000"),
+            ("message.timeout.ms", &timeout_ms),
+        ];
+        // Without idempotence a retry may repeat a record, or let a later one overtake
+        // it while a partition changes its leader. What travels there is numbered.
+        let idempotence = if durable { "true" } else { "false" };
+        let fixed = [("enable.idempotence", idempotence), ("acks", if durable { "all" } else { "1" })];
+        let name = match (durable, bulk) {
+            (false, false) => "kfs-append-control",
+            (false, true) => "kfs-append-bulk",
+            (true, false) => "kfs-append-log",
+            (true, true) => "kfs-append-chunk",
+        };
+        Lane { config: client::config(&cluster.settings, &ours, &fixed), name, running: RwLock::new(None) }
+    }
+
+    pub(super) fn append(&self, cluster: &Arc<Cluster>, topic: Topic, partition: u32, value: &[u8]) -> Appended {
+        let (done, outcome) = oneshot::channel();
+        let receipt = Box::new(Receipt { cluster: Arc::clone(cluster), topic, partition, done });
+        self.send(cluster, receipt, value);
+        let closed = LogError::NotAppended {
+            topic: cluster.name(topic).to_owned(),
+            partition,
+            reason: "the log was closed".to_owned(),
+        };
+        Box::pin(async move { outcome.await.unwrap_or(Err(closed)) })
+    }
+
+    /// Runs `ask` on the lane's client instance, opening it if need be.
+    pub(super) fn with_client<T>(
+        &self,
+        _cluster: &Cluster,
+        ask: impl FnOnce(&Client<Delivery>, &Trouble) -> T,
+    ) -> Result<T, LogError> {
+        let producer = self.producer()?;
+        Ok(ask(producer.client(), &producer.context().watch.trouble))
+    }
+
+    fn send(&self, cluster: &Cluster, mut receipt: Box<Receipt>, value: &[u8]) {
+        let mut reopened = false;
+        loop {
+            let producer = match self.producer() {
+                Ok(producer) => producer,
+                Err(error) => return receipt.settle(Err(error)),
+            };
+            let record = BaseRecord::<(), [u8], Box<Receipt>>::with_opaque_to(cluster.name(receipt.topic), receipt);
+            let partition = record.delivery_opaque.partition as i32;
+            match producer.send(record.partition(partition).payload(value)) {
+                Ok(()) => return,
+                Err((error, record)) => {
+                    receipt = record.delivery_opaque;
+                    // An idempotent producer that has lost its thread never sends again; another one may.
+                    let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal);
+                    if !fatal || reopened {
+                        let error = receipt.failure(&error, &producer.context().watch.trouble);
+                        return receipt.settle(Err(error));
+                    }
+                    tracing::warn!(target: "kafka", lane = self.name, "the producer failed for good; opening another: {error}");
+                    reopened = true;
+                    self.close(&producer);
+                }
+            }
+        }
+    }
+
+    fn producer(&self) -> Result<Arc<BaseProducer<Delivery>>, LogError> {
+        if let Some(running) = &*self.running.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Arc::clone(&running.producer));
+        }
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &*running {
+            return Ok(Arc::clone(&running.producer));
+        }
+        let opened = Running::open(&self.config, self.name)?;
+        let producer = Arc::clone(&opened.producer);
+        *running = Some(opened);
+        Ok(producer)
+    }
+
+    fn close(&self, producer: &Arc<BaseProducer<Delivery>>) {
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|current| Arc::ptr_eq(&current.producer, producer)) {
+            *running = None;
+        }
+    }
+}
+
+impl Running {
+    fn open(config: &ClientConfig, name: &'static str) -> Result<Self, LogError> {
+        let producer: Arc<BaseProducer<Delivery>> =
+            Arc::new(client::open(config, Delivery { watch: Watch::default() })?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let running = Running { producer: Arc::clone(&producer), stop: Arc::clone(&stop) };
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // Reports are handled as they come; the time only bounds how late a stop is seen.
+                    producer.poll(Duration::from_millis(100));
+                }
+                if let Err(error) = producer.flush(CLOSING) {
+                    tracing::debug!(target: "kafka", "closed with appends unsent: {error}");
+                }
+            })
+            .map_err(|error| LogError::Refused { tried: "start a client".to_owned(), reason: error.to_string() })?;
+        Ok(running)
+    }
+}
+
+fn timeout_ms(settings: &KafkaSettings) -> String {
+    settings.timeout.as_millis().clamp(1, i32::MAX as u128).to_string()
+}
+
+/// Where a record's delivery report goes.
+pub(super) struct Receipt {
+    cluster: Arc<Cluster>,
+    topic: Topic,
+    partition: u32,
+    done: oneshot::Sender<Result<u64, LogError>>,
+}
+
+impl Receipt {
+    fn settle(self, outcome: Result<u64, LogError>) {
+        // Nobody may be waiting any more; the record is in the log all the same.
+        let _ = self.done.send(outcome);
+    }
+
+    fn not_appended(&self, reason: String) -> LogError {
+        LogError::NotAppended { topic: self.cluster.name(self.topic).to_owned(), partition: self.partition, reason }
+    }
+
+    fn failure(&self, error: &KafkaError, trouble: &Trouble) -> LogError {
+        use RDKafkaErrorCode::*;
+        let cluster = &self.cluster;
+        match error.rdkafka_error_code() {
+            Some(UnknownTopicOrPartition | UnknownTopic | UnknownPartition) => cluster.no_topic(self.topic),
+            Some(
+                code @ (TopicAuthorizationFailed
+                | ClusterAuthorizationFailed
+                | PolicyViolation
+                | MessageSizeTooLarge
+                | InvalidRecord),
+            ) => {
+                LogError::Refused { tried: format!("append to {}", cluster.name(self.topic)), reason: code.to_string() }
+            }
+            Some(QueueFull) => self.not_appended(format!(
+                "{QUEUE_RECORDS} records or {QUEUE_KIB} KiB are waiting to be sent already; the broker is slow or away"
+            )),
+            Some(code) if client::is_passing(code) => cluster.unreachable(trouble),
+            Some(code) => self.not_appended(code.to_string()),
+            None => self.not_appended(error.to_string()),
+        }
+    }
+}
+
+pub(super) struct Delivery {
+    watch: Watch,
+}
+
+impl ClientContext for Delivery {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.watch.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.watch.error(error, reason);
+    }
+}
+
+impl ProducerContext for Delivery {
+    type DeliveryOpaque = Box<Receipt>;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, receipt: Box<Receipt>) {
+        let outcome = match report {
+            Ok(message) => match u64::try_from(message.offset()) {
+                Ok(offset) => Ok(offset),
+                Err(_) => Err(receipt.not_appended("the broker did not tell the offset (a repeated send)".to_owned())),
+            },
+            Err((error, _)) => Err(receipt.failure(error, &self.watch.trouble)),
+        };
+        if outcome.is_ok() {
+            self.watch.trouble.clear();
+        }
+        receipt.settle(outcome);
+    }
+}
