@@ -1,8 +1,10 @@
 //! What crosses Kafka between `kfs-mount` and `kfs-server`, and the log it travels on.
 
 pub mod config;
+pub mod frame;
 pub mod ids;
 pub mod log;
+pub mod seal;
 
 pub use ids::{
     Epoch, IncarnationId, Ino, LogTime, Name, NameError, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId,
