@@ -266,3 +266,14 @@ fn retried<T>(
         std::thread::sleep(Duration::from_millis(10).min(left));
     }
 }
+
+/// Whether the client library knows the property and takes the value; if not, why. The reason shows no value.
+pub(crate) fn check_property(property: &str, value: &str) -> Result<(), String> {
+    let mut config = rdkafka::ClientConfig::new();
+    config.set(property, value);
+    match config.create_native_config() {
+        Ok(_) => Ok(()),
+        Err(KafkaError::ClientConfig(_, description, ..)) => Err(description),
+        Err(error) => Err(error.to_string()),
+    }
+}
