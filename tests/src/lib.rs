@@ -1,1 +1,14 @@
-//! kfs
+//! The harness: starts brokers, servers and mounts for tests, and always ends them.
+//!
+//! * Everything a test binary starts or mounts belongs to its [`run`]: one
+//!   directory and one mark in the environment. Whatever is left of either when
+//!   the binary has ended, however it ended, is removed by the run's janitor.
+//! * Every wait is bounded, and says what it waited for when the bound is hit.
+//! * Ports are free ones, so that test binaries can run side by side.
+
+pub mod kafka;
+pub mod process;
+pub mod run;
+
+pub use process::Process;
+pub use run::Scratch;

@@ -1,0 +1,228 @@
+//! Real Apache Kafka for tests: fetched by Maven, run by Java, one to three brokers.
+//!
+//! Each broker is a combined KRaft controller and broker with the defaults that a
+//! fresh installation has, since kfs promises to work on those; only what one
+//! machine needs (ports, directories, replication of internal topics) is set.
+//! The class path is asked of Maven once and kept in a cache directory.
+
+use crate::process::Process;
+use crate::run::{self, Scratch};
+use anyhow::{Context, Result, bail, ensure};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const START_BOUND: Duration = Duration::from_secs(90);
+const STOP_BOUND: Duration = Duration::from_secs(30);
+const INSTALL: &str = "install both with `apt-get install -y openjdk-17-jre-headless maven`";
+
+/// The newest 4.x that Maven knows of, and a logger that prints.
+const POM: &str = r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>kfs</groupId><artifactId>kafka-for-tests</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>[4.0,5.0)</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+</project>
+"#;
+
+/// A Kafka cluster on this machine; ended and removed on drop.
+pub struct Kafka {
+    brokers: Vec<Broker>,
+    class_path: String,
+    _dir: Scratch,
+}
+
+struct Broker {
+    port: u16,
+    properties: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Kafka {
+    /// Starts `n_brokers` brokers and waits until all of them answer.
+    pub fn start(n_brokers: usize) -> Result<Kafka> {
+        let class_path = class_path()?;
+        let dir = Scratch::new("kafka");
+        let controllers: Vec<u16> = (0..n_brokers).map(|_| run::free_port()).collect();
+        let mut voters = String::new();
+        for (i, port) in controllers.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(voters, "{comma}{}@127.0.0.1:{port}", i + 1).expect("a string takes everything");
+        }
+        let mut brokers = Vec::new();
+        for (i, controller) in controllers.iter().enumerate() {
+            let port = run::free_port();
+            let data = dir.join(format!("data-{}", i + 1));
+            let properties = dir.join(format!("broker-{}.properties", i + 1));
+            let text = [
+                "process.roles=broker,controller".to_owned(),
+                format!("node.id={}", i + 1),
+                format!("controller.quorum.voters={voters}"),
+                format!("listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}"),
+                format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port}"),
+                "controller.listener.names=CONTROLLER".to_owned(),
+                format!("log.dirs={}", data.display()),
+                format!("offsets.topic.replication.factor={n_brokers}"),
+                format!("transaction.state.log.replication.factor={n_brokers}"),
+                "transaction.state.log.min.isr=1".to_owned(),
+            ]
+            .join("\n");
+            std::fs::write(&properties, text)?;
+            let log = dir.join(format!("broker-{}.log", i + 1));
+            format_storage(&class_path, &properties)?;
+            brokers.push(Broker { port, properties, log, process: None });
+        }
+        let mut kafka = Kafka { brokers, class_path, _dir: dir };
+        for i in 0..n_brokers {
+            kafka.launch(i)?;
+        }
+        kafka.wait_ready()?;
+        Ok(kafka)
+    }
+
+    /// What a client is given: `host:port[,host:port]`.
+    pub fn bootstrap(&self) -> String {
+        let addresses: Vec<String> = self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.port)).collect();
+        addresses.join(",")
+    }
+
+    /// The process id of a broker that runs.
+    pub fn pid(&self, broker: usize) -> Option<u32> {
+        self.brokers[broker].process.as_ref().map(Process::pid)
+    }
+
+    /// SIGKILL to one broker (counted from 0).
+    pub fn kill(&mut self, broker: usize) {
+        if let Some(mut process) = self.brokers[broker].process.take() {
+            process.kill();
+        }
+    }
+
+    /// An orderly end of one broker.
+    pub fn stop(&mut self, broker: usize) -> Result<()> {
+        if let Some(mut process) = self.brokers[broker].process.take() {
+            process.stop(STOP_BOUND)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a stopped or killed broker again on its old port and data, and waits until all answer.
+    pub fn restart(&mut self, broker: usize) -> Result<()> {
+        self.stop(broker)?;
+        self.launch(broker)?;
+        self.wait_ready()
+    }
+
+    fn launch(&mut self, i: usize) -> Result<()> {
+        let broker = &mut self.brokers[i];
+        let mut command = java(&self.class_path);
+        command.args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]);
+        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=info", "-Dorg.slf4j.simpleLogger.showDateTime=true"]);
+        command.arg("kafka.Kafka").arg(&broker.properties);
+        broker.process = Some(Process::start(&format!("Kafka broker {}", i + 1), &mut command, &broker.log)?);
+        Ok(())
+    }
+
+    /// Waits until every running broker accepts connections and knows of all the running ones.
+    fn wait_ready(&mut self) -> Result<()> {
+        let mut running = 0;
+        for (i, broker) in self.brokers.iter_mut().enumerate() {
+            let Some(process) = &mut broker.process else { continue };
+            running += 1;
+            let address = SocketAddr::from(([127, 0, 0, 1], broker.port));
+            let mut ended = None;
+            run::wait_for(&format!("Kafka broker {} to listen", i + 1), START_BOUND, || {
+                ended = process.ended();
+                (ended.is_some() || TcpStream::connect_timeout(&address, Duration::from_millis(100)).is_ok())
+                    .then_some(())
+            })?;
+            if let Some(status) = ended {
+                bail!("Kafka broker {} ended at its start ({status}):\n{}", i + 1, process.output());
+            }
+        }
+        let client: BaseConsumer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", self.bootstrap())
+            .set("reconnect.backoff.max.ms", "200")
+            .create()
+            .context("create a Kafka client")?;
+        run::wait_for("all Kafka brokers to know of each other", START_BOUND, || {
+            let known = client.fetch_metadata(None, Duration::from_secs(1)).ok()?.brokers().len();
+            (known >= running).then_some(())
+        })
+    }
+}
+
+fn java(class_path: &str) -> Command {
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(class_path).env_remove("JAVA_TOOL_OPTIONS").stdin(Stdio::null());
+    command
+}
+
+fn format_storage(class_path: &str, properties: &Path) -> Result<()> {
+    // All brokers of one cluster carry one id; clusters of different tests never meet.
+    const CLUSTER_ID: &str = "kfsTestsClusterIdAAAAA";
+    let output = java(class_path)
+        .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format"])
+        .args(["--cluster-id", CLUSTER_ID, "--config"])
+        .arg(properties)
+        .output()
+        .with_context(|| format!("cannot run java; {INSTALL}"))?;
+    ensure!(
+        output.status.success(),
+        "Kafka's StorageTool failed ({}): {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Kafka's class path, from Maven the first time and from the cache afterwards.
+fn class_path() -> Result<String> {
+    let cache = cache_dir()?;
+    std::fs::create_dir_all(&cache).with_context(|| format!("create {cache:?}"))?;
+    // Test binaries may run side by side; one asks Maven, the others wait for it.
+    let lock = std::fs::File::create(cache.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let (pom, kept) = (cache.join("pom.xml"), cache.join("classpath"));
+    if std::fs::read_to_string(&pom).is_ok_and(|text| text == POM)
+        && let Ok(text) = std::fs::read_to_string(&kept)
+        && !text.trim().is_empty()
+        && text.trim().split(':').all(|jar| Path::new(jar).exists())
+    {
+        return Ok(text.trim().to_owned());
+    }
+    std::fs::write(&pom, POM)?;
+    let _ = std::fs::remove_file(&kept);
+    let output = Command::new("mvn")
+        .args(["--batch-mode", "--quiet", "dependency:build-classpath", "-Dmdep.includeScope=runtime"])
+        .arg(format!("-Dmdep.outputFile={}", kept.display()))
+        .arg("--file")
+        .arg(&pom)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run mvn, which fetches Apache Kafka for these tests; {INSTALL}"))?;
+    ensure!(
+        output.status.success(),
+        "Maven could not fetch Apache Kafka ({}); look at its message and try again:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = std::fs::read_to_string(&kept).with_context(|| format!("read {kept:?}"))?;
+    Ok(text.trim().to_owned())
+}
+
+fn cache_dir() -> Result<PathBuf> {
+    if let Some(cache) = std::env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()) {
+        return Ok(PathBuf::from(cache).join("kfs-tests"));
+    }
+    let home = std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?;
+    Ok(PathBuf::from(home).join(".cache/kfs-tests"))
+}
