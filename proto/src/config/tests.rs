@@ -1,3 +1,5 @@
+//! Configuration: the order of its sources, and what each mistake is told.
+
 use super::*;
 use std::collections::HashMap;
 
