@@ -12,6 +12,8 @@
 mod client;
 mod lane;
 mod reader;
+#[cfg(test)]
+mod tests;
 pub mod topics;
 
 use crate::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Start, Tail, Topic, block_on};
@@ -135,7 +137,7 @@ impl KafkaLog {
         // Whoever uses the log writes requests, so asking through this lane costs nothing extra.
         let asking = Lane::new(&cluster, true, false);
         let timeout = cluster.settings.timeout;
-        cluster.embedded = asking.with_client(&cluster, |client, trouble| {
+        cluster.embedded = asking.with_client(|client, trouble| {
             retried(&cluster, trouble, timeout, |slice| {
                 client.fetch_metadata(Some(cluster.name(Topic::Requests)), slice)
             })?;
@@ -176,7 +178,7 @@ impl Log for KafkaLog {
 
     fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
         let cluster = &self.cluster;
-        self.lanes[lane_of(Topic::Requests)].with_client(cluster, |client, trouble| {
+        self.lanes[lane_of(Topic::Requests)].with_client(|client, trouble| {
             bounds(cluster, client, trouble, topic, partition, cluster.settings.timeout)
         })?
     }

@@ -80,13 +80,14 @@ impl Lane {
     }
 
     /// Runs `ask` on the lane's client instance, opening it if need be.
-    pub(super) fn with_client<T>(
-        &self,
-        _cluster: &Cluster,
-        ask: impl FnOnce(&Client<Delivery>, &Trouble) -> T,
-    ) -> Result<T, LogError> {
+    pub(super) fn with_client<T>(&self, ask: impl FnOnce(&Client<Delivery>, &Trouble) -> T) -> Result<T, LogError> {
         let producer = self.producer()?;
         Ok(ask(producer.client(), &producer.context().watch.trouble))
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_open(&self) -> bool {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn send(&self, cluster: &Cluster, mut receipt: Box<Receipt>, value: &[u8]) {

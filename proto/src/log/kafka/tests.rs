@@ -1,0 +1,108 @@
+//! What only this module can see: threads that end, settings that are kept to,
+//! secrets that do not show.
+
+use super::*;
+use crate::log::embedded::EmbeddedBroker;
+
+fn connected() -> (EmbeddedBroker, KafkaLog) {
+    let broker = EmbeddedBroker::start("t").expect("a broker starts");
+    let log = KafkaLog::connect(KafkaSettings::new(broker.bootstrap_servers(), "t")).expect("the broker answers");
+    (broker, log)
+}
+
+/// Each thread of a tail holds the cluster, so its end shows here.
+fn assert_only_holder(log: &KafkaLog, within: Duration) {
+    let deadline = Instant::now() + within;
+    while Arc::strong_count(&log.cluster) > 1 {
+        assert!(Instant::now() < deadline, "a thread goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_dropped_tail_ends_its_thread() {
+    let (_broker, log) = connected();
+    let idle = log.read_from(&[(Topic::Requests, 0, Start::End)]).expect("readable");
+    assert!(Arc::strong_count(&log.cluster) > 1);
+    drop(idle);
+    assert_only_holder(&log, Duration::from_secs(5));
+}
+
+#[test]
+fn a_dropped_tail_ends_its_thread_though_its_queue_is_full() {
+    let (_broker, log) = connected();
+    let full = log.read_from(&[(Topic::Chunks, 0, Start::End)]).expect("readable");
+    let appends: Vec<_> =
+        (0..4 * Tail::QUEUE_BULK_RECORDS).map(|_| log.append(Topic::Chunks, 0, Bytes::from_static(b"x"))).collect();
+    for appended in appends {
+        block_on(appended).expect("appended");
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    drop(full);
+    assert_only_holder(&log, Duration::from_secs(5));
+}
+
+#[test]
+fn appends_that_are_queued_outlive_the_log() {
+    let (_broker, log) = connected();
+    let appends: Vec<_> = (0..100).map(|_| log.append(Topic::Chunks, 0, Bytes::from_static(b"x"))).collect();
+    drop(log);
+    for appended in appends {
+        block_on(appended).expect("appended");
+    }
+}
+
+#[test]
+fn clients_open_only_what_they_use() {
+    let (_broker, log) = connected();
+    let open = |log: &KafkaLog| log.lanes.iter().filter(|lane| lane.is_open()).count();
+    assert_eq!(open(&log), 1);
+    block_on(log.append(Topic::Requests, 0, Bytes::new())).expect("appended");
+    assert_eq!(open(&log), 1);
+    for topic in Topic::ALL {
+        block_on(log.append(topic, 0, Bytes::new())).expect("appended");
+    }
+    assert_eq!(open(&log), 4);
+}
+
+#[test]
+fn an_embedded_broker_has_all_topics() {
+    let (_broker, log) = connected();
+    assert_eq!(missing_topics(&log.cluster.settings).expect("it answers"), []);
+    let other = KafkaSettings { prefix: "other".to_owned(), ..log.cluster.settings.clone() };
+    assert_eq!(missing_topics(&other).expect("it answers"), Topic::ALL);
+    let created = create_topics(&log.cluster.settings).expect("nothing to create");
+    assert_eq!((created.topics.len(), created.replication), (0, 1));
+    assert!(created.warning.expect("one copy only").contains("one copy"));
+}
+
+#[test]
+fn a_wrong_property_is_named_and_its_value_is_not() {
+    let mut settings = KafkaSettings::new("127.0.0.1:9", "t");
+    settings.properties.insert("sasl.pasword".to_owned(), "hunter2".to_owned());
+    let error = KafkaLog::connect(settings).err().expect("there is no such property").to_string();
+    assert!(error.contains("`sasl.pasword`") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn nobody_there_says_why() {
+    let settings = KafkaSettings { timeout: Duration::from_millis(600), ..KafkaSettings::new("127.0.0.1:9", "t") };
+    let error = KafkaLog::connect(settings).err().expect("nobody listens there");
+    assert!(matches!(error, LogError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("Connection refused"), "{error}");
+    let settings = KafkaSettings::new("no-such-host.invalid:9092", "t");
+    let error = KafkaLog::connect(KafkaSettings { timeout: Duration::from_secs(2), ..settings });
+    let error = error.err().expect("there is no such host").to_string();
+    assert!(error.contains("no-such-host.invalid"), "{error}");
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let mut settings = KafkaSettings::new("b:1", "t");
+    for key in ["sasl.password", "ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"] {
+        settings.properties.insert(key.to_owned(), "hunter2".to_owned());
+    }
+    settings.properties.insert("sasl.username".to_owned(), "anna".to_owned());
+    let shown = format!("{settings:?}");
+    assert!(shown.contains("anna") && shown.contains("ssl.key.pem") && !shown.contains("hunter2"), "{shown}");
+}
