@@ -4,12 +4,14 @@
 //! Frames of kind `Login` and `LoginAnswer` carry the attempt's random id as
 //! sender, and 1 or 2 as number. Their seal is under a key that everyone can
 //! derive ([`crate::login::public_key`]) and so is only a checksum; OPAQUE brings
-//! the security, and [`LoginAnswer::Done`] is sealed once more under it.
+//! the security, and [`LoginAnswer::Done`] is sealed once more under it. Their
+//! header has epoch 0 and namespace 0 (a client knows neither yet), and an answer's
+//! seal binds the hash of the `Login` frame that it answers.
 
 use super::admin::{SealedNamespaceKey, UserName};
 use crate::ids::{Epoch, LogTime, NamespaceId, SessionId};
 use crate::login::CredentialId;
-use crate::seal::Key;
+use crate::seal::{Key, SealError, open_blob_of, seal_blob_of};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +44,7 @@ pub enum LoginAnswer {
     },
     /// Too many attempts failed: not before this many milliseconds.
     SlowDown { retry_ms: u64 },
-    /// A [`LoginDone`] sealed under the login's own key.
+    /// What [`LoginDone::seal`] gave.
     Done {
         #[serde(with = "serde_bytes")]
         sealed: Vec<u8>,
@@ -82,6 +84,24 @@ pub struct LoginDone {
     pub window_bytes: u64,
     /// The server's clock, in milliseconds since 1970.
     pub server_time_ms: i64,
+}
+
+impl LoginDone {
+    const PURPOSE: &str = "kfs login done v1";
+
+    /// For [`LoginAnswer::Done`], under [`SessionSecret::login_key`](crate::keys::SessionSecret::login_key).
+    pub fn seal(&self, login_key: &Key) -> Result<Vec<u8>, SealError> {
+        seal_blob_of(login_key, LoginDone::PURPOSE, &self.session.0, self)
+    }
+
+    /// Opens what the server sealed for the login that gave this session.
+    pub fn open(login_key: &Key, session: SessionId, sealed: &[u8]) -> Result<LoginDone, SealError> {
+        let done: LoginDone = open_blob_of(login_key, LoginDone::PURPOSE, &session.0, sealed)?;
+        if done.session != session {
+            return Err(SealError::Forged);
+        }
+        Ok(done)
+    }
 }
 
 /// The right to open a session on one partition, sealed under the cluster key.
