@@ -92,17 +92,17 @@ impl Ino {
 /// and cannot be chosen.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct SessionId(pub [u8; 16]);
+pub struct SessionId(#[serde(with = "serde_bytes")] pub [u8; 16]);
 
 /// A server, for as long as its data directory lives.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ServerId(pub [u8; 16]);
+pub struct ServerId(#[serde(with = "serde_bytes")] pub [u8; 16]);
 
 /// One start of a server. A new one ends the one before.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct IncarnationId(pub [u8; 16]);
+pub struct IncarnationId(#[serde(with = "serde_bytes")] pub [u8; 16]);
 
 macro_rules! hex_id {
     ($($name:ident),*) => {$(

@@ -1,9 +1,12 @@
 //! What crosses Kafka between `kfs-mount` and `kfs-server`, and the log it travels on.
 
+pub mod chunk;
 pub mod config;
 pub mod frame;
 pub mod ids;
+pub mod keys;
 pub mod log;
+pub mod login;
 pub mod seal;
 
 pub use ids::{
