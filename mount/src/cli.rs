@@ -9,10 +9,9 @@ mod shell;
 mod status;
 mod transfer;
 
-use crate::connect::{self, Access};
+use crate::connect::{Access, Login};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Work with files that kfs stores, without a mount.
@@ -125,7 +124,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 /// Logs in, works, and logs out again, so that nothing of the session stays behind.
 fn with_remote(access: Access, work: impl AsyncFnOnce(&remote::Remote) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let login = connect::resolve(&access)?;
+    let config = proto::config::Config::load(&access.options())?;
+    let login = Login::from_config(&config)?.connect()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let remote = remote::Remote::connect(login).await?;
@@ -135,7 +135,3 @@ fn with_remote(access: Access, work: impl AsyncFnOnce(&remote::Remote) -> anyhow
     })
 }
 
-/// Local names that a person typed, where the shell's current directory counts.
-pub(crate) fn local_path(path: &OsString) -> PathBuf {
-    PathBuf::from(path)
-}
