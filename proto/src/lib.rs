@@ -7,6 +7,7 @@ pub mod ids;
 pub mod keys;
 pub mod log;
 pub mod login;
+pub mod message;
 pub mod seal;
 
 pub use ids::{

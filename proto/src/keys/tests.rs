@@ -25,7 +25,8 @@ fn hex(key: &Key) -> String {
 #[test]
 fn keys_are_derived_as_pinned() {
     let dir = tempfile::tempdir().expect("a directory");
-    let cluster = ClusterKey::read(&closed_copy(dir.path(), "cluster-key.txt")).expect("old key files are read for ever");
+    let cluster =
+        ClusterKey::read(&closed_copy(dir.path(), "cluster-key.txt")).expect("old key files are read for ever");
     let session = SessionSecret::from_opaque(&[7; 64]);
     let user = KeyPair::from_private([3; 32]).expect("any bytes are");
     let namespace = NamespaceKey { epoch: 1, key: Key::from_bytes([5; 32]) };

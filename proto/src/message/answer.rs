@@ -26,14 +26,30 @@ pub enum Outcome {
     Done,
     Entry(Attr),
     /// `end` says that nothing follows the last entry.
-    Listing { dir: Attr, entries: Vec<Listed>, end: bool },
+    Listing {
+        dir: Attr,
+        entries: Vec<Listed>,
+        end: bool,
+    },
     Link(SealedValue),
     Xattrs(Vec<(serde_bytes::ByteBuf, SealedValue)>),
-    Statfs { bytes_total: u64, bytes_used: u64, inodes_total: u64, inodes_used: u64 },
+    Statfs {
+        bytes_total: u64,
+        bytes_used: u64,
+        inodes_total: u64,
+        inodes_used: u64,
+    },
     /// `end` says that no extent follows; between extents the file has holes.
-    Extents { attr: Attr, extents: Vec<StoredExtent>, end: bool },
+    Extents {
+        attr: Attr,
+        extents: Vec<StoredExtent>,
+        end: bool,
+    },
     /// The moved inode; and what it replaced, if that was its last name.
-    Renamed { moved: Attr, last_name_gone: Option<Ino> },
+    Renamed {
+        moved: Attr,
+        last_name_gone: Option<Ino>,
+    },
     /// What was removed; `nlink` 0 means that this was its last name.
     Removed(Attr),
     Opened {
@@ -43,7 +59,9 @@ pub enum Outcome {
         now: LogTime,
     },
     /// Requests are missing before this one: send again from here.
-    Gap { expected: RequestNo },
+    Gap {
+        expected: RequestNo,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,7 +43,9 @@ pub enum LoginAnswer {
         half_state: Vec<u8>,
     },
     /// Too many attempts failed: not before this many milliseconds.
-    SlowDown { retry_ms: u64 },
+    SlowDown {
+        retry_ms: u64,
+    },
     /// What [`LoginDone::seal`] gave.
     Done {
         #[serde(with = "serde_bytes")]
