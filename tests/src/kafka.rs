@@ -71,6 +71,9 @@ impl Kafka {
                 format!("offsets.topic.replication.factor={n_brokers}"),
                 format!("transaction.state.log.replication.factor={n_brokers}"),
                 "transaction.state.log.min.isr=1".to_owned(),
+                // Internal topics that kfs does not use; fewer partitions recover sooner.
+                "offsets.topic.num.partitions=1".to_owned(),
+                "transaction.state.log.num.partitions=1".to_owned(),
             ]
             .join("\n");
             std::fs::write(&properties, text)?;
@@ -123,7 +126,10 @@ impl Kafka {
         let broker = &mut self.brokers[i];
         let mut command = java(&self.class_path);
         command.args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]);
-        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=info", "-Dorg.slf4j.simpleLogger.showDateTime=true"]);
+        command.args([
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
+            "-Dorg.slf4j.simpleLogger.log.state.change.logger=warn",
+        ]);
         command.arg("kafka.Kafka").arg(&broker.properties);
         broker.process = Some(Process::start(&format!("Kafka broker {}", i + 1), &mut command, &broker.log)?);
         Ok(())

@@ -6,6 +6,7 @@
 //! * Every wait is bounded, and says what it waited for when the bound is hit.
 //! * Ports are free ones, so that test binaries can run side by side.
 
+pub mod broker;
 pub mod kafka;
 pub mod process;
 pub mod run;

@@ -1,0 +1,112 @@
+//! What the log's own tests show on the embedded broker and in memory, on real
+//! Kafka: topics are created with `LogAppendTime`, records come back in order,
+//! trimming is noticed, and an outage ends by itself.
+
+use crate::kafka_or_explain;
+use harness::kafka::Kafka;
+use proto::log::kafka::{KafkaLog, KafkaSettings, create_topics, missing_topics};
+use proto::log::{Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
+use std::time::Duration;
+
+const BOUND: Duration = Duration::from_secs(60);
+
+async fn next(tail: &mut Tail) -> Record {
+    loop {
+        match tokio::time::timeout(BOUND, tail.next()).await.expect("a record in time").expect("the log goes on") {
+            Ok(record) => return record,
+            // An outage is told once; reading goes on by itself.
+            Err(LogError::Unreachable { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn the_log_keeps_its_promises_on_real_kafka() {
+    let Some(mut kafka) = kafka_or_explain(1) else { return };
+    let mut settings = KafkaSettings::new(kafka.bootstrap(), "shop");
+    // A broker that recovers after a kill on a busy machine takes longer than users would wait.
+    settings.timeout = 2 * BOUND;
+    assert_eq!(missing_topics(&settings).expect("Kafka answers").len(), Topic::ALL.len());
+    assert!(matches!(
+        KafkaLog::connect(settings.clone()).map(|log| log.bounds(Topic::Requests, 0)),
+        Ok(Err(LogError::NoTopic { .. })) | Err(LogError::NoTopic { .. })
+    ));
+    let created = create_topics(&settings).expect("topics can be created");
+    assert_eq!((created.topics.len(), created.replication), (Topic::ALL.len(), 1));
+    assert!(created.warning.is_some(), "one copy is worth a warning");
+    assert!(create_topics(&settings).expect("a second time is fine").topics.is_empty());
+
+    let log = KafkaLog::connect(settings).expect("Kafka answers");
+    assert!(!log.is_embedded());
+    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+    runtime.block_on(async {
+        let mut live = log.read_from(&[(Topic::Requests, 3, Start::End), (Topic::Chunks, 3, Start::End)]).unwrap();
+        for i in 0..100u64 {
+            assert_eq!(log.append(Topic::Requests, 3, i.to_string().into()).await.unwrap(), i);
+        }
+        for i in 0..100 {
+            let record = next(&mut live).await;
+            assert_eq!((record.topic, record.partition, record.offset), (Topic::Requests, 3, i));
+            assert_eq!(record.value, i.to_string());
+            assert!(record.append_time_ms > 1_700_000_000_000, "LogAppendTime, not {}", record.append_time_ms);
+        }
+
+        // The largest record passes a broker with default limits; a larger one never leaves.
+        let big = vec![7u8; MAX_RECORD_BYTES];
+        assert_eq!(log.append(Topic::Chunks, 3, big.clone().into()).await.unwrap(), 0);
+        assert_eq!(next(&mut live).await.value.len(), big.len());
+        let too_big = log.append(Topic::Chunks, 3, vec![7u8; MAX_RECORD_BYTES + 1].into()).await;
+        assert!(matches!(too_big, Err(LogError::TooLarge { .. })));
+
+        log.trim(Topic::Requests, 3, 40).expect("records can be deleted");
+        assert_eq!(log.bounds(Topic::Requests, 3).unwrap(), (40, 100));
+        let gone = match log.read_from(&[(Topic::Requests, 3, Start::At(10))]) {
+            Err(error) => error,
+            Ok(mut tail) => match tokio::time::timeout(BOUND, tail.next()).await.expect("an answer in time") {
+                Some(Err(error)) => error,
+                other => panic!("a trimmed record was read: {other:?}"),
+            },
+        };
+        assert!(matches!(gone, LogError::OutOfRange { offset: 10, first: 40, .. }), "{gone}");
+        let mut rest = log.read_from(&[(Topic::Requests, 3, Start::At(40))]).unwrap();
+        assert_eq!(next(&mut rest).await.value, "40");
+    });
+
+    // A killed broker comes back: the same log and the same tail go on.
+    runtime.block_on(async {
+        let mut live = log.read_from(&[(Topic::Requests, 5, Start::End)]).unwrap();
+        log.append(Topic::Requests, 5, "before".into()).await.unwrap();
+        assert_eq!(next(&mut live).await.value, "before");
+        kafka.kill(0);
+        let during = log.append(Topic::Requests, 5, "during".into());
+        tokio::task::block_in_place(|| kafka.restart(0)).expect("Kafka starts again");
+        during.await.expect("what was queued in the outage is stored after it");
+        log.append(Topic::Requests, 5, "after".into()).await.unwrap();
+        assert_eq!(next(&mut live).await.value, "during");
+        assert_eq!(next(&mut live).await.value, "after");
+    });
+}
+
+#[test]
+fn three_brokers_keep_three_copies_and_lose_nothing_with_one_of_them() {
+    let Some(mut kafka): Option<Kafka> = kafka_or_explain(3) else { return };
+    let settings = KafkaSettings::new(kafka.bootstrap(), "kfs");
+    let created = create_topics(&settings).expect("topics can be created");
+    assert_eq!((created.replication, created.warning), (3, None));
+    let log = KafkaLog::connect(settings).expect("Kafka answers");
+    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+    runtime.block_on(async {
+        let mut live = log.read_from(&[(Topic::Requests, 0, Start::End), (Topic::Requests, 1, Start::End)]).unwrap();
+        for partition in 0..2 {
+            log.append(Topic::Requests, partition, "first".into()).await.unwrap();
+            assert_eq!(next(&mut live).await.value, "first");
+        }
+        tokio::task::block_in_place(|| kafka.kill(2));
+        for partition in 0..2 {
+            log.append(Topic::Requests, partition, "second".into()).await.expect("two of three suffice");
+            let record = next(&mut live).await;
+            assert_eq!((record.offset, &record.value[..]), (1, &b"second"[..]));
+        }
+    });
+}

@@ -1,0 +1,94 @@
+//! The broker that end-to-end tests run on: embedded, or real Apache Kafka where
+//! `KFS_TEST_BROKER=kafka` says so. Nothing else in a test depends on which.
+
+use crate::kafka::Kafka;
+use anyhow::{Context, Result, bail};
+use proto::log::embedded::EmbeddedBroker;
+use std::sync::Mutex;
+
+/// What `KFS_TEST_BROKER` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Embedded,
+    Kafka,
+}
+
+impl Kind {
+    /// # Panics
+    /// On a value that is neither `embedded` nor `kafka`: a typing error must not test less in silence.
+    pub fn asked_for() -> Kind {
+        match std::env::var("KFS_TEST_BROKER").as_deref() {
+            Err(_) | Ok("" | "embedded") => Kind::Embedded,
+            Ok("kafka") => Kind::Kafka,
+            Ok(other) => panic!("KFS_TEST_BROKER is {other:?}; it takes `embedded` or `kafka`"),
+        }
+    }
+}
+
+/// Names a broker that a parent process runs, for tests that re-execute their binary as another user.
+pub const GIVEN: &str = "KFS_TEST_BOOTSTRAP";
+
+pub struct Broker(Inner);
+
+enum Inner {
+    Embedded(EmbeddedBroker),
+    Own(Kafka),
+    /// One for the whole test binary, ended with the run.
+    Shared(String),
+}
+
+impl Broker {
+    /// A broker that this test may also stop.
+    pub fn own(prefix: &str) -> Result<Broker> {
+        Ok(Broker(match Kind::asked_for() {
+            Kind::Embedded => Inner::Embedded(EmbeddedBroker::start(prefix)?),
+            Kind::Kafka => Inner::Own(Kafka::start(1)?),
+        }))
+    }
+
+    /// A broker that other tests use too, where starting one takes seconds.
+    pub fn shared(prefix: &str) -> Result<Broker> {
+        static KAFKA: Mutex<Option<Kafka>> = Mutex::new(None);
+        if Kind::asked_for() == Kind::Embedded {
+            return Broker::own(prefix);
+        }
+        if let Ok(bootstrap) = std::env::var(GIVEN) {
+            return Ok(Broker(Inner::Shared(bootstrap)));
+        }
+        let mut kafka = KAFKA.lock().expect("no test panics while it starts Kafka");
+        let kafka = match &*kafka {
+            Some(kafka) => kafka,
+            None => kafka.insert(Kafka::start(1)?),
+        };
+        Ok(Broker(Inner::Shared(kafka.bootstrap())))
+    }
+
+    /// `HOST:PORT[,HOST:PORT...]`
+    pub fn bootstrap(&self) -> String {
+        match &self.0 {
+            Inner::Embedded(broker) => broker.bootstrap_servers().to_owned(),
+            Inner::Own(kafka) => kafka.bootstrap(),
+            Inner::Shared(bootstrap) => bootstrap.clone(),
+        }
+    }
+
+    /// Nobody reaches it until [`Broker::up`]. Real Kafka is killed.
+    pub fn down(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Inner::Embedded(broker) => broker.down().context("stop the embedded broker"),
+            Inner::Own(kafka) => {
+                kafka.kill(0);
+                Ok(())
+            }
+            Inner::Shared(_) => bail!("other tests use this broker; start one of the test's own"),
+        }
+    }
+
+    pub fn up(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Inner::Embedded(broker) => broker.up().context("start the embedded broker again"),
+            Inner::Own(kafka) => kafka.restart(0),
+            Inner::Shared(_) => Ok(()),
+        }
+    }
+}
