@@ -122,9 +122,9 @@ pub type Appended = Pin<Box<dyn Future<Output = Result<u64, LogError>> + Send>>;
 /// An ordered, partitioned log.
 ///
 /// Appends to one partition from one `Log` take effect in the order of the
-/// calls. Errors that may pass are retried inside, within the log's timeout. On a
-/// topic that is not durable such a retry can repeat a record or, while a partition
-/// changes its leader, let a later one overtake it; on a durable one it cannot.
+/// calls. Errors that may pass are retried inside, within the log's timeout. On
+/// [`Topic::Requests`] such a retry changes nothing; on the other topics it can
+/// repeat a record or, while a partition changes its leader, let a later one overtake it.
 pub trait Log: Send + Sync + 'static {
     /// Queues the record at once, before the first poll, and resolves to its
     /// offset when the broker has acknowledged it.
