@@ -17,12 +17,12 @@ use crate::ids::{LogTime, SessionId};
 use crate::keys::{ClusterKey, ExportKey, SessionSecret};
 use crate::seal::{Key, derive_key, hash_of, open_blob_of, seal_blob_of};
 use opaque_ke::argon2::{Algorithm, Argon2, Params, Version};
-use opaque_ke::rand::rngs::OsRng;
 use opaque_ke::{
     CipherSuite, ClientLoginFinishParameters, ClientRegistration, ClientRegistrationFinishParameters,
     CredentialFinalization, CredentialRequest, CredentialResponse, Identifiers, Ristretto255, ServerLogin,
     ServerLoginParameters, ServerRegistration, TripleDh,
 };
+use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

@@ -5,7 +5,7 @@ use crate::ids::{Epoch, SessionId};
 use crate::login::Suite;
 use crate::seal::{Key, derive_key};
 use opaque_ke::ServerSetup;
-use opaque_ke::rand::rngs::OsRng;
+use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
