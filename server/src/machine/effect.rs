@@ -39,6 +39,65 @@ pub enum Effect {
     SessionOver { session: SessionId },
 }
 
+impl Effect {
+    /// Feeds all that tells this effect apart from others into the state's hash.
+    /// Content is known by its name, and keys are in the state already.
+    pub(super) fn digest(&self, hasher: &mut blake3::Hasher) {
+        fn feed<T: serde::Serialize>(hasher: &mut blake3::Hasher, part: &T) {
+            let bytes = rmp_serde::to_vec(part).expect("an effect's parts have an encoding");
+            hasher.update(&(bytes.len() as u32).to_le_bytes());
+            hasher.update(&bytes);
+        }
+        match self {
+            Effect::Answer { to, number, request, after_checkpoint, answer, payload } => {
+                hasher.update(&[1]);
+                hasher.update(blake3::hash(payload).as_bytes());
+                feed(hasher, &(to.session, number, request, after_checkpoint, answer));
+            }
+            Effect::Push { to, number, body } => {
+                hasher.update(&[2]);
+                feed(hasher, &(to.session, number, body));
+            }
+            Effect::SessionEnded { session, replies_partition, number, request, at } => {
+                hasher.update(&[3]);
+                feed(hasher, &(session, replies_partition, number, request, at));
+            }
+            Effect::Admin { to, replies_partition, number, request, answer } => {
+                hasher.update(&[4]);
+                feed(hasher, &(to, replies_partition, number, request, answer));
+            }
+            Effect::Decision { attempt, verdict } => {
+                hasher.update(&[5]);
+                let retry_ms = match verdict {
+                    Verdict::Answer => None,
+                    Verdict::SlowDown { retry_ms } => Some(*retry_ms),
+                };
+                feed(hasher, &(attempt, retry_ms));
+            }
+            Effect::Keep { name, content: _ } => {
+                hasher.update(&[6]);
+                hasher.update(&name.to_bytes());
+            }
+            Effect::Unreferenced { name } => {
+                hasher.update(&[7]);
+                hasher.update(&name.to_bytes());
+            }
+            Effect::Deliver { partition, decision, record } => {
+                hasher.update(&[8]);
+                feed(hasher, &(partition, decision, record));
+            }
+            Effect::SessionOpened { to } => {
+                hasher.update(&[9]);
+                hasher.update(&to.session.0);
+            }
+            Effect::SessionOver { session } => {
+                hasher.update(&[10]);
+                hasher.update(&session.0);
+            }
+        }
+    }
+}
+
 /// Everything needed to seal something for a session and to put it where it reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {

@@ -1,0 +1,305 @@
+//! The deterministic state machine over one partition of the request log: the same
+//! records in give the same state, answers and pushes out, on every server and in
+//! every replay.
+//!
+//! Nothing here reads a clock, does I/O, draws random numbers or depends on the
+//! order of a hash map; time and order come from the records. What is large lives
+//! in rows ([`kv`]); what is small and alive (sessions, promises, held answers, log
+//! time) is in memory and is dumped with each checkpoint.
+//!
+//! A record is checked first and changes things after, so a refused request leaves
+//! no trace. What does not authenticate is skipped; what does and is not understood
+//! stops the server, since skipping it would let replicas diverge.
+
+pub mod effect;
+pub mod kv;
+
+mod clock;
+mod delete;
+mod incarnation;
+mod promise;
+mod rename;
+mod rows;
+mod session;
+mod upload;
+mod users;
+mod view;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use rows::{STATE_CONTENT_BYTES, content};
+pub use session::{open_ticket, seal_ticket};
+pub use users::{StoredUser, user};
+
+use bytes::Bytes;
+use effect::{Applied, Effect, NotUnderstood, Peer};
+use incarnation::Incarnation;
+use kv::Kv;
+use promise::{Held, Things};
+use proto::frame::{Frame, Kind};
+use proto::keys::ClusterKey;
+use proto::log::Topic;
+use proto::message::{Open, Request, ServerBody, UserName};
+use proto::seal::{self, Context, Direction, Key, SealError};
+use proto::{Epoch, IncarnationId, Ino, LogTime, Position, SessionId};
+use rows::Turn;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use session::{EndedMark, Session};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use users::Bucket;
+
+/// The newest behaviour that this program knows; a `Version` record raises the
+/// state's own up to it.
+pub const MACHINE_VERSION: u32 = 1;
+
+/// The format of [`Machine::dump`].
+const DUMP_VERSION: u8 = 1;
+
+/// One partition's machine. Its rows are given to each call.
+pub struct Machine {
+    partition: u32,
+    secrets: Arc<ClusterKey>,
+    live: Live,
+    /// Who holds which promise; follows from the sessions.
+    holders: BTreeSet<(proto::message::Promise, SessionId)>,
+    things: Things,
+}
+
+/// The part of the state that lives in memory.
+#[derive(Serialize, Deserialize)]
+struct Live {
+    /// 0 before the first epoch: then everything but an `Epoch` record is void.
+    epoch: Epoch,
+    append_time: bool,
+    volatile: bool,
+    version: u32,
+    applied: Option<Position>,
+    hash: [u8; 32],
+    now: LogTime,
+    last_moved_append_ms: Option<i64>,
+    incarnations: BTreeMap<IncarnationId, Incarnation>,
+    sessions: BTreeMap<SessionId, Session>,
+    /// Ended sessions that are still told so, and whose id cannot be used again.
+    ended: BTreeMap<SessionId, EndedMark>,
+    /// The same by the order of their ends.
+    ended_order: BTreeSet<(Position, SessionId)>,
+    /// Inodes without names, and who may have them open.
+    nameless: BTreeMap<Ino, BTreeSet<SessionId>>,
+    held: BTreeMap<u64, Held>,
+    next_held: u64,
+    buckets: BTreeMap<UserName, Bucket>,
+    /// When the last user's sessions were ended by decision.
+    last_user_ended: Option<LogTime>,
+}
+
+/// A dump that cannot be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the checkpoint's dump of partition {partition}: {reason}; restore a snapshot, or run the kfs-server that wrote it")]
+pub struct DumpError {
+    partition: u32,
+    reason: String,
+}
+
+/// What stops a record from taking effect.
+enum Stop {
+    Skip(&'static str),
+    NotUnderstood(String),
+}
+
+impl Machine {
+    /// The machine of a partition that nothing has been applied to.
+    pub fn new(partition: u32, secrets: Arc<ClusterKey>) -> Machine {
+        let live = Live {
+            epoch: Epoch(0),
+            append_time: false,
+            volatile: false,
+            version: MACHINE_VERSION,
+            applied: None,
+            hash: [0; 32],
+            now: LogTime(0),
+            last_moved_append_ms: None,
+            incarnations: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ended_order: BTreeSet::new(),
+            nameless: BTreeMap::new(),
+            held: BTreeMap::new(),
+            next_held: 0,
+            buckets: BTreeMap::new(),
+            last_user_ended: None,
+        };
+        Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() }
+    }
+
+    /// The in-memory part, to be kept with the rows as they are now. It holds
+    /// sessions' keys, so it belongs beside the cluster key and nowhere else.
+    pub fn dump(&self) -> Vec<u8> {
+        let mut out = vec![DUMP_VERSION];
+        rmp_serde::encode::write(&mut out, &self.live).expect("the state has an encoding");
+        out
+    }
+
+    /// The machine that [`Machine::dump`] was called on, given the rows of that moment.
+    pub fn restore(partition: u32, secrets: Arc<ClusterKey>, dump: &[u8]) -> Result<Machine, DumpError> {
+        let error = |reason: String| DumpError { partition, reason };
+        let live: Live = match dump.split_first() {
+            Some((&DUMP_VERSION, rest)) => rmp_serde::from_slice(rest).map_err(|e| error(e.to_string()))?,
+            Some((version, _)) => return Err(error(format!("unknown version {version}"))),
+            None => return Err(error("it is empty".into())),
+        };
+        let mut machine = Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() };
+        machine.index_promises();
+        Ok(machine)
+    }
+
+    /// Applies the record at `offset`. `append_time_ms` is Kafka's `LogAppendTime`,
+    /// ignored in an epoch whose broker has none. Records are given once each, in
+    /// order; the state moves on by skipped ones too.
+    pub fn apply(
+        &mut self,
+        kv: &mut dyn Kv,
+        offset: u64,
+        append_time_ms: i64,
+        record: &Bytes,
+    ) -> Result<Applied, NotUnderstood> {
+        let mut at = Position { epoch: self.live.epoch, partition: self.partition, offset, index: 0 };
+        let frame = match Frame::parse(record.clone()) {
+            Ok(frame) => frame,
+            Err(_) => return Ok(self.skip(kv, at, "malformed")),
+        };
+        if frame.header().kind == Kind::Server && frame.header().epoch > self.live.epoch {
+            at.epoch = frame.header().epoch;
+        } else if frame.header().epoch != self.live.epoch {
+            return Ok(self.skip(kv, at, "of another epoch"));
+        }
+        let mut turn = Turn::new(kv, &self.live.hash, at, self.live.now);
+        turn.time = proto::Time::from_millis(append_time_ms);
+        let done = match frame.header().kind {
+            Kind::Open => self.apply_open(&mut turn, &frame),
+            Kind::Request => self.apply_request(&mut turn, &frame, append_time_ms),
+            Kind::Server => self.apply_server(&mut turn, &frame, append_time_ms),
+            _ => Err(Stop::Skip("of a kind that does not belong into the request log")),
+        };
+        match done {
+            Ok(()) => {
+                let (hash, effects) = turn.finish();
+                self.live.hash = hash;
+                self.live.applied = Some(at);
+                Ok(Applied::Yes(effects))
+            }
+            Err(Stop::Skip(why)) => {
+                drop(turn);
+                at.epoch = self.live.epoch;
+                Ok(self.skip(kv, at, why))
+            }
+            Err(Stop::NotUnderstood(reason)) => Err(NotUnderstood { at, reason }),
+        }
+    }
+
+    fn skip(&mut self, kv: &mut dyn Kv, at: Position, why: &'static str) -> Applied {
+        (self.live.hash, _) = Turn::new(kv, &self.live.hash, at, self.live.now).finish();
+        self.live.applied = Some(at);
+        Applied::Skipped(why)
+    }
+
+    /// Whether something here can expire, so that log time must move.
+    pub fn needs_ticks(&self) -> bool {
+        let live = &self.live;
+        !live.sessions.is_empty()
+            || !live.ended.is_empty()
+            || !live.held.is_empty()
+            || !live.buckets.is_empty()
+            // Tickets issued at the very moment of such a decision count as issued before it.
+            || live.last_user_ended == Some(live.now)
+    }
+
+    pub fn log_time(&self) -> LogTime {
+        self.live.now
+    }
+
+    /// A chain over everything applied so far: equal on machines that are equal.
+    pub fn state_hash(&self) -> [u8; 32] {
+        self.live.hash
+    }
+
+    /// 0 before the first `Epoch` record.
+    pub fn epoch(&self) -> Epoch {
+        self.live.epoch
+    }
+
+    /// Where the last record given to [`Machine::apply`] stood, skipped or not.
+    pub fn last_applied(&self) -> Option<Position> {
+        self.live.applied
+    }
+
+    /// Whether the log may forget what it has acknowledged.
+    pub fn volatile(&self) -> bool {
+        self.live.volatile
+    }
+
+    /// The version of the machine's behaviour.
+    pub fn version(&self) -> u32 {
+        self.live.version
+    }
+
+    /// The sessions that live.
+    pub fn sessions(&self) -> impl Iterator<Item = Peer> + '_ {
+        self.live.sessions.iter().map(|(id, session)| session.peer(*id))
+    }
+
+    /// What has been decided here and not yet landed elsewhere.
+    pub fn deliveries(&mut self, kv: &mut dyn Kv) -> Vec<Effect> {
+        users::deliveries(kv)
+    }
+
+    fn context(&self, direction: Direction) -> Context {
+        Context { direction, topic: Topic::Requests, partition: self.partition, answers: None }
+    }
+
+    /// Opens a frame under a key from the state.
+    fn open<T: DeserializeOwned>(&self, key: &Key, frame: &Frame, direction: Direction) -> Result<T, Stop> {
+        match seal::open(key, frame, &self.context(direction)) {
+            Ok(opened) => Ok(opened.body),
+            Err(SealError::Unreadable { reason }) => Err(Stop::NotUnderstood(reason)),
+            Err(_) => Err(Stop::Skip("not authentic")),
+        }
+    }
+
+    fn apply_open(&mut self, turn: &mut Turn, frame: &Frame) -> Result<(), Stop> {
+        if frame.header().number != 0 {
+            return Err(Stop::Skip("an open with a number"));
+        }
+        let ticket = open_ticket(&self.secrets, &frame.payload()).map_err(|error| match error {
+            SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
+            _ => Stop::Skip("an open without a ticket"),
+        })?;
+        let body: Open = self.open(&ticket.key, frame, Direction::ToServer)?;
+        self.open_session(turn, frame, ticket, body)
+    }
+
+    fn apply_request(&mut self, turn: &mut Turn, frame: &Frame, append_time_ms: i64) -> Result<(), Stop> {
+        let id = SessionId(frame.header().sender);
+        if let Some(mark) = self.live.ended.get(&id) {
+            let _: Request = self.open(&mark.key, frame, Direction::ToServer)?;
+            turn.effects.push(mark.tell(id, frame, turn.at));
+            return Ok(());
+        }
+        let session = self.live.sessions.get(&id).ok_or(Stop::Skip("of no session"))?;
+        if frame.header().namespace != session.namespace {
+            return Err(Stop::Skip("of a session of another namespace"));
+        }
+        let request: Request = self.open(&session.key, frame, Direction::ToServer)?;
+        self.request(turn, id, frame, request, append_time_ms);
+        Ok(())
+    }
+
+    fn apply_server(&mut self, turn: &mut Turn, frame: &Frame, append_time_ms: i64) -> Result<(), Stop> {
+        let key = self.secrets.server_key(frame.header().epoch);
+        let body: ServerBody = self.open(&key, frame, Direction::ServerToLog)?;
+        self.server_record(turn, frame, body.record, append_time_ms)
+    }
+}

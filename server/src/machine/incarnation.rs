@@ -1,0 +1,160 @@
+//! Servers' own records: incarnations, epochs, and everything else routed on.
+//!
+//! Each start of a server is a new incarnation, whose records are numbered. Late
+//! or replayed records of an ended one are void, and so is whatever comes from an
+//! incarnation that never opened here.
+
+use super::rows::{Key, Turn, after, table};
+use super::{MACHINE_VERSION, Machine, Stop};
+use proto::frame::Frame;
+use proto::message::ServerRecord;
+use proto::{Epoch, IncarnationId, ServerId, SessionId};
+use serde::{Deserialize, Serialize};
+
+/// Incarnations kept at once. Programs of administrators open one each and never
+/// say that they have ended; the one that has spoken least recently goes first.
+const MAX_INCARNATIONS: usize = 1024;
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Incarnation {
+    server: ServerId,
+    supports: u32,
+    last_number: u64,
+    /// Offset of its last record.
+    last_offset: u64,
+    /// Whether it has sent its first tick, which moves nothing.
+    pub ticked: bool,
+}
+
+fn seen_key(id: IncarnationId) -> Vec<u8> {
+    Key::new(table::INCARNATION).bytes(&id.0).done()
+}
+
+impl Machine {
+    pub(super) fn server_record(
+        &mut self,
+        turn: &mut Turn,
+        frame: &Frame,
+        record: ServerRecord,
+        append_time_ms: i64,
+    ) -> Result<(), Stop> {
+        let header = frame.header();
+        let id = IncarnationId(header.sender);
+        let opens = header.epoch == self.live.epoch;
+        match record {
+            ServerRecord::Epoch { server, supports, append_time, volatile } => {
+                if header.number != 0 || opens {
+                    return Err(Stop::Skip("an epoch that is not a new one"));
+                }
+                self.begin_epoch(turn, header.epoch, append_time, volatile);
+                self.begin_incarnation(turn, id, server, supports);
+                return Ok(());
+            }
+            _ if !opens => return Err(Stop::Skip("of an epoch that has not begun")),
+            ServerRecord::Incarnation { server, supports } => {
+                if header.number != 0 || turn.get_bytes(&seen_key(id)).is_some() {
+                    return Err(Stop::Skip("an incarnation seen before"));
+                }
+                self.begin_incarnation(turn, id, server, supports);
+                return Ok(());
+            }
+            _ => {}
+        }
+
+        let incarnation = self.live.incarnations.get_mut(&id).ok_or(Stop::Skip("of no living incarnation"))?;
+        if header.number <= incarnation.last_number {
+            return Err(Stop::Skip("a server record seen before"));
+        }
+        incarnation.last_number = header.number;
+        incarnation.last_offset = turn.at.offset;
+        self.numbered_record(turn, id, frame, record, append_time_ms)
+    }
+
+    fn numbered_record(
+        &mut self,
+        turn: &mut Turn,
+        id: IncarnationId,
+        frame: &Frame,
+        record: ServerRecord,
+        append_time_ms: i64,
+    ) -> Result<(), Stop> {
+        match record {
+            ServerRecord::Tick { elapsed_ms } => self.tick(turn, id, elapsed_ms, append_time_ms),
+            ServerRecord::Version { version } if version > MACHINE_VERSION => {
+                return Err(Stop::NotUnderstood(format!(
+                    "the log asks for machine version {version}, this program knows {MACHINE_VERSION}"
+                )));
+            }
+            ServerRecord::Version { version } => self.live.version = self.live.version.max(version),
+            ServerRecord::UserEnded { user, decision } => self.user_ended(turn, &user, decision),
+            // Which servers there are matters once there are several.
+            ServerRecord::Heartbeat { .. } => {}
+            ServerRecord::LoginAttempt { .. }
+            | ServerRecord::LoginSuccess { .. }
+            | ServerRecord::Admin(_)
+            | ServerRecord::Landed { .. }
+                if self.partition != 0 => {}
+            ServerRecord::LoginAttempt { attempt, user, credential } => {
+                self.login_attempt(turn, attempt, user, credential);
+            }
+            ServerRecord::LoginSuccess { user, .. } => self.login_success(&user),
+            ServerRecord::Admin(request) => self.admin(turn, id, frame, request),
+            ServerRecord::Landed { decision } => self.landed(turn, decision),
+            ServerRecord::Incarnation { .. } | ServerRecord::Epoch { .. } => {
+                unreachable!("the caller has handled what opens an incarnation")
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts an epoch: every session and incarnation of the one before is over.
+    fn begin_epoch(&mut self, turn: &mut Turn, epoch: Epoch, append_time: bool, volatile: bool) {
+        let sessions: Vec<SessionId> = self.live.sessions.keys().copied().collect();
+        for id in sessions {
+            self.end_session(turn, id);
+        }
+        let incarnations: Vec<IncarnationId> = self.live.incarnations.keys().copied().collect();
+        for id in incarnations {
+            self.end_incarnation(turn, id);
+        }
+        let mut seen = Vec::new();
+        turn.scan(&[table::INCARNATION], &after(&[table::INCARNATION]), &mut |key, _| {
+            seen.push(key.to_vec());
+            true
+        });
+        for key in seen {
+            turn.delete(&key);
+        }
+        let live = &mut self.live;
+        live.epoch = epoch;
+        live.append_time = append_time;
+        live.volatile = volatile;
+        live.last_moved_append_ms = None;
+        // Their tickets were of the epoch before, so their ids cannot come back.
+        live.ended.clear();
+        live.ended_order.clear();
+    }
+
+    fn begin_incarnation(&mut self, turn: &mut Turn, id: IncarnationId, server: ServerId, supports: u32) {
+        let before: Vec<IncarnationId> =
+            self.live.incarnations.iter().filter(|(_, other)| other.server == server).map(|(id, _)| *id).collect();
+        for id in before {
+            self.end_incarnation(turn, id);
+        }
+        if self.live.incarnations.len() >= MAX_INCARNATIONS
+            && let Some(idle) =
+                self.live.incarnations.iter().min_by_key(|(_, other)| other.last_offset).map(|(id, _)| *id)
+        {
+            self.end_incarnation(turn, idle);
+        }
+        turn.put(&seen_key(id), &());
+        let last_offset = turn.at.offset;
+        let incarnation = Incarnation { server, supports, last_number: 0, last_offset, ticked: false };
+        self.live.incarnations.insert(id, incarnation);
+    }
+
+    fn end_incarnation(&mut self, turn: &mut Turn, id: IncarnationId) {
+        self.live.incarnations.remove(&id);
+        self.unstage(turn, id);
+    }
+}

@@ -1,0 +1,392 @@
+//! Promises, the pushes that break them, and the answers that wait for those.
+//!
+//! A change is applied at once, but no answer that depends on what has changed
+//! leaves, to anyone but the push's addressee, before every session that relied on
+//! it has confirmed its push, has ended, or could no longer rely on anything
+//! because its lease is over. An answer is computed at its place in the log, then
+//! held, never computed again.
+//!
+//! A push waits for confirmation under everything that its record changed, not only
+//! under what its addressee had been promised: an inode's attributes may be covered
+//! by one thing before a change and by another after it.
+
+use super::Machine;
+use super::effect::Effect;
+use super::rows::Turn;
+use super::session::answer_effect;
+use bytes::Bytes;
+use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal};
+use proto::{Ino, LogTime, PushNo, RequestNo, SessionId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Promises of one session; beyond them the oldest is revoked.
+const MAX_PROMISES: usize = 65_536;
+/// A session that lets this many deadlines pass within [`BARRED_MS`] gets no promises for as long.
+pub(super) const MAX_MISSED: usize = 3;
+pub(super) const BARRED_MS: u64 = 60_000;
+/// An unconfirmed push is sent again after this much log time.
+const RESEND_MS: u64 = 1_000;
+/// An unconfirmed push is kept for being asked for this long.
+const KEEP_MS: u64 = 60_000;
+/// What held answers to views may take in memory; beyond that they are dropped, and
+/// the client asks again.
+const MAX_HELD_BYTES: u64 = 64 << 20;
+
+/// A push that has not been confirmed.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub body: PushBody,
+    /// What answers wait for it under; empty if none do.
+    pub things: BTreeSet<Promise>,
+    /// When the addressee relies on nothing any more.
+    pub deadline: LogTime,
+    /// Whether the deadline is still to come.
+    pub open: bool,
+    pub made: LogTime,
+    pub sent: LogTime,
+}
+
+/// Whom an answer is for.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct To {
+    pub session: SessionId,
+    pub number: RequestNo,
+    /// Hash of the request's frame.
+    pub request: [u8; 32],
+}
+
+/// An answer that waits for confirmations.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Held {
+    to: To,
+    answer: Answer,
+    payload: Bytes,
+    bytes: u64,
+    waits: BTreeSet<(SessionId, PushNo)>,
+}
+
+/// Indexes that follow from sessions and held answers.
+#[derive(Default)]
+pub(super) struct Things {
+    /// Unconfirmed pushes by the things they wait under.
+    unconfirmed: BTreeSet<(Promise, SessionId, PushNo)>,
+    /// Held answers by the pushes they wait for.
+    waiting: BTreeMap<(SessionId, PushNo), BTreeSet<u64>>,
+    held_bytes: u64,
+}
+
+const FIRST: SessionId = SessionId([0; 16]);
+const LAST: SessionId = SessionId([0xff; 16]);
+
+impl Things {
+    fn about(&self, thing: Promise) -> impl Iterator<Item = (SessionId, PushNo)> + '_ {
+        let all = (thing, FIRST, PushNo(0))..=(thing, LAST, PushNo(u64::MAX));
+        self.unconfirmed.range(all).map(|(_, session, number)| (*session, *number))
+    }
+
+    fn is_unconfirmed(&self, thing: Promise, session: SessionId) -> bool {
+        let all = (thing, session, PushNo(0))..=(thing, session, PushNo(u64::MAX));
+        self.unconfirmed.range(all).next().is_some()
+    }
+}
+
+impl Machine {
+    /// Makes the indexes anew after a restore.
+    pub(super) fn index_promises(&mut self) {
+        for (id, session) in &self.live.sessions {
+            self.holders.extend(session.promises.keys().map(|promise| (*promise, *id)));
+            for (number, pending) in &session.pending {
+                self.things.unconfirmed.extend(pending.things.iter().map(|thing| (*thing, *id, *number)));
+            }
+        }
+        for (id, held) in &self.live.held {
+            self.things.held_bytes += held.bytes;
+            for wait in &held.waits {
+                self.things.waiting.entry(*wait).or_default().insert(*id);
+            }
+        }
+    }
+
+    /// Ends a request's turn: breaks others' promises, grants new ones, and answers
+    /// now or when it may.
+    pub(super) fn answer(
+        &mut self,
+        turn: &mut Turn,
+        to: To,
+        result: Result<Outcome, Refusal>,
+        payload: Bytes,
+        is_change: bool,
+    ) {
+        let changes: BTreeSet<Promise> = std::mem::take(&mut turn.changes).into_iter().collect();
+        if !changes.is_empty() {
+            self.break_promises(turn, to.session, &changes);
+        }
+        let mut waits = self.waits(&turn.reads, to.session);
+        waits.extend(self.waits(&changes, to.session));
+        let grants = std::mem::take(&mut turn.grants);
+        let granted = self.grant(turn, to.session, grants);
+        let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
+        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted };
+        if is_change && let Some(remembered) = session.remembered.get_mut(&to.number) {
+            remembered.answer = Some(answer.clone());
+        }
+        self.hold_or_send(turn, to, answer, payload, waits);
+    }
+
+    /// The pushes that answers showing these things wait for.
+    pub(super) fn waits<'a>(
+        &self,
+        things: impl IntoIterator<Item = &'a Promise>,
+        asker: SessionId,
+    ) -> BTreeSet<(SessionId, PushNo)> {
+        if self.things.unconfirmed.is_empty() {
+            return BTreeSet::new();
+        }
+        let about = things.into_iter().flat_map(|thing| self.things.about(*thing));
+        about.filter(|(session, number)| *session != asker && self.is_open(*session, *number)).collect()
+    }
+
+    /// What the held answers of a session wait for, whether it lives or not.
+    pub(super) fn waits_of_session(&self, id: SessionId) -> BTreeSet<(SessionId, PushNo)> {
+        self.live.held.values().filter(|held| held.to.session == id).flat_map(|held| held.waits.clone()).collect()
+    }
+
+    fn is_open(&self, session: SessionId, number: PushNo) -> bool {
+        let session = self.live.sessions.get(&session);
+        session.and_then(|session| session.pending.get(&number)).is_some_and(|pending| pending.open)
+    }
+
+    /// Everyone else who was promised one of these things is told, once.
+    fn break_promises(&mut self, turn: &mut Turn, initiator: SessionId, changes: &BTreeSet<Promise>) {
+        // Who has not confirmed an earlier change of one of these things does not
+        // know of this one either.
+        let earlier: BTreeSet<(SessionId, PushNo)> =
+            changes.iter().flat_map(|thing| self.things.about(*thing)).collect();
+        for (id, number) in earlier {
+            let session = self.live.sessions.get_mut(&id);
+            if let Some(pending) = session.and_then(|session| session.pending.get_mut(&number)) {
+                pending.things.extend(changes);
+                self.things.unconfirmed.extend(changes.iter().map(|thing| (*thing, id, number)));
+            }
+        }
+
+        let mut broken: BTreeMap<SessionId, Vec<Promise>> = BTreeMap::new();
+        for thing in changes {
+            for (thing, id) in self.holders.range((*thing, FIRST)..=(*thing, LAST)) {
+                if *id != initiator {
+                    broken.entry(*id).or_default().push(*thing);
+                }
+            }
+        }
+        for (id, things) in broken {
+            for thing in &things {
+                self.drop_promise(id, *thing);
+            }
+            self.push(turn, id, Push::Invalidate(things), changes.clone());
+        }
+    }
+
+    fn drop_promise(&mut self, id: SessionId, thing: Promise) {
+        self.holders.remove(&(thing, id));
+        if let Some(session) = self.live.sessions.get_mut(&id)
+            && let Some(order) = session.promises.remove(&thing)
+        {
+            session.promise_order.remove(&order);
+        }
+    }
+
+    /// Promises things to a session, as far as it may have promises.
+    fn grant(&mut self, turn: &mut Turn, id: SessionId, things: Vec<Promise>) -> Vec<Promise> {
+        let now = self.live.now;
+        let session = self.live.sessions.get_mut(&id).expect("a request's session lives");
+        if now < session.barred_until {
+            return Vec::new();
+        }
+        let things: BTreeSet<Promise> = things.into_iter().collect();
+        let granted: Vec<Promise> =
+            things.into_iter().filter(|thing| !self.things.is_unconfirmed(*thing, id)).collect();
+        for thing in &granted {
+            let order = session.next_promise;
+            session.next_promise += 1;
+            if let Some(before) = session.promises.insert(*thing, order) {
+                session.promise_order.remove(&before);
+            }
+            session.promise_order.insert(order, *thing);
+            self.holders.insert((*thing, id));
+        }
+        let mut revoked = Vec::new();
+        while session.promises.len() > MAX_PROMISES
+            && let Some((_, oldest)) = session.promise_order.pop_first()
+        {
+            session.promises.remove(&oldest);
+            self.holders.remove(&(oldest, id));
+            revoked.push(oldest);
+        }
+        if !revoked.is_empty() {
+            // Until this is confirmed the session still relies on them.
+            let things = revoked.iter().copied().collect();
+            self.push(turn, id, Push::Invalidate(revoked), things);
+        }
+        granted
+    }
+
+    /// A session's lease is over: it relies on nothing, so nothing needs to be pushed.
+    pub(super) fn lapse(&mut self, id: SessionId) {
+        if let Some(session) = self.live.sessions.get_mut(&id) {
+            session.promise_order.clear();
+            for promise in std::mem::take(&mut session.promises).into_keys() {
+                self.holders.remove(&(promise, id));
+            }
+        }
+    }
+
+    fn push(&mut self, turn: &mut Turn, id: SessionId, push: Push, things: BTreeSet<Promise>) {
+        let now = self.live.now;
+        let Some(session) = self.live.sessions.get_mut(&id) else { return };
+        session.pushed = session.pushed.next();
+        let number = session.pushed;
+        self.things.unconfirmed.extend(things.iter().map(|thing| (*thing, id, number)));
+        let body = PushBody { at: turn.at, push };
+        turn.effects.push(Effect::Push { to: session.peer(id), number, body: body.clone() });
+        let deadline = session.lease_end();
+        let open = deadline > now;
+        session.pending.insert(number, Pending { body, things, deadline, open, made: now, sent: now });
+    }
+
+    pub(super) fn push_last_name_gone(&mut self, turn: &mut Turn, id: SessionId, ino: Ino) {
+        self.push(turn, id, Push::LastNameGone(ino), BTreeSet::new());
+    }
+
+    pub(super) fn repeat_pushes(&mut self, turn: &mut Turn, id: SessionId, from: PushNo) {
+        let now = self.live.now;
+        let Some(session) = self.live.sessions.get_mut(&id) else { return };
+        let to = session.peer(id);
+        for (number, pending) in session.pending.range_mut(from..) {
+            pending.sent = now;
+            let (to, body) = (to.clone(), pending.body.clone());
+            turn.effects.push(Effect::Push { to, number: *number, body });
+        }
+    }
+
+    pub(super) fn confirm(&mut self, turn: &mut Turn, id: SessionId, number: PushNo) {
+        let session = self.live.sessions.get_mut(&id);
+        if let Some(pending) = session.and_then(|session| session.pending.remove(&number)) {
+            self.released(turn, id, number, &pending);
+        }
+    }
+
+    /// A push no longer counts as unconfirmed. It has been taken out of its session.
+    pub(super) fn released(&mut self, turn: &mut Turn, id: SessionId, number: PushNo, pending: &Pending) {
+        for thing in &pending.things {
+            self.things.unconfirmed.remove(&(*thing, id, number));
+        }
+        self.release_answers(turn, id, number);
+    }
+
+    /// Answers that wait for nothing more leave, in the order of their making.
+    fn release_answers(&mut self, turn: &mut Turn, id: SessionId, number: PushNo) {
+        for held_id in self.things.waiting.remove(&(id, number)).unwrap_or_default() {
+            let Some(held) = self.live.held.get_mut(&held_id) else { continue };
+            held.waits.remove(&(id, number));
+            if held.waits.is_empty()
+                && let Some(held) = self.live.held.remove(&held_id)
+            {
+                self.things.held_bytes = self.things.held_bytes.saturating_sub(held.bytes);
+                self.send(turn, held.to, held.answer, held.payload);
+            }
+        }
+    }
+
+    /// Sends an answer, or holds it until these pushes are confirmed.
+    pub(super) fn hold_or_send(
+        &mut self,
+        turn: &mut Turn,
+        to: To,
+        answer: Answer,
+        payload: Bytes,
+        mut waits: BTreeSet<(SessionId, PushNo)>,
+    ) {
+        waits.retain(|(session, number)| self.is_open(*session, *number));
+        if waits.is_empty() {
+            return self.send(turn, to, answer, payload);
+        }
+        let encoded = rmp_serde::to_vec(&answer).expect("an answer has an encoding").len();
+        let bytes = (encoded + payload.len()) as u64;
+        if !self.set_held(to, true) && self.things.held_bytes + bytes > MAX_HELD_BYTES {
+            return;
+        }
+        let id = self.live.next_held;
+        self.live.next_held += 1;
+        for wait in &waits {
+            self.things.waiting.entry(*wait).or_default().insert(id);
+        }
+        self.things.held_bytes += bytes;
+        self.live.held.insert(id, Held { to, answer, payload, bytes, waits });
+    }
+
+    fn send(&mut self, turn: &mut Turn, to: To, answer: Answer, payload: Bytes) {
+        self.set_held(to, false);
+        // Of an ended session, the successor is told; it has no more answers itself.
+        if let Some(session) = self.live.sessions.get(&to.session) {
+            let mut effect = answer_effect(session.peer(to.session), to.number, to.request, answer);
+            if let Effect::Answer { payload: empty, .. } = &mut effect {
+                *empty = payload;
+            }
+            turn.effects.push(effect);
+        }
+    }
+
+    /// Notes whether a remembered answer has left. Says whether it is remembered:
+    /// one that is not can be asked for again.
+    fn set_held(&mut self, to: To, held: bool) -> bool {
+        let Some(session) = self.live.sessions.get_mut(&to.session) else { return false };
+        if to.number == RequestNo(0) {
+            session.opened_held = held;
+            return true;
+        }
+        match session.remembered.get_mut(&to.number) {
+            Some(remembered) if remembered.answer.is_some() && remembered.hash == to.request => {
+                remembered.held = held;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What passing log time does to pushes: deadlines, resending, forgetting.
+    pub(super) fn tick_pushes(&mut self, turn: &mut Turn, id: SessionId) {
+        let now = self.live.now;
+        let Some(session) = self.live.sessions.get_mut(&id) else { return };
+        let to = session.peer(id);
+        let (mut over, mut old) = (Vec::new(), Vec::new());
+        for (number, pending) in &mut session.pending {
+            if pending.open && now >= pending.deadline {
+                pending.open = false;
+                over.push(*number);
+                if !pending.things.is_empty() {
+                    session.missed.push(now);
+                }
+            }
+            if pending.open && now >= pending.sent.plus_ms(RESEND_MS) {
+                pending.sent = now;
+                let (to, body) = (to.clone(), pending.body.clone());
+                turn.effects.push(Effect::Push { to, number: *number, body });
+            }
+            if now >= pending.made.plus_ms(KEEP_MS) {
+                old.push(*number);
+            }
+        }
+        session.missed.retain(|missed| now < missed.plus_ms(BARRED_MS));
+        if session.missed.len() >= MAX_MISSED {
+            session.missed.clear();
+            session.barred_until = now.plus_ms(BARRED_MS);
+        }
+        for number in over {
+            self.release_answers(turn, id, number);
+        }
+        for number in old {
+            self.confirm(turn, id, number);
+        }
+    }
+}

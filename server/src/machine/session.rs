@@ -1,0 +1,536 @@
+//! Sessions: opening, admission in order, remembered results, and the end.
+//!
+//! A number is used up when it is admitted, and only after the one before it. The
+//! hash of every admitted record is kept until its answer has been taken, with the
+//! answer itself if the record changed something; so whatever the bus repeats or
+//! reorders, each change happens once.
+
+use super::effect::{Effect, Peer};
+use super::promise::{MAX_MISSED, Pending, To};
+use super::rows::{Key as RowKey, Turn, table};
+use super::{Machine, Stop};
+use bytes::Bytes;
+use proto::frame::Frame;
+use proto::keys::ClusterKey;
+use proto::message::{
+    Acked, Answer, Ended, Op, Open, Outcome, Promise, Refusal, Request, SessionOp, Ticket, UserName,
+};
+use proto::seal::{Key, SealError, open_blob_of, seal_blob_of};
+use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId, Time};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Promises hold this much log time from a session's last admitted record.
+pub(super) const LEASE_MS: u64 = 10_000;
+/// A session expires after this much log time without an admitted record.
+pub(super) const EXPIRY_MS: u64 = 60_000;
+/// An ended session's id is remembered for this much log time.
+pub(super) const ENDED_MS: u64 = 60_000;
+/// A ticket is good for this much log time after its issue.
+const TICKET_MS: u64 = 60_000;
+/// What an ended session left is kept for its successor this long: 400 days of log time.
+const RESULTS_MS: u64 = 400 * 24 * 3_600_000;
+/// Ended sessions remembered by id.
+const MAX_ENDED: usize = 65_536;
+/// Numbers of one session whose hash and result are remembered.
+const MAX_REMEMBERED: usize = 1024;
+/// Sessions whose chunks a session may quote, itself included.
+const MAX_LINEAGE: usize = 64;
+/// Files that one session is remembered to have opened; the lowest is forgotten first.
+const MAX_OPENED: usize = 1 << 20;
+/// A request's time may be this far ahead of its record's own.
+const TIME_AHEAD_MS: i64 = 10_000;
+/// Results of replaced sessions in one answer, encoded; older sessions' are left out first.
+const RESULTS_BYTES: usize = 500_000;
+const TICKET_PURPOSE: &str = "kfs session ticket v1";
+
+/// Seals a ticket for its session's `Open`.
+pub fn seal_ticket(secrets: &ClusterKey, ticket: &Ticket) -> Result<Vec<u8>, SealError> {
+    seal_blob_of(&secrets.ticket_key(), TICKET_PURPOSE, &[], ticket)
+}
+
+/// Opens what [`seal_ticket`] sealed.
+pub fn open_ticket(secrets: &ClusterKey, sealed: &[u8]) -> Result<Ticket, SealError> {
+    open_blob_of(&secrets.ticket_key(), TICKET_PURPOSE, &[], sealed)
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Session {
+    pub user: UserName,
+    pub namespace: NamespaceId,
+    pub key: Key,
+    pub replies_partition: u32,
+    pub bulk_partition: u32,
+    /// Hash of the frame that opened it, and what that was answered.
+    pub open_hash: [u8; 32],
+    pub opened_answer: Answer,
+    pub opened_held: bool,
+    /// The last number admitted.
+    pub admitted: RequestNo,
+    pub admitted_at: LogTime,
+    pub lineage: Vec<SessionId>,
+    pub remembered: BTreeMap<RequestNo, Remembered>,
+    /// Files that it may have open.
+    pub opened: BTreeSet<Ino>,
+    /// The last push's number.
+    pub pushed: PushNo,
+    pub pending: BTreeMap<PushNo, Pending>,
+    /// What it has been promised, each with its turn.
+    pub promises: BTreeMap<Promise, u64>,
+    pub promise_order: BTreeMap<u64, Promise>,
+    pub next_promise: u64,
+    /// When its last deadlines passed unconfirmed; at most [`MAX_MISSED`].
+    pub missed: Vec<LogTime>,
+    /// Gets no promises before this.
+    pub barred_until: LogTime,
+}
+
+/// An admitted number whose answer has not been taken.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    pub hash: [u8; 32],
+    /// Of changes only.
+    pub answer: Option<Answer>,
+    /// The answer has not left yet.
+    pub held: bool,
+}
+
+impl Session {
+    pub fn peer(&self, id: SessionId) -> Peer {
+        Peer {
+            session: id,
+            namespace: self.namespace,
+            key: self.key.clone(),
+            replies_partition: self.replies_partition,
+            bulk_partition: self.bulk_partition,
+        }
+    }
+
+    /// Until when its promises hold if nothing more is heard.
+    pub fn lease_end(&self) -> LogTime {
+        self.admitted_at.plus_ms(LEASE_MS)
+    }
+
+    fn acknowledge(&mut self, acked: &Acked) {
+        self.remembered = self.remembered.split_off(&RequestNo(acked.floor.0.saturating_add(1)));
+        for number in acked.also.iter().take(Acked::MAX_ALSO) {
+            self.remembered.remove(number);
+        }
+    }
+}
+
+/// What is remembered of an ended session for a minute.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct EndedMark {
+    pub key: Key,
+    pub replies_partition: u32,
+    pub at: Position,
+    pub until: LogTime,
+}
+
+impl EndedMark {
+    pub fn tell(&self, session: SessionId, frame: &Frame, at: Position) -> Effect {
+        Effect::SessionEnded {
+            session,
+            replies_partition: self.replies_partition,
+            number: RequestNo(frame.header().number),
+            request: frame.hash(),
+            at,
+        }
+    }
+}
+
+/// What is kept of an ended session for its successor.
+#[derive(Clone, Serialize, Deserialize)]
+struct EndedRow {
+    user: UserName,
+    namespace: NamespaceId,
+    last: RequestNo,
+    results: Vec<(RequestNo, Answer)>,
+    lineage: Vec<SessionId>,
+    at: Position,
+    until: LogTime,
+}
+
+fn ended_key(id: SessionId) -> Vec<u8> {
+    RowKey::new(table::ENDED).bytes(&id.0).done()
+}
+
+fn ended_time_key(until: LogTime, id: SessionId) -> Vec<u8> {
+    RowKey::new(table::ENDED_BY_TIME).u64(until.0).bytes(&id.0).done()
+}
+
+impl Machine {
+    pub(super) fn open_session(
+        &mut self,
+        turn: &mut Turn,
+        frame: &Frame,
+        ticket: Ticket,
+        open: Open,
+    ) -> Result<(), Stop> {
+        let (id, header) = (ticket.session, frame.header());
+        let fits = ticket.partition == self.partition
+            && ticket.epoch == self.live.epoch
+            && ticket.namespace == header.namespace
+            && ticket.namespace.0 > 0
+            && ticket.namespace <= NamespaceId::MAX
+            && id == SessionId(header.sender);
+        if !fits {
+            return Err(Stop::Skip("an open with a ticket for something else"));
+        }
+        if let Some(session) = self.live.sessions.get(&id) {
+            if session.open_hash != frame.hash() {
+                return Err(Stop::Skip("a second open of a session"));
+            }
+            if !session.opened_held {
+                let answer = session.opened_answer.clone();
+                turn.effects.push(answer_effect(session.peer(id), RequestNo(0), session.open_hash, answer));
+            }
+            return Ok(());
+        }
+        if let Some(mark) = self.live.ended.get(&id) {
+            turn.effects.push(mark.tell(id, frame, turn.at));
+            return Ok(());
+        }
+        let user_ended = self.user_ended_at(turn, &ticket.user);
+        let too_late = self.live.now > ticket.issued.plus_ms(TICKET_MS);
+        if too_late || user_ended.is_some_and(|ended| ticket.issued <= ended) {
+            // Authentic, so whoever sent it may know that it has to log in again.
+            turn.effects.push(Effect::SessionEnded {
+                session: id,
+                replies_partition: ticket.replies_partition,
+                number: RequestNo(0),
+                request: frame.hash(),
+                at: turn.at,
+            });
+            return Ok(());
+        }
+
+        let mut lineage = vec![id];
+        let mut ended = Vec::new();
+        let mut waits = BTreeSet::new();
+        let mut named = BTreeSet::new();
+        for predecessor in open.predecessors.into_iter().take(Open::MAX_PREDECESSORS) {
+            if !named.insert(predecessor) {
+                continue;
+            }
+            waits.extend(self.waits_of_session(predecessor));
+            ended.push(self.replace(turn, predecessor, &ticket, &mut lineage));
+        }
+        lineage.truncate(MAX_LINEAGE);
+        bound_results(&mut ended);
+
+        turn.by = id;
+        turn.ensure_root(ticket.namespace, turn.time);
+        let root = turn.inode(Ino::root(ticket.namespace)).expect("the root was made before").attr;
+        turn.reads_attr(&root);
+        waits.extend(self.waits(&turn.reads, id));
+        let result = Ok(Outcome::Opened { root, ended, now: self.live.now });
+        let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new() };
+        let session = Session {
+            user: ticket.user,
+            namespace: ticket.namespace,
+            key: ticket.key,
+            replies_partition: ticket.replies_partition,
+            bulk_partition: ticket.bulk_partition,
+            open_hash: frame.hash(),
+            opened_answer: answer.clone(),
+            opened_held: false,
+            admitted: RequestNo(0),
+            admitted_at: self.live.now,
+            lineage,
+            remembered: BTreeMap::new(),
+            opened: BTreeSet::new(),
+            pushed: PushNo(0),
+            pending: BTreeMap::new(),
+            promises: BTreeMap::new(),
+            promise_order: BTreeMap::new(),
+            next_promise: 0,
+            missed: Vec::with_capacity(MAX_MISSED),
+            barred_until: LogTime(0),
+        };
+        let to = To { session: id, number: RequestNo(0), request: session.open_hash };
+        turn.effects.push(Effect::SessionOpened { to: session.peer(id) });
+        self.live.sessions.insert(id, session);
+        self.hold_or_send(turn, to, answer, Bytes::new(), waits);
+        Ok(())
+    }
+
+    /// Ends a session that this one replaces, and says what became of it.
+    fn replace(&mut self, turn: &mut Turn, id: SessionId, by: &Ticket, lineage: &mut Vec<SessionId>) -> Ended {
+        let unknown = Ended { session: id, known: false, last: RequestNo(0), results: Vec::new(), at: turn.at };
+        if let Some(session) = self.live.sessions.get(&id) {
+            if (&session.user, session.namespace) != (&by.user, by.namespace) {
+                return unknown;
+            }
+            self.end_session(turn, id);
+        }
+        match turn.get::<EndedRow>(&ended_key(id)) {
+            Some(row) if (&row.user, row.namespace) == (&by.user, by.namespace) => {
+                lineage.extend(&row.lineage);
+                Ended { session: id, known: true, last: row.last, results: row.results, at: row.at }
+            }
+            _ => unknown,
+        }
+    }
+
+    /// Ends a session: what it held is free, and what it had not acknowledged is
+    /// kept for a successor.
+    pub(super) fn end_session(&mut self, turn: &mut Turn, id: SessionId) {
+        let Some(session) = self.live.sessions.remove(&id) else { return };
+        for promise in session.promises.keys() {
+            self.holders.remove(&(*promise, id));
+        }
+        for (number, pending) in &session.pending {
+            self.released(turn, id, *number, pending);
+        }
+        for ino in &session.opened {
+            self.closed(turn, id, *ino);
+        }
+        turn.namespace = session.namespace;
+        turn.settle();
+
+        let results = session
+            .remembered
+            .into_iter()
+            .filter_map(|(number, remembered)| remembered.answer.map(|answer| (number, answer)))
+            .map(|(number, answer)| (number, Answer { granted: Vec::new(), ..answer }))
+            .collect();
+        let until = self.live.now.plus_ms(RESULTS_MS);
+        let row = EndedRow {
+            user: session.user,
+            namespace: session.namespace,
+            last: session.admitted,
+            results,
+            lineage: session.lineage,
+            at: turn.at,
+            until,
+        };
+        turn.put(&ended_key(id), &row);
+        turn.put(&ended_time_key(until, id), &());
+
+        let mark = EndedMark {
+            key: session.key,
+            replies_partition: session.replies_partition,
+            at: turn.at,
+            until: self.live.now.plus_ms(ENDED_MS),
+        };
+        self.live.ended_order.insert((mark.at, id));
+        self.live.ended.insert(id, mark);
+        if self.live.ended.len() > MAX_ENDED
+            && let Some((_, oldest)) = self.live.ended_order.pop_first()
+        {
+            self.live.ended.remove(&oldest);
+        }
+        turn.effects.push(Effect::SessionOver { session: id });
+    }
+
+    /// Forgets what no successor has asked for in all that time; a few at a time.
+    pub(super) fn forget_old_results(&mut self, turn: &mut Turn) {
+        const AT_ONCE: usize = 16;
+        let mut due = Vec::new();
+        let (from, to) = (vec![table::ENDED_BY_TIME], RowKey::new(table::ENDED_BY_TIME).u64(self.live.now.0).done());
+        turn.scan(&from, &to, &mut |key, _| {
+            due.push(key.to_vec());
+            due.len() < AT_ONCE
+        });
+        for key in due {
+            turn.delete(&RowKey::new(table::ENDED).bytes(&key[9..]).done());
+            turn.delete(&key);
+        }
+    }
+
+    /// A request that authenticates, at its place in the log.
+    pub(super) fn request(
+        &mut self,
+        turn: &mut Turn,
+        id: SessionId,
+        frame: &Frame,
+        request: Request,
+        append_time_ms: i64,
+    ) {
+        let now = self.live.now;
+        let (number, hash) = (RequestNo(frame.header().number), frame.hash());
+        let session = self.live.sessions.get_mut(&id).expect("the caller found the session");
+        let to = To { session: id, number, request: hash };
+
+        if number > session.admitted.next() {
+            let expected = session.admitted.next();
+            return self.tell(turn, to, Ok(Outcome::Gap { expected }));
+        }
+        let repeat = number <= session.admitted;
+        if repeat {
+            match session.remembered.get(&number) {
+                // Its answer has been taken: a late duplicate.
+                None => return,
+                Some(known) if known.hash != hash => return self.tell(turn, to, Err(Refusal::NumberReused)),
+                Some(Remembered { answer: Some(answer), held, .. }) => {
+                    if !held {
+                        let effect = answer_effect(session.peer(id), number, hash, answer.clone());
+                        turn.effects.push(effect);
+                    }
+                    return;
+                }
+                Some(_) => {}
+            }
+        } else {
+            session.admitted = number;
+            session.admitted_at = now;
+            session.acknowledge(&request.acked);
+            session.remembered.insert(number, Remembered { hash, answer: None, held: false });
+            if session.remembered.len() > MAX_REMEMBERED {
+                session.remembered.pop_first();
+            }
+        }
+
+        turn.by = id;
+        turn.namespace = session.namespace;
+        turn.lineage = session.lineage.clone();
+        turn.payload = frame.payload();
+        turn.time = self.request_time(request.time, append_time_ms);
+        let (result, payload) = match &request.op {
+            Op::View(view) => match turn.view(view) {
+                Ok((outcome, payload)) => (Ok(outcome), payload),
+                Err(refusal) => (Err(refusal), Bytes::new()),
+            },
+            Op::Upload(upload) => (turn.upload(upload), Bytes::new()),
+            Op::Delete(delete) => (turn.delete_name(delete), Bytes::new()),
+            Op::Session(op) => return self.session_op(turn, to, op, repeat),
+        };
+        if !repeat {
+            self.note_opened(turn, id);
+        }
+        self.note_nameless(turn, id);
+        turn.settle();
+        self.answer(turn, to, result, payload, request.op.is_change());
+    }
+
+    /// The request's own time, unless it is ahead of the record's.
+    fn request_time(&self, time: Time, append_time_ms: i64) -> Time {
+        let time = Time { secs: time.secs, nanos: time.nanos.min(999_999_999) };
+        let append = Time::from_millis(append_time_ms);
+        let ahead = Time::from_millis(append_time_ms.saturating_add(TIME_AHEAD_MS));
+        let is_ahead = (time.secs, time.nanos) > (ahead.secs, ahead.nanos);
+        if self.live.append_time && is_ahead { append } else { time }
+    }
+
+    fn session_op(&mut self, turn: &mut Turn, to: To, op: &SessionOp, repeat: bool) {
+        let mut after_checkpoint = None;
+        match op {
+            SessionOp::Renew => {}
+            SessionOp::Confirm { pushes } => {
+                for number in pushes {
+                    self.confirm(turn, to.session, *number);
+                }
+            }
+            SessionOp::Repeat { from } => self.repeat_pushes(turn, to.session, *from),
+            // A late repeat could speak of an older opening than the present one.
+            SessionOp::Release { .. } if repeat => {}
+            SessionOp::Release { inos } => {
+                for ino in inos {
+                    let session = self.live.sessions.get_mut(&to.session).expect("only its end removes a session");
+                    if session.opened.remove(ino) {
+                        self.closed(turn, to.session, *ino);
+                    }
+                }
+                turn.settle();
+            }
+            SessionOp::Sync => after_checkpoint = self.live.volatile.then_some(turn.at),
+            SessionOp::Forget { ended } => {
+                let session = &self.live.sessions[&to.session];
+                let owner = (session.user.clone(), session.namespace);
+                for id in ended {
+                    if let Some(row) = turn.get::<EndedRow>(&ended_key(*id))
+                        && (&row.user, row.namespace) == (&owner.0, owner.1)
+                    {
+                        turn.delete(&ended_key(*id));
+                        turn.delete(&ended_time_key(row.until, *id));
+                    }
+                }
+            }
+            SessionOp::Close => {
+                self.tell(turn, to, Ok(Outcome::Done));
+                return self.end_session(turn, to.session);
+            }
+        }
+        let session = &self.live.sessions[&to.session];
+        let answer = Answer { at: turn.at, pushed: session.pushed, result: Ok(Outcome::Done), granted: Vec::new() };
+        turn.effects.push(Effect::Answer {
+            to: session.peer(to.session),
+            number: to.number,
+            request: to.request,
+            after_checkpoint,
+            answer,
+            payload: Bytes::new(),
+        });
+    }
+
+    /// Answers at once something that depends on no promise.
+    fn tell(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
+        let session = &self.live.sessions[&to.session];
+        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new() };
+        turn.effects.push(answer_effect(session.peer(to.session), to.number, to.request, answer));
+    }
+
+    /// What the session may have open from now on.
+    fn note_opened(&mut self, turn: &mut Turn, id: SessionId) {
+        for ino in std::mem::take(&mut turn.opened) {
+            let session = self.live.sessions.get_mut(&id).expect("only its end removes a session");
+            session.opened.insert(ino);
+            if let Some(holders) = self.live.nameless.get_mut(&ino) {
+                holders.insert(id);
+            }
+            if session.opened.len() > MAX_OPENED
+                && let Some(lowest) = session.opened.pop_first()
+            {
+                self.closed(turn, id, lowest);
+            }
+        }
+    }
+
+    /// A session no longer has this open; if nobody has and it has no name, it goes.
+    fn closed(&mut self, turn: &mut Turn, id: SessionId, ino: Ino) {
+        if let Some(holders) = self.live.nameless.get_mut(&ino) {
+            holders.remove(&id);
+            if holders.is_empty() {
+                self.live.nameless.remove(&ino);
+                turn.free(ino);
+            }
+        }
+    }
+
+    /// Inodes that have lost their last name stay for those who may have them open,
+    /// who are told; the others go at once.
+    fn note_nameless(&mut self, turn: &mut Turn, initiator: SessionId) {
+        for ino in std::mem::take(&mut turn.nameless) {
+            let having = |(id, session): (&SessionId, &Session)| session.opened.contains(&ino).then_some(*id);
+            let holders: BTreeSet<SessionId> = self.live.sessions.iter().filter_map(having).collect();
+            if holders.is_empty() {
+                turn.free(ino);
+                continue;
+            }
+            for id in holders.iter().filter(|id| **id != initiator) {
+                self.push_last_name_gone(turn, *id, ino);
+            }
+            self.live.nameless.insert(ino, holders);
+        }
+    }
+}
+
+/// An answer that leaves now.
+pub(super) fn answer_effect(to: Peer, number: RequestNo, request: [u8; 32], answer: Answer) -> Effect {
+    Effect::Answer { to, number, request, after_checkpoint: None, answer, payload: Bytes::new() }
+}
+
+/// Keeps an answer below a record's size: a result tells only how a request went
+/// that is known anyway to have been applied.
+fn bound_results(ended: &mut [Ended]) {
+    let mut room = RESULTS_BYTES;
+    for session in ended.iter_mut().rev() {
+        let bytes = rmp_serde::to_vec_named(&session.results).expect("results have an encoding").len();
+        match room.checked_sub(bytes) {
+            Some(rest) => room = rest,
+            None => session.results.clear(),
+        }
+    }
+}

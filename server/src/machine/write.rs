@@ -1,0 +1,165 @@
+//! A file's content: which bytes are which bytes of which chunk.
+//!
+//! Extents never overlap. New content splits and trims what it covers; what it
+//! replaces moves to history, and the chunks stay referenced from there. Between
+//! extents a file has holes, which read as zeros.
+
+use super::rows::{ExtentRow, InodeRow, Turn, after, decode, extent_key};
+use proto::chunk::{CHUNK_BYTES, ChunkName};
+use proto::log::Topic;
+use proto::message::{FileKind, Outcome, Piece, Promise, Refusal, Source, Upload, WriteAt};
+use proto::{Ino, Position};
+
+/// Extents handled at a time while a range is cleared: bounds memory, not work.
+const CLEAR_BATCH: usize = 1000;
+
+impl Turn<'_> {
+    pub fn write(&mut self, ino: Ino, at: WriteAt, pieces: &[Piece]) -> Result<Outcome, Refusal> {
+        let old = self.file(ino)?;
+        let base = match at {
+            WriteAt::Offsets => 0,
+            WriteAt::End => old.attr.size,
+        };
+        let extents = self.checked_pieces(base, pieces)?;
+        let end = extents.last().map_or(old.attr.size, ExtentRow::end);
+
+        for (index, (extent, piece)) in extents.iter().zip(pieces).enumerate() {
+            if let Source::Inline { payload_from, payload_len } = piece.source {
+                debug_assert_eq!(extent.chunk.index, index as u32);
+                let from = payload_from as usize;
+                let content = self.payload.slice(from..from + payload_len as usize);
+                self.keep(&extent.chunk, content);
+            }
+        }
+        let mut new = old.clone();
+        for extent in &extents {
+            let freed = self.clear(ino, extent.offset, extent.end());
+            self.put(&extent_key(ino, extent.end()), extent);
+            self.refer(&extent.chunk, 1);
+            self.uses_bytes(i64::from(extent.len));
+            new.attr.allocated = (new.attr.allocated + u64::from(extent.len)).saturating_sub(freed);
+        }
+        new.attr.size = old.attr.size.max(end);
+        new.attr.mtime = self.time;
+        new.attr.ctime = self.time;
+        new.attr.version = self.at;
+        self.save(&old, new.clone());
+        self.changes.push(Promise::Content(ino));
+        self.opened.push(ino);
+        Ok(Outcome::Entry(self.changed(new.attr)))
+    }
+
+    /// Brings a file to a size: content beyond it goes, a hole grows before it.
+    pub fn resize(&mut self, row: &mut InodeRow, size: u64) {
+        if size < row.attr.size {
+            let freed = self.clear(row.attr.ino, size, u64::MAX);
+            row.attr.allocated = row.attr.allocated.saturating_sub(freed);
+        }
+        row.attr.size = size;
+        row.attr.version = self.at;
+    }
+
+    /// Ends all content in `from..to`, trimming extents that reach beyond. Returns
+    /// how many bytes lost their extent. Work grows with the number of extents there.
+    pub fn clear(&mut self, ino: Ino, from: u64, to: u64) -> u64 {
+        let mut freed = 0;
+        loop {
+            let mut batch: Vec<ExtentRow> = Vec::new();
+            let (start, stop) = (extent_key(ino, from.saturating_add(1)), after(&extent_key(ino, u64::MAX)));
+            self.scan(&start, &stop, &mut |_, value| {
+                let extent: ExtentRow = decode(value);
+                let inside = extent.offset < to;
+                if inside {
+                    batch.push(extent);
+                }
+                inside && batch.len() < CLEAR_BATCH
+            });
+            let last = batch.len() < CLEAR_BATCH;
+            for extent in batch {
+                freed += self.cut(ino, &extent, from, to);
+            }
+            if last {
+                return freed;
+            }
+        }
+    }
+
+    /// Ends one extent that overlaps `from..to`, and begins what stays of it.
+    fn cut(&mut self, ino: Ino, extent: &ExtentRow, from: u64, to: u64) -> u64 {
+        let mut kept = 0;
+        if !self.retire(&extent_key(ino, extent.end()), &extent.begin, extent) {
+            self.refer(&extent.chunk, -1);
+        }
+        let parts = [(extent.offset, from.min(extent.end())), (to.max(extent.offset), extent.end())];
+        for (start, end) in parts.into_iter().filter(|(start, end)| start < end) {
+            let part = ExtentRow {
+                offset: start,
+                len: (end - start) as u32,
+                chunk_from: extent.chunk_from + (start - extent.offset) as u32,
+                begin: self.begin(),
+                ..extent.clone()
+            };
+            self.put(&extent_key(ino, end), &part);
+            self.refer(&part.chunk, 1);
+            kept += end - start;
+        }
+        let freed = u64::from(extent.len) - kept;
+        self.uses_bytes(-(freed as i64));
+        freed
+    }
+
+    fn file(&mut self, ino: Ino) -> Result<InodeRow, Refusal> {
+        let row = self.inode(ino)?;
+        match row.attr.kind {
+            FileKind::File => Ok(row),
+            FileKind::Dir => Err(Refusal::IsDirectory),
+            _ => Err(Refusal::Invalid),
+        }
+    }
+
+    /// The pieces as extents, if all of them may be written.
+    fn checked_pieces(&mut self, base: u64, pieces: &[Piece]) -> Result<Vec<ExtentRow>, Refusal> {
+        if pieces.is_empty() || pieces.len() > Upload::MAX_PIECES {
+            return Err(Refusal::Invalid);
+        }
+        let mut extents: Vec<ExtentRow> = Vec::with_capacity(pieces.len());
+        for (index, piece) in pieces.iter().enumerate() {
+            let offset = base.checked_add(piece.offset).ok_or(Refusal::TooLarge)?;
+            let end = offset.checked_add(u64::from(piece.len)).ok_or(Refusal::TooLarge)?;
+            if end > Upload::MAX_FILE_BYTES {
+                return Err(Refusal::TooLarge);
+            }
+            let inside = u64::from(piece.chunk_from) + u64::from(piece.len) <= CHUNK_BYTES as u64;
+            let rising = extents.last().is_none_or(|before| before.end() <= offset);
+            if piece.len == 0 || !inside || !rising {
+                return Err(Refusal::Invalid);
+            }
+            let chunk = match &piece.source {
+                Source::Chunk(name) => {
+                    if !self.lineage.contains(&name.session) && !self.is_referenced(name) {
+                        return Err(Refusal::ForeignChunk);
+                    }
+                    *name
+                }
+                Source::Inline { payload_from, payload_len } => {
+                    self.inline_name(index as u32, *payload_from, *payload_len)?
+                }
+            };
+            let (len, chunk_from, key) = (piece.len, piece.chunk_from, piece.key.clone());
+            extents.push(ExtentRow { offset, len, chunk, chunk_from, key, begin: self.begin() });
+        }
+        Ok(extents)
+    }
+
+    /// The name of content in this request's own payload.
+    fn inline_name(&self, index: u32, from: u32, len: u32) -> Result<ChunkName, Refusal> {
+        let end = from.checked_add(len).ok_or(Refusal::Invalid)?;
+        let content = self.payload.get(from as usize..end as usize).ok_or(Refusal::Invalid)?;
+        if content.is_empty() {
+            return Err(Refusal::Invalid);
+        }
+        let Position { epoch, partition, offset, .. } = self.at;
+        let hash = *blake3::hash(content).as_bytes();
+        Ok(ChunkName { topic: Topic::Requests, epoch, partition, offset, index, session: self.by, hash })
+    }
+}
