@@ -323,6 +323,11 @@ impl<'a> Turn<'a> {
         Begin { at: self.at, time: self.now, by: self.by }
     }
 
+    /// The mark of a row that began at an earlier position, by nobody's session.
+    pub fn begin_of(&self, at: Position) -> Begin {
+        Begin { at, time: LogTime(0), by: SessionId::default() }
+    }
+
     /// Ends a row. Says whether history kept it.
     pub fn retire<T: Serialize>(&mut self, key: &[u8], begin: &Begin, row: &T) -> bool {
         self.delete(key);
