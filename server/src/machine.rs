@@ -26,9 +26,6 @@ mod users;
 mod view;
 mod write;
 
-#[cfg(test)]
-mod tests;
-
 pub use rows::{STATE_CONTENT_BYTES, content};
 pub use session::{open_ticket, seal_ticket};
 pub use users::{StoredUser, user};
@@ -98,7 +95,9 @@ struct Live {
 
 /// A dump that cannot be read back.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the checkpoint's dump of partition {partition}: {reason}; restore a snapshot, or run the kfs-server that wrote it")]
+#[error(
+    "cannot read the checkpoint's dump of partition {partition}: {reason}; restore a snapshot, or run the kfs-server that wrote it"
+)]
 pub struct DumpError {
     partition: u32,
     reason: String,

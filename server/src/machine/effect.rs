@@ -21,22 +21,54 @@ pub enum Effect {
         answer: Answer,
         payload: Bytes,
     },
-    Push { to: Peer, number: PushNo, body: PushBody },
+    Push {
+        to: Peer,
+        number: PushNo,
+        body: PushBody,
+    },
     /// A request of a session that has ended: to be told so under its chunk key.
-    SessionEnded { session: SessionId, replies_partition: u32, number: RequestNo, request: [u8; 32], at: Position },
-    Admin { to: IncarnationId, replies_partition: u32, number: u64, request: [u8; 32], answer: AdminAnswer },
+    SessionEnded {
+        session: SessionId,
+        replies_partition: u32,
+        number: RequestNo,
+        request: [u8; 32],
+        at: Position,
+    },
+    Admin {
+        to: IncarnationId,
+        replies_partition: u32,
+        number: u64,
+        request: [u8; 32],
+        answer: AdminAnswer,
+    },
     /// Whether the login attempt is answered now.
-    Decision { attempt: [u8; 16], verdict: Verdict },
+    Decision {
+        attempt: [u8; 16],
+        verdict: Verdict,
+    },
     /// Sealed content to keep in the packs before the next checkpoint.
-    Keep { name: ChunkName, content: Bytes },
+    Keep {
+        name: ChunkName,
+        content: Bytes,
+    },
     /// The last reference to a chunk, history included, has gone.
-    Unreferenced { name: ChunkName },
+    Unreferenced {
+        name: ChunkName,
+    },
     /// A decision of partition 0, to be appended to another partition by the
     /// answering server, again and again until partition 0 has seen `Landed`.
-    Deliver { partition: u32, decision: Position, record: ServerRecord },
+    Deliver {
+        partition: u32,
+        decision: Position,
+        record: ServerRecord,
+    },
     /// A session now lives, or no longer does: what downloads are checked against.
-    SessionOpened { to: Peer },
-    SessionOver { session: SessionId },
+    SessionOpened {
+        to: Peer,
+    },
+    SessionOver {
+        session: SessionId,
+    },
 }
 
 impl Effect {
@@ -99,7 +131,7 @@ impl Effect {
 }
 
 /// Everything needed to seal something for a session and to put it where it reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     pub session: SessionId,
     pub namespace: NamespaceId,

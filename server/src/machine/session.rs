@@ -12,9 +12,7 @@ use super::{Machine, Stop};
 use bytes::Bytes;
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
-use proto::message::{
-    Acked, Answer, Ended, Op, Open, Outcome, Promise, Refusal, Request, SessionOp, Ticket, UserName,
-};
+use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Promise, Refusal, Request, SessionOp, Ticket, UserName};
 use proto::seal::{Key, SealError, open_blob_of, seal_blob_of};
 use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};

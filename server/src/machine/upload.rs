@@ -1,10 +1,12 @@
 //! Requests that add or change something (renames stand in `rename.rs`, content
 //! in `write.rs`). Checks stand above, changes below: a refused request leaves no trace.
 
-use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use super::rows::{DIR_BYTES, covering, dirent_key, inode_key, link_key, xattr_key};
+use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use proto::chunk::SealedValue;
-use proto::message::{Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Refusal, Upload, XattrHow};
+use proto::message::{
+    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Refusal, Upload, XattrHow,
+};
 use proto::{Ino, Name, NamespaceId, Time};
 
 /// Bytes that sealing may add to a value, from above.

@@ -13,8 +13,8 @@ use proto::frame::Frame;
 use proto::log::REQUEST_PARTITIONS;
 use proto::login::CredentialId;
 use proto::message::{
-    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Refusal, SealedNamespaceKey,
-    ServerRecord, UserInfo, UserName,
+    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Refusal, SealedNamespaceKey, ServerRecord,
+    UserInfo, UserName,
 };
 use proto::{IncarnationId, LogTime, NamespaceId, Position, SessionId};
 use serde::{Deserialize, Serialize};
