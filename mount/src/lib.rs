@@ -1,1 +1,2 @@
 //! kfs
+pub mod sys;
