@@ -161,9 +161,7 @@ fn open_dev_fuse() -> Result<OwnedFd, AttachError> {
     use rustix::io::Errno;
     rustix::fs::open(DEV_FUSE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| match e {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => AttachError::NoDevFuse,
-        Errno::ACCESS | Errno::PERM => {
-            AttachError::DevFuseNotPermitted { uid: rustix::process::geteuid().as_raw() }
-        }
+        Errno::ACCESS | Errno::PERM => AttachError::DevFuseNotPermitted { uid: rustix::process::geteuid().as_raw() },
         other => AttachError::DevFuse(other.into()),
     })
 }
@@ -330,17 +328,16 @@ mod tests {
     fn the_helper_gets_the_source_escaped() {
         let options = MountOptions::parse(OsStr::new("ro,noexec,allow_other")).expect("known");
         let text = helper_options(OsStr::new(r"a@h:1,i:2/x\y"), &options);
-        assert_eq!(
-            text,
-            r"fsname=a@h:1\,i:2/x\\y,subtype=kfs,default_permissions,nosuid,nodev,allow_other,ro,noexec"
-        );
+        assert_eq!(text, r"fsname=a@h:1\,i:2/x\\y,subtype=kfs,default_permissions,nosuid,nodev,allow_other,ro,noexec");
     }
 
     #[test]
     fn the_helpers_complaints_become_ours() {
         let of = |stderr: &str| helper_error(Path::new("/d"), stderr).to_string();
-        assert!(of("fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n")
-            .contains("/etc/fuse.conf"));
+        assert!(
+            of("fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n")
+                .contains("/etc/fuse.conf")
+        );
         assert!(of("fusermount3: fuse device not found, try 'modprobe fuse' first\n").contains("modprobe fuse"));
         assert!(of("fusermount3: failed to open /dev/fuse: Permission denied\n").contains("chmod 666"));
         assert!(of("fusermount3: user has no write access to mountpoint /d\n").contains("not permitted"));

@@ -104,7 +104,10 @@ impl Waiting {
                 let code = code.parse().ok().filter(|code| *code != 0).unwrap_or(1);
                 Outcome { code, message: Some(message.trim_end().to_owned()) }
             }
-            _ => Outcome { code: 1, message: Some(format!("nothing was mounted: the daemon {}", how_ended(self.daemon))) },
+            _ => Outcome {
+                code: 1,
+                message: Some(format!("nothing was mounted: the daemon {}", how_ended(self.daemon))),
+            },
         }
     }
 }

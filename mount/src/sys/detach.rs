@@ -113,11 +113,7 @@ fn by_helper(dir: &Path, lazily: bool) -> Result<(), DetachError> {
     if lazily {
         command.arg("-z");
     }
-    let output = command
-        .arg("--")
-        .arg(dir)
-        .output()
-        .map_err(|why| DetachError::Other { dir: dir.to_owned(), why })?;
+    let output = command.arg("--").arg(dir).output().map_err(|why| DetachError::Other { dir: dir.to_owned(), why })?;
     if output.status.success() {
         return Ok(());
     }
@@ -136,7 +132,8 @@ fn by_helper(dir: &Path, lazily: bool) -> Result<(), DetachError> {
 /// Where `fusermount3` is: on `PATH`, or where systems install it.
 pub(super) fn find_fusermount() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(|dir| OsStr::from_bytes(dir.as_bytes()));
+    let usual =
+        ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(|dir| OsStr::from_bytes(dir.as_bytes()));
     std::env::split_paths(&path)
         .chain(usual.iter().map(PathBuf::from))
         .filter(|dir| dir.is_absolute())

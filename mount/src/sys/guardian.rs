@@ -83,7 +83,9 @@ fn guard(pipe: OwnedFd) {
 fn become_nobody_s(pipe: OwnedFd) -> io::Result<File> {
     const PIPE: i32 = 3;
     rustix::process::setsid()?;
-    for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2] {
+    for signal in
+        [libc::SIGINT, libc::SIGHUP, libc::SIGTERM, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2]
+    {
         // SAFETY: ignoring a signal runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }

@@ -3,8 +3,9 @@
 //! * fuser answers FUSE_INTERRUPT with ENOSYS, so a waiting program would not even die of SIGKILL.
 //!   Instead, an operation that has waited [`PATIENCE`] looks at its caller's
 //!   `/proc/<tid>/status`, again and again, until it is done or its wait must end with EINTR.
-//! * Which signal ends what is in [`Kind`]; the reason is that EINTR reaches the program even if
-//!   it asked for SA_RESTART, which no local filesystem does to it.
+//! * Which signal ends what is in [`Kind`]. EINTR reaches the program even if it asked for
+//!   SA_RESTART, which no local filesystem does to it; so timers and the like end no operation.
+//!   Locks are the exception: there the kernel honours SA_RESTART.
 //! * One thread looks for all waiting operations. At most [`WATCHED_MAX`] are watched and
 //!   [`LOOKS_PER_ROUND`] threads looked at per round; what does not fit is only bounded by its
 //!   timeout.
@@ -35,10 +36,12 @@ pub enum Kind {
     /// Ended by what kills the caller, and by SIGINT, SIGTERM, SIGHUP and SIGQUIT unless the caller
     /// blocks or ignores them.
     Ordinary,
-    /// A read into the page cache, or a page fault: ended only by what kills the caller.
+    /// A read into the page cache, or a page fault: ended only by what kills the caller, or when
+    /// the caller has gone without its answer.
     BufferedRead,
-    /// Ended by every signal that the caller catches, except SIGCHLD, SIGURG, SIGPROF and
-    /// SIGWINCH. SIGALRM is how `flock -w` and alarm() bound their wait.
+    /// Ended by every signal that the caller catches: the kernel turns EINTR into a restart of the
+    /// call if the caller asked for SA_RESTART, just as for a local lock, and `flock -w` and alarm()
+    /// lean on being interrupted.
     BlockingLock,
     /// close(): ended when the caller is killed or exits, since it then waits for no answer.
     Flush,
@@ -277,7 +280,6 @@ const DUMPS_CORE: u64 = set(&[
     libc::SIGXFSZ,
     libc::SIGSYS,
 ]);
-const NEVER: u64 = set(&[libc::SIGCHLD, libc::SIGURG, libc::SIGPROF, libc::SIGWINCH]);
 
 impl Caller {
     fn look(tid: u32) -> Self {
@@ -311,8 +313,8 @@ impl Caller {
 
     fn verdict(&self, kind: Kind) -> Verdict {
         let signals = match self {
-            // Others may wait for the same page, so a buffered read goes on.
-            Self::Gone if kind == Kind::BufferedRead => return Verdict::Wait,
+            // A buffered read too: its page stays locked until it is answered, and the next open of
+            // the file waits for that, unkillably. Others who want the page ask again.
             Self::Gone => return Verdict::End(Why::Ending),
             Self::Unknown => return Verdict::Wait,
             Self::Alive(signals) => signals,
@@ -325,7 +327,7 @@ impl Caller {
         let ends = match kind {
             Kind::BufferedRead | Kind::Flush => 0,
             Kind::Ordinary => open & (ASKS_TO_END | fatal),
-            Kind::BlockingLock => open & (ASKS_TO_END | fatal | signals.caught & !NEVER),
+            Kind::BlockingLock => open & (ASKS_TO_END | fatal | signals.caught),
         };
         if signals.pending_thread & ends != 0 {
             return Verdict::End(Why::Signal(lowest(signals.pending_thread & ends)));
@@ -381,17 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn other_caught_signals_end_only_locks_and_some_nothing() {
-        for (signal, ends_lock) in [
-            (libc::SIGUSR1, true),
-            (libc::SIGALRM, true),
-            (libc::SIGCHLD, false),
-            (libc::SIGURG, false),
-            (libc::SIGPROF, false),
-            (libc::SIGWINCH, false),
-        ] {
+    fn other_caught_signals_end_locks_alone() {
+        for signal in [libc::SIGUSR1, libc::SIGALRM, libc::SIGCHLD, libc::SIGURG, libc::SIGPROF, libc::SIGWINCH] {
             let pending = caller(|s| (s.pending_thread, s.caught) = (set(&[signal]), set(&[signal])));
-            assert_eq!(ALL.map(|kind| pending.verdict(kind) != Verdict::Wait), [false, false, ends_lock, false]);
+            assert_eq!(ALL.map(|kind| pending.verdict(kind) != Verdict::Wait), [false, false, true, false]);
         }
         let uncaught = caller(|s| s.pending_thread = set(&[libc::SIGTSTP]));
         assert!(ALL.iter().all(|kind| uncaught.verdict(*kind) == Verdict::Wait));
@@ -416,7 +411,7 @@ mod tests {
     fn flush_ends_when_its_caller_exits_or_has_gone() {
         let exiting = caller(|s| s.exiting = true);
         assert_eq!(ALL.map(|kind| exiting.verdict(kind) != Verdict::Wait), [false, false, false, true]);
-        assert_eq!(ALL.map(|kind| Caller::Gone.verdict(kind) != Verdict::Wait), [true, false, true, true]);
+        assert_eq!(ALL.map(|kind| Caller::Gone.verdict(kind) != Verdict::Wait), [true; 4]);
         assert!(ALL.iter().all(|kind| Caller::Unknown.verdict(*kind) == Verdict::Wait));
     }
 

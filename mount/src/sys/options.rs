@@ -174,8 +174,20 @@ impl MountOptions {
 /// Options that mount(8), systemd or autofs act on, and that mean nothing to us.
 fn is_for_others(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 14] = [
-        b"", b"_netdev", b"nofail", b"user", b"nouser", b"users", b"owner", b"group", b"auto", b"noauto", b"defaults",
-        b"comment", b"async", b"relatime",
+        b"",
+        b"_netdev",
+        b"nofail",
+        b"user",
+        b"nouser",
+        b"users",
+        b"owner",
+        b"group",
+        b"auto",
+        b"noauto",
+        b"defaults",
+        b"comment",
+        b"async",
+        b"relatime",
     ];
     NAMES.contains(&name) || name.starts_with(b"x-") || name.starts_with(b"X-")
 }
@@ -328,8 +340,7 @@ impl Source {
         let bytes = source.as_bytes();
         let source_text = source.to_string_lossy().into_owned();
         let (head, path) = bytes.split_at(bytes.iter().position(|b| *b == b'/').unwrap_or(bytes.len()));
-        let head =
-            std::str::from_utf8(head).map_err(|_| SourceError::NotText { source_text: source_text.clone() })?;
+        let head = std::str::from_utf8(head).map_err(|_| SourceError::NotText { source_text: source_text.clone() })?;
         let (user, hosts) = match head.rsplit_once('@') {
             Some(("", _)) => return Err(SourceError::NoUser { source_text }),
             Some((user, hosts)) => (Some(user.to_owned()), hosts),

@@ -60,10 +60,30 @@ fn sloppy_notes_unknown_options_but_not_bad_values() {
 #[test]
 fn bad_values_are_refused() {
     for bad in [
-        "uid", "uid=", "uid=-1", "uid=ann", "uid=4294967295", "gid=+1", "umask=888", "umask=1000", "umask=+7",
-        "timeout=0", "timeout=25h", "timeout=1d", "timeout=99999999999999999999", "timeout=18446744073709551615h",
-        "cache=0", "cache=1K", "cache=17T", "cache=x", "cache=18446744073709551615T", "journal=-1", "ro=1", "hard=no",
-        "config=", "a=\"b",
+        "uid",
+        "uid=",
+        "uid=-1",
+        "uid=ann",
+        "uid=4294967295",
+        "gid=+1",
+        "umask=888",
+        "umask=1000",
+        "umask=+7",
+        "timeout=0",
+        "timeout=25h",
+        "timeout=1d",
+        "timeout=99999999999999999999",
+        "timeout=18446744073709551615h",
+        "cache=0",
+        "cache=1K",
+        "cache=17T",
+        "cache=x",
+        "cache=18446744073709551615T",
+        "journal=-1",
+        "ro=1",
+        "hard=no",
+        "config=",
+        "a=\"b",
     ] {
         let error = parse(bad).expect_err(bad).to_string();
         assert!(!error.contains('\n'), "{error}");
@@ -81,11 +101,10 @@ fn quotes_keep_commas_and_paths_become_absolute() {
 #[test]
 fn sources_parse() {
     let s = source("ann@a.example:9092,b:9093/work/x").expect("full form");
-    assert_eq!((s.user.as_deref(), s.brokers, s.path), (
-        Some("ann"),
-        vec!["a.example:9092".to_owned(), "b:9093".to_owned()],
-        OsString::from("/work/x")
-    ));
+    assert_eq!(
+        (s.user.as_deref(), s.brokers, s.path),
+        (Some("ann"), vec!["a.example:9092".to_owned(), "b:9093".to_owned()], OsString::from("/work/x"))
+    );
     let s = source("localhost:9092").expect("shortest form");
     assert_eq!((s.user, s.path), (None, OsString::from("/")));
     let s = source("ann@example.org@[::1]:9092").expect("IPv6, and a user with an @");
