@@ -1,2 +1,4 @@
 //! kfs
+
+pub mod client;
 pub mod sys;

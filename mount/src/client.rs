@@ -1,0 +1,279 @@
+//! The protocol as a library, used by the mount, the command line and the tests:
+//! logging in, one session on the namespace's partition, requests in order,
+//! promises, content up and down, and the journal of what is not known to be applied.
+//!
+//! * [`core`] decides everything about the session and is pure; [`driver`] feeds
+//!   it time and records and does what it says.
+//! * [`promises`] is what caches ask; [`transfer`] moves content; [`journal`]
+//!   keeps what a crash must not lose.
+//! * No cache of names, attributes or content is here: that is `fs`.
+
+pub(crate) mod core;
+mod driver;
+mod journal;
+mod keys;
+mod login;
+mod patience;
+mod promises;
+mod status;
+mod transfer;
+
+pub use driver::Submitted;
+pub use keys::{ContentKeys, KeyError, SealedContent};
+pub use patience::{Interrupt, Patience};
+pub use promises::{Continued, Grant, LEASE_MS, Promises};
+pub use status::{ClientStatus, Counters, Drained, JournalStatus};
+
+use bytes::Bytes;
+use driver::Handle;
+use proto::chunk::ChunkName;
+use proto::log::{Log, LogError};
+use proto::login::DeviceCredential;
+use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
+use proto::{Ino, NamespaceId, Position, Time};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+use zeroize::Zeroizing;
+
+/// Who connects, whereto, and how patient they are.
+#[derive(Clone)]
+pub struct ClientConfig {
+    pub log: Arc<dyn Log>,
+    /// The brokers as the user wrote them; for messages and `status` only.
+    pub brokers: String,
+    /// The cluster's topic prefix; logins are bound to it.
+    pub prefix: String,
+    pub user: UserName,
+    pub secret: Secret,
+    /// How long connecting may take, and what [`Client::patience`] gives.
+    pub timeout: Duration,
+    /// Calls wait for ever instead of `timeout`.
+    pub hard: bool,
+    pub journal: Option<JournalConfig>,
+}
+
+/// What proves who the user is.
+#[derive(Clone)]
+pub enum Secret {
+    Password(Zeroizing<String>),
+    Device(DeviceCredential),
+}
+
+/// Where what is not known to be applied is kept for the next start.
+#[derive(Clone, Debug)]
+pub struct JournalConfig {
+    /// Made with mode 0700 if it is missing.
+    pub dir: PathBuf,
+    /// Of one journal file; what does not fit is not journaled.
+    pub max_bytes: u64,
+}
+
+/// An open session. Clones share it; it ends with [`Client::close`], or some
+/// time after the last clone is gone.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Handle>,
+}
+
+/// The server's yes to a request.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The answer is true as of this place in the log.
+    pub at: Position,
+    pub outcome: Outcome,
+    /// Content that came along.
+    pub payload: Bytes,
+    /// What may be cached from this answer, and under which grants.
+    pub granted: Vec<(Promise, Grant)>,
+    /// For a change: promises that went on through it.
+    pub continued: Vec<Continued>,
+}
+
+/// What caches beyond the client's sight must drop. [`Promises`] says so already
+/// when this is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    Promises(Vec<Promise>),
+    /// Anything may have changed.
+    All,
+    /// The inode, open here, has no name any more.
+    LastNameGone(Ino),
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot log in as {user}: wrong user name or password")]
+    WrongLogin { user: UserName },
+    #[error("cannot log in as {user}: too many failed attempts; try again in {} s", retry.as_secs_f64().ceil())]
+    SlowDown { user: UserName, retry: Duration },
+    #[error(
+        "Kafka answers at {brokers}, but no kfs-server with prefix {prefix:?} did within {} s; start kfs-server, or check the prefix",
+        waited.as_secs()
+    )]
+    NoServer { brokers: String, prefix: String, waited: Duration },
+    #[error("the server's answer cannot be used ({reason}); server and mount may be of different versions")]
+    Protocol { reason: String },
+    #[error("cannot open the keys of {user}: {reason}")]
+    Keys { user: UserName, reason: String },
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// Why a request has no reply.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CallError {
+    /// The server's considered no, and what it promised with it (a name that is
+    /// absent stays so until further notice).
+    #[error("{refusal}")]
+    Refused { refusal: Refusal, at: Position, granted: Vec<(Promise, Grant)> },
+    #[error("no answer within {} s; it may still take effect", waited.as_secs_f32())]
+    TimedOut { waited: Duration },
+    #[error("interrupted; it may still take effect")]
+    Interrupted,
+    /// It was applied, but the session ended and its result is not known.
+    #[error("the session ended before the result was known")]
+    SessionLost,
+    #[error("the client is closed")]
+    Closed,
+    #[error("{} requests wait already", core::MAX_WAITING)]
+    Overloaded,
+    #[error(transparent)]
+    Log(LogError),
+    /// The request cannot be put into a record.
+    #[error("cannot be sent: {reason}")]
+    Unsendable { reason: String },
+    #[error("{op} got an answer meant for another operation")]
+    WrongAnswer { op: &'static str },
+    #[error("the server does not have the content {chunk}")]
+    ChunkMissing { chunk: ChunkName },
+    #[error("the content {chunk} came damaged again and again")]
+    Corrupt { chunk: ChunkName },
+}
+
+impl CallError {
+    /// The server's refusal, if it is one.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            CallError::Refused { refusal, .. } => Some(*refusal),
+            _ => None,
+        }
+    }
+}
+
+impl Client {
+    /// Logs in, opens the session, and adopts the journals that earlier clients
+    /// of this user and cluster left: what was never applied is sent again, in
+    /// order, before anything else. Takes at most `config.timeout`, and as long
+    /// again for the adopted requests' answers.
+    pub async fn connect(config: ClientConfig) -> Result<Client, ConnectError> {
+        Ok(Client { inner: Arc::new(Handle::connect(config).await?) })
+    }
+
+    pub fn namespace(&self) -> NamespaceId {
+        self.inner.identity().namespace
+    }
+
+    pub fn root(&self) -> Ino {
+        Ino::root(self.namespace())
+    }
+
+    /// The uid and gid that a root mount shows for what the namespace owns.
+    pub fn owner_ids(&self) -> (u32, u32) {
+        (self.inner.identity().uid, self.inner.identity().gid)
+    }
+
+    /// The broker may forget what it has acknowledged (`kfs dev`).
+    pub fn volatile(&self) -> bool {
+        self.inner.identity().volatile
+    }
+
+    /// Seals and opens content, values and keys of the namespace.
+    pub fn keys(&self) -> &ContentKeys {
+        &self.inner.identity().keys
+    }
+
+    /// The configured patience: `timeout`, or none when `hard`; no interrupt.
+    pub fn patience(&self) -> Patience {
+        self.inner.patience()
+    }
+
+    /// Sends one request and waits for its answer. `payload` travels raw beside
+    /// it. A request whose caller has given up may still take effect.
+    pub async fn call(&self, op: Op, payload: Bytes, patience: &Patience) -> Result<Reply, CallError> {
+        patience.wait(self.submit(op, payload)).await?
+    }
+
+    /// Enters the request into the ordered stream now: requests submitted one
+    /// after the other are applied in that order. Dropping the result does not
+    /// undo the request. At most 65,536 wait; more are [`CallError::Overloaded`].
+    pub fn submit(&self, op: Op, payload: Bytes) -> Submitted {
+        self.inner.submit(op, payload)
+    }
+
+    /// The civil time for changes: this machine's clock, corrected by how it
+    /// differed from the server's at login.
+    pub fn now(&self) -> Time {
+        self.inner.now()
+    }
+
+    /// Uploads sealed content as a chunk and gives its name. Waits while too many
+    /// uploaded bytes are not yet quoted by an answered request. Where the log
+    /// cannot tell the offset it is uploaded again.
+    pub async fn upload_chunk(&self, sealed: Bytes, patience: &Patience) -> Result<ChunkName, CallError> {
+        patience.wait(transfer::upload(&self.inner, sealed)).await?
+    }
+
+    /// Downloads sealed content; its hash is verified. Asks for the same chunk at
+    /// the same time are one; bytes under way are bounded.
+    pub async fn download(&self, chunk: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
+        patience.wait(transfer::download(&self.inner, *chunk)).await?
+    }
+
+    /// What may be cached, right now.
+    pub fn promises(&self) -> &Promises {
+        self.inner.promises()
+    }
+
+    /// Invalidations from now on. A receiver that lags behind (1024) must drop everything.
+    pub fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
+        self.inner.invalidations()
+    }
+
+    /// One more handle on the inode is open: promises are kept up, and the inode
+    /// outlives its last name.
+    pub fn set_open(&self, ino: Ino) {
+        self.inner.set_open(ino);
+    }
+
+    /// One handle less; with the last one a nameless inode is released.
+    pub fn set_closed(&self, ino: Ino) {
+        self.inner.set_closed(ino);
+    }
+
+    pub fn status(&self) -> ClientStatus {
+        self.inner.status()
+    }
+
+    /// The second half of an fsync, after the answers to all that it covers: with a
+    /// volatile broker it waits for the server's checkpoint, else it is done at once.
+    pub async fn sync(&self, patience: &Patience) -> Result<(), CallError> {
+        if self.volatile() {
+            self.call(Op::Session(SessionOp::Sync), Bytes::new(), patience).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is unanswered, at most `limit`.
+    pub async fn drain(&self, limit: Duration) -> Drained {
+        self.inner.drain(limit).await
+    }
+
+    /// Ends the session: waits up to 2 s for the server to hear of it. The
+    /// journal goes if nothing is pending; else it stays for the next start.
+    pub async fn close(self) {
+        self.inner.close().await;
+    }
+}

@@ -1,0 +1,703 @@
+//! What a session on one partition decides: numbering, the window, resending,
+//! acknowledging, pushes, renewals, and what to do when the session has ended.
+//!
+//! Pure: time (milliseconds of one monotonic clock) and messages come in as
+//! arguments, [`Action`]s go out; no clock, thread, randomness or I/O inside, so
+//! it runs in a simulator. Invariants:
+//!
+//! * A number's frame is sealed once; every resending is of the same bytes.
+//! * What was numbered under a session that may have ended is sent again only
+//!   after its successor's open was answered, and only if it was not applied.
+//! * Whoever enters a request hears of its end exactly once.
+
+mod acks;
+mod pushes;
+mod touch;
+
+use super::promises::Promises;
+use super::{CallError, Invalidation, Reply};
+use acks::{Acks, MAX_AHEAD};
+use bytes::Bytes;
+use proto::message::{Acked, Answer, Attr, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
+use proto::seal::SealError;
+use proto::{Position, PushNo, RequestNo, SessionId, Time};
+use pushes::Pushes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Silence after which a record is sent again, in milliseconds; doubled each time.
+const RESEND_FIRST_MS: u64 = 1_000;
+const RESEND_MAX_MS: u64 = 8_000;
+
+/// One gap is filled at most this often, in milliseconds: of many pipelined
+/// requests after a lost one each is answered with the same gap.
+const GAP_AGAIN_MS: u64 = 250;
+
+/// Silence after which the mount calls itself offline, in milliseconds.
+pub(crate) const OFFLINE_MS: u64 = 10_000;
+
+/// How long an open may stay unanswered before another login, in milliseconds.
+const OPEN_MS: u64 = 20_000;
+
+/// Between records of an active session, so that its promises never run out.
+const RENEW_ACTIVE_MS: u64 = 4_000;
+/// Between records of an idle one, so that the session itself goes on.
+const RENEW_IDLE_MS: u64 = 20_000;
+/// Without use for this long, a session with nothing open is idle.
+const IDLE_AFTER_MS: u64 = 30_000;
+
+/// Requests that wait for the window, at most; a further one is turned away.
+pub(crate) const MAX_WAITING: usize = 65_536;
+
+/// Seals a session's records. The only part of the session that the core does
+/// not see through.
+pub(crate) trait Seal: Send {
+    fn open(&mut self, body: &Open) -> Result<Bytes, SealError>;
+    fn request(&mut self, number: RequestNo, body: &Request, payload: &[u8]) -> Result<Bytes, SealError>;
+}
+
+/// Whoever waits for an answer.
+pub(crate) trait Waiter {
+    /// Nobody will look at the answer any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// A change's place in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Journaled {
+    pub file: u32,
+    pub entry: u64,
+}
+
+impl Journaled {
+    /// The file of this process; the others are adopted.
+    pub(crate) const OWN_FILE: u32 = 0;
+
+    pub(crate) fn is_adopted(self) -> bool {
+        self.file != Journaled::OWN_FILE
+    }
+}
+
+/// One request on its way.
+pub(crate) struct Entry<W> {
+    /// `None` for what the core itself sends.
+    pub waiter: Option<W>,
+    pub op: Op,
+    pub payload: Bytes,
+    pub time: Time,
+    pub journaled: Option<Journaled>,
+    pub entered_ms: u64,
+}
+
+/// What the world is to do, in this order.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment; a box would cost each request an allocation")]
+pub(crate) enum Action<W> {
+    /// Append the record to the session's request partition. A change's journal
+    /// entry must be told the session and number first.
+    Send {
+        number: RequestNo,
+        record: Bytes,
+        journaled: Option<Journaled>,
+    },
+    /// The entry's end.
+    Done {
+        entry: Entry<W>,
+        result: Result<Reply, CallError>,
+    },
+    /// The session lives. `ended` are the sessions that it replaces; what was under way in them has been
+    /// seen to. `root` is the namespace's.
+    Opened {
+        ended: Vec<Ended>,
+        root: Attr,
+    },
+    Invalidate(Invalidation),
+    /// [`Core::wants_session`] has become true.
+    WantSession,
+}
+
+struct Flight<W> {
+    entry: Entry<W>,
+    record: Bytes,
+    hash: [u8; 32],
+    first_sent_ms: u64,
+    sent_ms: u64,
+    sends: u32,
+    append: Append,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Append {
+    /// The log has not said yet whether it has the record.
+    Queued,
+    Done,
+    Failed,
+}
+
+enum Phase {
+    /// There is no session, or it has ended: a login must come.
+    Login,
+    Opening {
+        record: Bytes,
+        hash: [u8; 32],
+        since_ms: u64,
+        sent_ms: u64,
+        sends: u32,
+    },
+    Live,
+    /// Nothing is sent or taken any more.
+    Closed,
+}
+
+/// See the module.
+pub(crate) struct Core<W> {
+    promises: Arc<Promises>,
+    phase: Phase,
+    /// The session that is open or being opened, and what seals its records.
+    session: Option<(SessionId, Box<dyn Seal>)>,
+    window: usize,
+    waiting: VecDeque<Entry<W>>,
+    flight: BTreeMap<RequestNo, Flight<W>>,
+    /// Whose numbers `flight` has.
+    flight_session: Option<SessionId>,
+    /// Requests in flight that are not upkeep.
+    ordinary: usize,
+    /// Sessions to be replaced by the next open, oldest first.
+    predecessors: Vec<SessionId>,
+    next: RequestNo,
+    acks: Acks,
+    pushes: Pushes,
+    /// The highest position heard of.
+    seen: Option<Position>,
+    open_inodes: usize,
+    heard_ms: u64,
+    /// When a new number was last sent.
+    numbered_ms: u64,
+    last_submit_ms: u64,
+    /// Since when something is unanswered and nothing has been heard.
+    silent_since: Option<u64>,
+    offline_since: Option<u64>,
+    gap_filled: (RequestNo, u64),
+    /// No deadline is before this moment.
+    wake_ms: u64,
+}
+
+impl<W: Waiter> Core<W> {
+    /// A core without a session. `predecessors` are those of journals to be adopted.
+    pub(crate) fn new(promises: Arc<Promises>, predecessors: Vec<SessionId>) -> Core<W> {
+        Core {
+            promises,
+            phase: Phase::Login,
+            session: None,
+            window: 1,
+            waiting: VecDeque::new(),
+            flight: BTreeMap::new(),
+            flight_session: None,
+            ordinary: 0,
+            predecessors,
+            next: RequestNo(1),
+            acks: Acks::default(),
+            pushes: Pushes::default(),
+            seen: None,
+            open_inodes: 0,
+            heard_ms: 0,
+            numbered_ms: 0,
+            last_submit_ms: 0,
+            silent_since: None,
+            offline_since: None,
+            gap_filled: (RequestNo(0), 0),
+            wake_ms: u64::MAX,
+        }
+    }
+
+    /// Enters a request behind all entered before it.
+    pub(crate) fn submit(&mut self, now_ms: u64, entry: Entry<W>, out: &mut Vec<Action<W>>) {
+        if matches!(self.phase, Phase::Closed) {
+            return out.push(Action::Done { entry, result: Err(CallError::Closed) });
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return out.push(Action::Done { entry, result: Err(CallError::Overloaded) });
+        }
+        self.last_submit_ms = now_ms;
+        self.waiting.push_back(entry);
+        self.pump(now_ms, out);
+    }
+
+    /// A login has succeeded: opens its session, naming those it replaces.
+    /// `window` is how many requests may be unanswered.
+    pub(crate) fn open(
+        &mut self,
+        now_ms: u64,
+        session: SessionId,
+        mut seal: Box<dyn Seal>,
+        window: usize,
+        out: &mut Vec<Action<W>>,
+    ) -> Result<(), SealError> {
+        if matches!(self.phase, Phase::Closed) {
+            return Ok(());
+        }
+        self.leave_session(out);
+        let record = seal.open(&Open { predecessors: self.predecessors.clone() })?;
+        self.phase = Phase::Opening {
+            hash: proto::frame::record_hash(&record),
+            record: record.clone(),
+            since_ms: now_ms,
+            sent_ms: now_ms,
+            sends: 1,
+        };
+        self.session = Some((session, seal));
+        self.window = window.max(1);
+        self.silent_since.get_or_insert(now_ms);
+        self.wake_at(now_ms + RESEND_FIRST_MS);
+        out.push(Action::Send { number: RequestNo(0), record, journaled: None });
+        Ok(())
+    }
+
+    /// The session is open or being opened.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        self.session.as_ref().map(|(id, _)| *id)
+    }
+
+    /// The hash of the record that an answer with this number must bind, if one is awaited.
+    pub(crate) fn awaited(&self, session: SessionId, number: RequestNo) -> Option<[u8; 32]> {
+        if self.session() != Some(session) {
+            return None;
+        }
+        match &self.phase {
+            Phase::Opening { hash, .. } => (number == RequestNo(0)).then_some(*hash),
+            Phase::Live => self.flight.get(&number).map(|flight| flight.hash),
+            Phase::Login | Phase::Closed => None,
+        }
+    }
+
+    /// An authentic answer to a record that [`Core::awaited`] knows.
+    pub(crate) fn answer(
+        &mut self,
+        now_ms: u64,
+        number: RequestNo,
+        answer: Answer,
+        payload: Bytes,
+        out: &mut Vec<Action<W>>,
+    ) {
+        self.heard(now_ms);
+        if let Err(Refusal::SessionEnded) = answer.result {
+            return self.ended(now_ms, out);
+        }
+        if matches!(self.phase, Phase::Opening { .. }) {
+            return self.opened(now_ms, answer, out);
+        }
+        if let Ok(Outcome::Gap { expected }) = answer.result {
+            return self.fill_gap(now_ms, expected, out);
+        }
+        let Some(flight) = self.flight.remove(&number) else { return };
+        self.seen = self.seen.max(Some(answer.at));
+        self.acks.answered(number);
+        self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
+        self.pushes.told(now_ms, answer.pushed);
+        if let Op::Session(SessionOp::Repeat { .. }) = flight.entry.op {
+            self.pushes.repeated(now_ms, answer.pushed);
+        }
+        // An answer that speaks of a push that has not come does not renew:
+        // the server does not count it for what that push is about.
+        if self.pushes.complete_up_to(answer.pushed) && self.promises.extend(now_ms, flight.first_sent_ms) {
+            out.push(Action::Invalidate(Invalidation::All));
+        }
+        if let Some(deadline_ms) = self.pushes.deadline_ms() {
+            self.wake_at(deadline_ms);
+        }
+        self.finish(now_ms, flight.entry, answer, payload, out);
+        self.pump(now_ms, out);
+    }
+
+    /// An authentic push of this session. [`Core::flush`] follows when no more are at hand.
+    pub(crate) fn push(&mut self, now_ms: u64, number: PushNo, body: PushBody, out: &mut Vec<Action<W>>) {
+        if !matches!(self.phase, Phase::Live) {
+            return;
+        }
+        self.heard(now_ms);
+        self.seen = self.seen.max(Some(body.at));
+        match body.push {
+            Push::Invalidate(promises) => {
+                self.promises.broken(body.at, &promises);
+                out.push(Action::Invalidate(Invalidation::Promises(promises)));
+            }
+            Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
+        }
+        if self.pushes.came(now_ms, number) {
+            self.lost(out);
+        }
+    }
+
+    /// Sends what has gathered: confirmations, which go at once and beyond the window.
+    pub(crate) fn flush(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if !matches!(self.phase, Phase::Live) {
+            return;
+        }
+        while let Some(pushes) = self.pushes.take_confirmations() {
+            self.upkeep(now_ms, SessionOp::Confirm { pushes }, out);
+        }
+        if self.pushes.deadline_ms().is_some_and(|due| due <= now_ms) {
+            self.repeat(now_ms, out);
+        }
+    }
+
+    /// The log's word on a record sent: stored, or not as far as it knows.
+    pub(crate) fn appended(&mut self, now_ms: u64, session: SessionId, number: RequestNo, stored: bool) {
+        if self.session() != Some(session) {
+            return;
+        }
+        if let Some(flight) = self.flight.get_mut(&number) {
+            flight.append = if stored { Append::Done } else { Append::Failed };
+            let due_ms = if stored { flight.sent_ms + backoff_ms(flight.sends) } else { now_ms + RESEND_FIRST_MS };
+            self.wake_at(due_ms);
+        }
+    }
+
+    /// Does what is due by now.
+    pub(crate) fn poll(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if let Some(since) = self.silent_since
+            && self.offline_since.is_none()
+            && now_ms >= since + OFFLINE_MS
+        {
+            self.offline_since = Some(since);
+            if !matches!(self.phase, Phase::Login) {
+                out.push(Action::WantSession);
+            }
+        }
+        match &mut self.phase {
+            Phase::Login | Phase::Closed => {}
+            Phase::Opening { since_ms, .. } if now_ms >= *since_ms + OPEN_MS => self.ended(now_ms, out),
+            Phase::Opening { record, sent_ms, sends, .. } => {
+                if now_ms >= *sent_ms + backoff_ms(*sends) {
+                    (*sent_ms, *sends) = (now_ms, *sends + 1);
+                    out.push(Action::Send { number: RequestNo(0), record: record.clone(), journaled: None });
+                }
+            }
+            Phase::Live => {
+                self.resend_due(now_ms, out);
+                self.flush(now_ms, out);
+                self.renew(now_ms, out);
+                self.pump(now_ms, out);
+            }
+        }
+        self.wake_ms = self.next_deadline_ms();
+    }
+
+    /// No deadline is before this moment: [`Core::poll`] may wait until then.
+    pub(crate) fn wake_ms(&self) -> u64 {
+        self.wake_ms
+    }
+
+    /// A login is needed: there is no session, or none that answers.
+    pub(crate) fn wants_session(&self) -> bool {
+        match self.phase {
+            Phase::Login => true,
+            Phase::Opening { .. } | Phase::Closed => false,
+            Phase::Live => self.offline_since.is_some(),
+        }
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    /// How many inodes are open: while there are any, promises are kept up.
+    pub(crate) fn set_open_inodes(&mut self, now_ms: u64, count: usize) {
+        self.open_inodes = count;
+        self.wake_at(now_ms);
+    }
+
+    /// Since when nothing has been heard although asked, if that is too long.
+    pub(crate) fn offline_since_ms(&self) -> Option<u64> {
+        self.offline_since
+    }
+
+    pub(crate) fn heard_ms(&self) -> u64 {
+        self.heard_ms
+    }
+
+    /// Requests of callers that are not answered, in order.
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Entry<W>> {
+        self.flight.values().map(|flight| &flight.entry).chain(&self.waiting).filter(|entry| !is_upkeep(&entry.op))
+    }
+
+    /// Ends everything: what was entered and not answered is handed back as closed.
+    pub(crate) fn close(&mut self, out: &mut Vec<Action<W>>) {
+        self.phase = Phase::Closed;
+        self.promises.drop_all(self.seen);
+        self.ordinary = 0;
+        let flight = std::mem::take(&mut self.flight).into_values().map(|flight| flight.entry);
+        for entry in flight.chain(std::mem::take(&mut self.waiting)) {
+            out.push(Action::Done { entry, result: Err(CallError::Closed) });
+        }
+    }
+}
+
+impl<W: Waiter> Core<W> {
+    /// Numbers and sends what the window has room for.
+    fn pump(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        while matches!(self.phase, Phase::Live)
+            && self.ordinary < self.window
+            && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
+            && let Some(entry) = self.waiting.pop_front()
+        {
+            // Nobody waits for this view any more: sending it would only delay others.
+            let is_moot = matches!(entry.op, Op::View(_)) && entry.waiter.as_ref().is_some_and(W::is_gone);
+            if is_moot {
+                out.push(Action::Done { entry, result: Err(CallError::Interrupted) });
+            } else {
+                self.number(now_ms, entry, out);
+            }
+        }
+    }
+
+    fn upkeep(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) {
+        let entry = Entry {
+            waiter: None,
+            op: Op::Session(op),
+            payload: Bytes::new(),
+            time: Time::default(),
+            journaled: None,
+            entered_ms: now_ms,
+        };
+        self.number(now_ms, entry, out);
+    }
+
+    fn number(&mut self, now_ms: u64, mut entry: Entry<W>, out: &mut Vec<Action<W>>) {
+        let Some((session, seal)) = &mut self.session else {
+            return self.waiting.push_front(entry);
+        };
+        let number = self.next;
+        let acked: Acked = self.acks.tell(number);
+        let request = Request { acked, time: entry.time, op: entry.op };
+        let sealed = seal.request(number, &request, &entry.payload);
+        entry.op = request.op;
+        let record = match sealed {
+            Ok(record) => record,
+            Err(error) => {
+                return out
+                    .push(Action::Done { entry, result: Err(CallError::Unsendable { reason: error.to_string() }) });
+            }
+        };
+        self.next = number.next();
+        self.flight_session = Some(*session);
+        self.ordinary += usize::from(!is_upkeep(&entry.op));
+        self.numbered_ms = now_ms;
+        self.silent_since.get_or_insert(now_ms);
+        self.wake_at(now_ms + RESEND_FIRST_MS);
+        out.push(Action::Send { number, record: record.clone(), journaled: entry.journaled });
+        let hash = proto::frame::record_hash(&record);
+        let flight =
+            Flight { entry, record, hash, first_sent_ms: now_ms, sent_ms: now_ms, sends: 1, append: Append::Queued };
+        self.flight.insert(number, flight);
+    }
+
+    fn heard(&mut self, now_ms: u64) {
+        self.heard_ms = now_ms;
+        self.offline_since = None;
+        self.silent_since = (!self.flight.is_empty()).then_some(now_ms);
+    }
+
+    /// Takes an answer to its waiter, with what it promises.
+    fn finish(&mut self, now_ms: u64, entry: Entry<W>, answer: Answer, payload: Bytes, out: &mut Vec<Action<W>>) {
+        let result = match answer.result {
+            Ok(outcome) => {
+                let touched = touch::touched(&entry.op, &outcome);
+                let (granted, continued) = if touched.is_empty() {
+                    (self.promises.granted(answer.at, &answer.granted), Vec::new())
+                } else {
+                    self.promises.changed_here(now_ms, answer.at, &touched, &answer.granted)
+                };
+                Ok(Reply { at: answer.at, outcome, payload, granted, continued })
+            }
+            Err(refusal) => {
+                let granted = self.promises.granted(answer.at, &answer.granted);
+                Err(CallError::Refused { refusal, at: answer.at, granted })
+            }
+        };
+        out.push(Action::Done { entry, result });
+    }
+
+    /// Pushes were missed: nothing that was promised counts.
+    fn lost(&mut self, out: &mut Vec<Action<W>>) {
+        self.promises.drop_all(self.seen);
+        out.push(Action::Invalidate(Invalidation::All));
+    }
+
+    fn repeat(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if let Some(from) = self.pushes.ask_to_repeat(now_ms) {
+            self.lost(out);
+            self.upkeep(now_ms, SessionOp::Repeat { from }, out);
+        }
+    }
+
+    fn fill_gap(&mut self, now_ms: u64, expected: RequestNo, out: &mut Vec<Action<W>>) {
+        let (filled, when_ms) = self.gap_filled;
+        if filled == expected && now_ms < when_ms + GAP_AGAIN_MS {
+            return;
+        }
+        self.gap_filled = (expected, now_ms);
+        if self.flight.contains_key(&expected) {
+            for (number, flight) in self.flight.range_mut(expected..) {
+                out.push(flight.send_again(now_ms, *number));
+            }
+        }
+    }
+
+    fn resend_due(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        let top = self.acks.top();
+        for (number, flight) in &mut self.flight {
+            if now_ms >= flight.due_ms(*number, top, self.heard_ms) {
+                out.push(flight.send_again(now_ms, *number));
+            }
+        }
+    }
+
+    fn renew(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if now_ms < self.renewal_ms() {
+            return;
+        }
+        let pending = self.flight.values().any(|flight| matches!(flight.entry.op, Op::Session(SessionOp::Renew)));
+        if !pending {
+            self.upkeep(now_ms, SessionOp::Renew, out);
+        }
+    }
+
+    /// When the next renewal is due if nothing else is sent before.
+    fn renewal_ms(&self) -> u64 {
+        let used_ms = self.last_submit_ms.max(self.promises.last_used_ms());
+        let active_ms = self.numbered_ms + RENEW_ACTIVE_MS;
+        if self.open_inodes > 0 || active_ms < used_ms + IDLE_AFTER_MS {
+            active_ms
+        } else {
+            self.numbered_ms + RENEW_IDLE_MS
+        }
+    }
+
+    fn next_deadline_ms(&self) -> u64 {
+        let mut next = u64::MAX;
+        if let (Some(since), None) = (self.silent_since, self.offline_since) {
+            next = next.min(since + OFFLINE_MS);
+        }
+        match &self.phase {
+            Phase::Login | Phase::Closed => {}
+            Phase::Opening { since_ms, sent_ms, sends, .. } => {
+                next = next.min(since_ms + OPEN_MS).min(sent_ms + backoff_ms(*sends));
+            }
+            Phase::Live => {
+                let top = self.acks.top();
+                for (number, flight) in &self.flight {
+                    next = next.min(flight.due_ms(*number, top, self.heard_ms));
+                }
+                next = next.min(self.pushes.deadline_ms().unwrap_or(u64::MAX));
+                let renewing =
+                    self.flight.values().any(|flight| matches!(flight.entry.op, Op::Session(SessionOp::Renew)));
+                if !renewing {
+                    next = next.min(self.renewal_ms());
+                }
+            }
+        }
+        next
+    }
+
+    fn wake_at(&mut self, ms: u64) {
+        self.wake_ms = self.wake_ms.min(ms);
+    }
+
+    /// The session has ended, or is to be replaced.
+    fn ended(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if matches!(self.phase, Phase::Closed | Phase::Login) {
+            return;
+        }
+        self.silent_since.get_or_insert(now_ms);
+        self.leave_session(out);
+        self.phase = Phase::Login;
+        out.push(Action::WantSession);
+    }
+
+    /// From here on nothing is sent or taken under the session that there was.
+    fn leave_session(&mut self, out: &mut Vec<Action<W>>) {
+        if let Some((session, _)) = self.session.take() {
+            self.predecessors.push(session);
+            // The first ones are what matters: requests were numbered in them.
+            if self.predecessors.len() > Open::MAX_PREDECESSORS {
+                self.predecessors.remove(Open::MAX_PREDECESSORS - 1);
+            }
+            self.lost(out);
+        }
+    }
+
+    /// The open was answered. What was under way in the session before it is
+    /// completed from its results or entered again, in order.
+    fn opened(&mut self, now_ms: u64, answer: Answer, out: &mut Vec<Action<W>>) {
+        let Ok(Outcome::Opened { root, ended, now: _ }) = answer.result else {
+            // Refused (the ticket has run out, the user was removed meanwhile): the next login will tell.
+            return self.ended(now_ms, out);
+        };
+        self.seen = self.seen.max(Some(answer.at));
+        let fate = self.flight_session.and_then(|id| ended.iter().find(|ended| ended.session == id));
+        let mut results: BTreeMap<RequestNo, Answer> =
+            fate.map(|fate| fate.results.iter().cloned().collect()).unwrap_or_default();
+        let last = fate.filter(|fate| fate.known).map_or(RequestNo(0), |fate| fate.last);
+        let mut again = Vec::new();
+        for (number, flight) in std::mem::take(&mut self.flight) {
+            let entry = flight.entry;
+            match results.remove(&number) {
+                _ if is_upkeep(&entry.op) => {}
+                // Its grants are of a session that is over.
+                Some(answer) if number <= last => {
+                    self.finish(now_ms, entry, Answer { granted: Vec::new(), ..answer }, Bytes::new(), out);
+                }
+                _ if number <= last && entry.op.is_change() => {
+                    out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
+                }
+                _ => again.push(entry),
+            }
+        }
+        for entry in again.into_iter().rev() {
+            self.waiting.push_front(entry);
+        }
+        self.predecessors.clear();
+        self.flight_session = None;
+        self.ordinary = 0;
+        self.next = RequestNo(1);
+        self.acks = Acks::default();
+        self.pushes = Pushes::default();
+        self.gap_filled = (RequestNo(0), 0);
+        self.numbered_ms = now_ms;
+        self.silent_since = None;
+        self.phase = Phase::Live;
+        self.promises.drop_all(self.seen);
+        self.wake_at(now_ms + RENEW_ACTIVE_MS);
+        out.push(Action::Opened { ended, root });
+        self.pump(now_ms, out);
+    }
+}
+
+impl<W> Flight<W> {
+    fn send_again(&mut self, now_ms: u64, number: RequestNo) -> Action<W> {
+        self.sent_ms = now_ms;
+        self.sends += 1;
+        self.append = Append::Queued;
+        Action::Send { number, record: self.record.clone(), journaled: self.entry.journaled }
+    }
+
+    /// When to send it again. While the log still tries to store it, never;
+    /// and while the server is busy answering earlier ones, it will come to this one.
+    fn due_ms(&self, number: RequestNo, top: RequestNo, heard_ms: u64) -> u64 {
+        let quiet_since = if number < top { self.sent_ms } else { self.sent_ms.max(heard_ms) };
+        match self.append {
+            Append::Queued => u64::MAX,
+            Append::Done => quiet_since + backoff_ms(self.sends),
+            Append::Failed => self.sent_ms + RESEND_FIRST_MS,
+        }
+    }
+}
+
+/// Records of the session's own, outside the window; a new session does not need them again.
+fn is_upkeep(op: &Op) -> bool {
+    matches!(op, Op::Session(SessionOp::Renew | SessionOp::Confirm { .. } | SessionOp::Repeat { .. }))
+}
+
+fn backoff_ms(sends: u32) -> u64 {
+    (RESEND_FIRST_MS << sends.saturating_sub(1).min(3)).min(RESEND_MAX_MS)
+}

@@ -1,0 +1,586 @@
+//! The tasks around the core: they give it time and records, and do what it says.
+//!
+//! * Numbers are given and records queued under one lock, so the log has them in
+//!   order. Waiters are woken after the lock is free.
+//! * An answer's way is short: the reader task opens it, hands it to the core
+//!   and wakes the caller itself.
+//! * A task for replies, one for served content, one for time, one for logins,
+//!   one for what the log says of appends. All end with the last handle.
+
+mod connect;
+mod inbox;
+
+use super::core::{Action, Core, Entry, Journaled, Waiter};
+use super::journal::Journal;
+use super::patience::Patience;
+use super::promises::Promises;
+use super::status::{ClientStatus, Counters, Drained};
+use super::transfer::Transfers;
+use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, login};
+use bytes::Bytes;
+use proto::frame::Kind;
+use proto::log::{Appended, LogError, Topic};
+use proto::message::{Attr, Ended, Op, Open, Outcome, Request, SessionOp};
+use proto::seal::{Context, Direction, Head, Key, SealError, seal};
+use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// Invalidations that a receiver may lag behind.
+const INVALIDATIONS: usize = 1024;
+
+/// How long nameless inodes gather before they are released together, and how many at most.
+const RELEASE_AFTER_MS: u64 = 500;
+const RELEASE_MAX: usize = 512;
+
+/// How long closing waits for the server to hear of it.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// What does not change while the client lives.
+pub(super) struct Identity {
+    pub namespace: NamespaceId,
+    pub uid: u32,
+    pub gid: u32,
+    pub volatile: bool,
+    pub keys: ContentKeys,
+    clock_offset_ms: i64,
+}
+
+/// One session's way to and from the server.
+pub(super) struct Link {
+    pub session: SessionId,
+    pub key: Key,
+    pub chunk_key: Key,
+    pub epoch: Epoch,
+    pub namespace: NamespaceId,
+    pub partition: u32,
+    pub replies_partition: u32,
+    pub bulk_partition: u32,
+    pub window_requests: usize,
+    pub window_bytes: u64,
+}
+
+/// The client itself. Its last [`Handle`] ends its tasks.
+pub(super) struct Inner {
+    pub config: ClientConfig,
+    base: Instant,
+    identity: Identity,
+    promises: Arc<Promises>,
+    state: Mutex<State>,
+    /// The session's link once it is open.
+    live: watch::Sender<Option<Arc<Link>>>,
+    pub journal: Option<Arc<Journal>>,
+    pub transfers: Transfers,
+    invalidations: broadcast::Sender<Invalidation>,
+    appends: mpsc::UnboundedSender<(SessionId, RequestNo, Appended)>,
+    /// The moment that the timer waits for, and what wakes it earlier.
+    armed_ms: AtomicU64,
+    timer: Notify,
+    wanted: Notify,
+    pub counters: Counts,
+    last_log_error: Mutex<Option<String>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct State {
+    core: Core<Caller>,
+    link: Option<Arc<Link>>,
+    /// The reader of the current session's replies and content.
+    readers: Vec<JoinHandle<()>>,
+    /// Taken by the first `Opened`.
+    opened: Option<oneshot::Sender<(Vec<Ended>, Attr)>>,
+    open_inodes: HashMap<Ino, u32>,
+    nameless: HashSet<Ino>,
+    release: Vec<Ino>,
+    release_at_ms: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counts {
+    pub sent: AtomicU64,
+    pub resent: AtomicU64,
+    pub answers: AtomicU64,
+    pub pushes: AtomicU64,
+    pub quarantined: AtomicU64,
+    pub sessions: AtomicU64,
+    pub uploaded: AtomicU64,
+    pub downloaded: AtomicU64,
+}
+
+/// Who waits for an answer.
+struct Caller(oneshot::Sender<Result<Reply, CallError>>);
+
+impl Waiter for Caller {
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// A request in the ordered stream; resolves to its answer. Dropping it does not
+/// undo the request.
+pub struct Submitted {
+    answer: oneshot::Receiver<Result<Reply, CallError>>,
+    journaled: bool,
+}
+
+impl Submitted {
+    /// The journal holds it: a crash of this process does not lose it.
+    pub fn is_journaled(&self) -> bool {
+        self.journaled
+    }
+}
+
+impl Future for Submitted {
+    type Output = Result<Reply, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or(Err(CallError::Closed)))
+    }
+}
+
+/// Keeps the client's tasks running as long as anyone holds it.
+pub(super) struct Handle {
+    inner: Arc<Inner>,
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Arc<Inner>;
+    fn deref(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+}
+
+impl Handle {
+    /// Makes the client: see [`super::Client::connect`].
+    pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError> {
+        connect::connect(config).await
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inner.stop_tasks();
+    }
+}
+
+impl Inner {
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        if self.config.hard { Patience::for_ever() } else { Patience::within(self.config.timeout) }
+    }
+
+    pub(super) fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
+        self.invalidations.subscribe()
+    }
+
+    pub(super) fn now(&self) -> Time {
+        let local = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let nanos = local.as_nanos() as i128 + i128::from(self.identity.clock_offset_ms) * 1_000_000;
+        Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.base.elapsed().as_millis() as u64
+    }
+
+    /// The open session's link; `None` while there is none.
+    pub(super) fn live(&self) -> watch::Receiver<Option<Arc<Link>>> {
+        self.live.subscribe()
+    }
+
+    pub(super) fn submit(&self, op: Op, payload: Bytes) -> Submitted {
+        let (caller, answer) = oneshot::channel();
+        let journaled = self.enter(Some(caller), op, payload, None);
+        Submitted { answer, journaled }
+    }
+
+    /// Submits what the journal already holds.
+    fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
+        let (caller, answer) = oneshot::channel();
+        self.enter(Some(caller), op, payload, Some((journaled, time)));
+        Submitted { answer, journaled: true }
+    }
+
+    fn enter(
+        &self,
+        caller: Option<oneshot::Sender<Result<Reply, CallError>>>,
+        op: Op,
+        payload: Bytes,
+        adopted: Option<(Journaled, Time)>,
+    ) -> bool {
+        let now = self.now();
+        self.act(|state, now_ms, actions| {
+            // Under the lock, so that the journal has changes in the order in which they are entered.
+            let (journaled, time) = match adopted {
+                Some((journaled, time)) => (Some(journaled), time),
+                None => {
+                    let journal = self.journal.as_ref().filter(|_| op.is_change());
+                    (journal.and_then(|journal| journal.request(&op, &payload, now)), now)
+                }
+            };
+            let waiter = caller.map(Caller);
+            let entry = Entry { waiter, op, payload, time, journaled, entered_ms: now_ms };
+            state.core.submit(now_ms, entry, actions);
+            journaled.is_some()
+        })
+    }
+
+    pub(super) fn set_open(&self, ino: Ino) {
+        self.act(|state, now_ms, _| {
+            *state.open_inodes.entry(ino).or_default() += 1;
+            state.core.set_open_inodes(now_ms, state.open_inodes.len());
+        });
+    }
+
+    pub(super) fn set_closed(&self, ino: Ino) {
+        self.act(|state, now_ms, _| {
+            let Some(handles) = state.open_inodes.get_mut(&ino) else { return };
+            *handles -= 1;
+            if *handles == 0 {
+                state.open_inodes.remove(&ino);
+                state.core.set_open_inodes(now_ms, state.open_inodes.len());
+                if state.nameless.remove(&ino) {
+                    state.release_later(now_ms, ino);
+                }
+            }
+        });
+    }
+
+    pub(super) fn status(&self) -> ClientStatus {
+        let now_ms = self.now_ms();
+        let (upload_bytes, download_bytes) = self.transfers.bytes();
+        let state = self.state();
+        let oldest = state.core.unanswered().map(|entry| entry.entered_ms).min();
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        ClientStatus {
+            user: self.config.user.to_string(),
+            brokers: self.config.brokers.clone(),
+            prefix: self.config.prefix.clone(),
+            namespace: self.identity.namespace.0,
+            session: state.core.session().map(|session| session.to_string()),
+            online: state.core.is_live() && state.core.offline_since_ms().is_none(),
+            offline_ms: state.core.offline_since_ms().map(|since| now_ms.saturating_sub(since)),
+            last_heard_ms: now_ms.saturating_sub(state.core.heard_ms()),
+            unanswered: state.core.unanswered().count(),
+            oldest_unanswered_ms: oldest.map(|entered| now_ms.saturating_sub(entered)),
+            upload_bytes,
+            download_bytes,
+            promises: self.promises.held(),
+            open_inodes: state.open_inodes.len(),
+            journal: self.journal.as_ref().map(|journal| journal.status()),
+            last_log_error: lock(&self.last_log_error).clone(),
+            counters: Counters {
+                records_sent: load(&self.counters.sent),
+                records_resent: load(&self.counters.resent),
+                answers: load(&self.counters.answers),
+                pushes: load(&self.counters.pushes),
+                quarantined: load(&self.counters.quarantined),
+                sessions: load(&self.counters.sessions),
+                chunks_uploaded: load(&self.counters.uploaded),
+                chunks_downloaded: load(&self.counters.downloaded),
+            },
+        }
+    }
+
+    pub(super) async fn drain(&self, limit: Duration) -> Drained {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left: Vec<String> =
+                self.state().core.unanswered().map(|entry| super::status::describe(&entry.op)).collect();
+            if left.is_empty() || Instant::now() >= deadline {
+                return Drained { left };
+            }
+            tokio::time::sleep(Duration::from_millis(10).min(limit)).await;
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        if self.state().core.is_live() {
+            let closed = self.submit(Op::Session(SessionOp::Close), Bytes::new());
+            // If the server does not hear of it, the session expires by itself.
+            let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
+        }
+        self.stop_tasks();
+        // Closing hands every waiting entry back; what is not known to be applied stays in the journal.
+        self.act(|state, _, actions| state.core.close(actions));
+        if let Some(journal) = &self.journal {
+            journal.close();
+        }
+    }
+
+    /// Runs a step of the core under the lock, sends what it wants sent, then
+    /// does the rest without the lock.
+    fn act<T>(&self, step: impl FnOnce(&mut State, u64, &mut Vec<Action<Caller>>) -> T) -> T {
+        let mut actions = Vec::new();
+        let now_ms = self.now_ms();
+        let (out, wake_ms) = {
+            let mut state = self.state();
+            let out = step(&mut state, now_ms, &mut actions);
+            self.send(&state, &mut actions);
+            (out, state.core.wake_ms().min(state.release_at_ms))
+        };
+        if wake_ms < self.armed_ms.load(Ordering::Acquire) {
+            self.timer.notify_one();
+        }
+        for action in actions {
+            self.carry_out(action);
+        }
+        out
+    }
+
+    /// Queues the records among the actions, in order, and takes them out.
+    fn send(&self, state: &State, actions: &mut Vec<Action<Caller>>) {
+        let Some(link) = &state.link else { return };
+        actions.retain(|action| {
+            let Action::Send { number, record, journaled } = action else { return true };
+            if let (Some(journal), Some(journaled)) = (&self.journal, journaled) {
+                journal.sent(*journaled, link.session, *number);
+            }
+            self.counters.sent.fetch_add(1, Ordering::Relaxed);
+            let appended = self.config.log.append(Topic::Requests, link.partition, record.clone());
+            // The receiver lives as long as the tasks; after them nobody needs to know.
+            let _ = self.appends.send((link.session, *number, appended));
+            false
+        });
+    }
+
+    fn carry_out(&self, action: Action<Caller>) {
+        match action {
+            Action::Send { .. } => {}
+            Action::Done { entry, result } => self.done(entry, result),
+            Action::Opened { ended, root } => self.opened(ended, root),
+            Action::WantSession => self.wanted.notify_one(),
+            Action::Invalidate(invalidation) => {
+                if let Invalidation::LastNameGone(ino) = invalidation {
+                    self.last_name_gone(ino);
+                }
+                // Nobody listening is fine: the promise table is what counts.
+                let _ = self.invalidations.send(invalidation);
+            }
+        }
+    }
+
+    fn done(&self, entry: Entry<Caller>, result: Result<Reply, CallError>) {
+        let is_known = !matches!(result, Err(CallError::Closed));
+        if is_known {
+            if let (Some(journal), Some(journaled)) = (&self.journal, entry.journaled) {
+                match &result {
+                    // Nobody is left who could be told: what an earlier mount wrote is kept.
+                    Err(error) if journaled.is_adopted() => {
+                        journal.conflict(journaled, &entry.op, &error.to_string());
+                    }
+                    _ => journal.done(journaled),
+                }
+            }
+            self.transfers.quoted(&entry.op);
+        }
+        match &result {
+            Ok(Reply { outcome: Outcome::Removed(attr), .. }) if attr.nlink == 0 => self.last_name_gone(attr.ino),
+            Ok(Reply { outcome: Outcome::Renamed { last_name_gone: Some(ino), .. }, .. }) => self.last_name_gone(*ino),
+            _ => {}
+        }
+        if let Some(Caller(caller)) = entry.waiter {
+            // A caller that has given up does not look.
+            let _ = caller.send(result);
+        }
+    }
+
+    /// The inode is kept for us until we say that it is not open here.
+    fn last_name_gone(&self, ino: Ino) {
+        self.act(|state, now_ms, _| {
+            if state.open_inodes.contains_key(&ino) {
+                state.nameless.insert(ino);
+            } else {
+                state.release_later(now_ms, ino);
+            }
+        });
+    }
+
+    fn opened(&self, ended: Vec<Ended>, root: Attr) {
+        self.counters.sessions.fetch_add(1, Ordering::Relaxed);
+        let (link, first) = {
+            let mut state = self.state();
+            (state.link.clone(), state.opened.take())
+        };
+        self.live.send_replace(link);
+        match first {
+            // The first open's replaced sessions are of adopted journals: forgotten when those are seen to.
+            Some(opened) => {
+                let _ = opened.send((ended, root));
+            }
+            None => self.forget(ended),
+        }
+    }
+
+    /// The results of ended sessions have been taken.
+    fn forget(&self, ended: Vec<Ended>) {
+        let ended: Vec<SessionId> = ended.into_iter().filter(|e| e.known).map(|e| e.session).collect();
+        if !ended.is_empty() {
+            self.enter(None, Op::Session(SessionOp::Forget { ended }), Bytes::new(), None);
+        }
+    }
+
+    pub(super) fn log_error(&self, error: &LogError) {
+        let text = error.to_string();
+        let mut last = lock(&self.last_log_error);
+        if last.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            *last = Some(text);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn stop_tasks(&self) {
+        for task in lock(&self.tasks).drain(..).chain(self.state().readers.drain(..)) {
+            task.abort();
+        }
+    }
+
+    /// Time passes: does what is due, then sleeps until something is.
+    async fn keep_time(self: Arc<Self>) {
+        loop {
+            let wake_ms = self.act(|state, now_ms, actions| {
+                state.core.poll(now_ms, actions);
+                if now_ms >= state.release_at_ms {
+                    if state.core.is_live() {
+                        state.release(now_ms, actions);
+                    } else {
+                        state.release_at_ms = now_ms + RELEASE_AFTER_MS;
+                    }
+                }
+                let wake_ms = state.core.wake_ms().min(state.release_at_ms);
+                self.armed_ms.store(wake_ms, Ordering::Release);
+                wake_ms
+            });
+            // Never busy, whatever the core says; never longer than a minute.
+            let sleep_ms = wake_ms.saturating_sub(self.now_ms()).clamp(2, 60_000);
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(sleep_ms)) => {}
+                () = self.timer.notified() => {}
+            }
+        }
+    }
+
+    /// Tells the core what became of appends, in the order in which they were made.
+    async fn watch_appends(self: Arc<Self>, mut appends: mpsc::UnboundedReceiver<(SessionId, RequestNo, Appended)>) {
+        while let Some((session, number, appended)) = appends.recv().await {
+            let result = appended.await;
+            if let Err(error) = &result {
+                self.log_error(error);
+            }
+            self.act(|state, now_ms, _| state.core.appended(now_ms, session, number, result.is_ok()));
+        }
+    }
+}
+
+impl State {
+    fn release_later(&mut self, now_ms: u64, ino: Ino) {
+        self.release.push(ino);
+        let due_ms = if self.release.len() >= RELEASE_MAX { now_ms } else { now_ms + RELEASE_AFTER_MS };
+        self.release_at_ms = self.release_at_ms.min(due_ms);
+    }
+
+    fn release(&mut self, now_ms: u64, actions: &mut Vec<Action<Caller>>) {
+        self.release_at_ms = u64::MAX;
+        while !self.release.is_empty() {
+            let rest = self.release.split_off(self.release.len().min(RELEASE_MAX));
+            let inos = std::mem::replace(&mut self.release, rest);
+            let op = Op::Session(SessionOp::Release { inos });
+            let entry = Entry {
+                waiter: None,
+                op,
+                payload: Bytes::new(),
+                time: Time::default(),
+                journaled: None,
+                entered_ms: now_ms,
+            };
+            self.core.submit(now_ms, entry, actions);
+        }
+    }
+}
+
+/// Seals what a session sends to its request partition.
+struct SessionSeal {
+    link: Arc<Link>,
+    ticket: Vec<u8>,
+}
+
+impl SessionSeal {
+    fn seal<T: serde::Serialize>(
+        &self,
+        kind: Kind,
+        number: RequestNo,
+        body: &T,
+        payload: &[u8],
+    ) -> Result<Bytes, SealError> {
+        let link = &self.link;
+        let head =
+            Head { kind, namespace: link.namespace, epoch: link.epoch, sender: link.session.0, number: number.0 };
+        let context = Context {
+            direction: Direction::ToServer,
+            topic: Topic::Requests,
+            partition: link.partition,
+            answers: None,
+        };
+        Ok(seal(&link.key, &head, &context, body, payload)?.record)
+    }
+}
+
+impl super::core::Seal for SessionSeal {
+    fn open(&mut self, body: &Open) -> Result<Bytes, SealError> {
+        self.seal(Kind::Open, RequestNo(0), body, &self.ticket)
+    }
+
+    fn request(&mut self, number: RequestNo, body: &Request, payload: &[u8]) -> Result<Bytes, SealError> {
+        self.seal(Kind::Request, number, body, payload)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is kept under these locks is whole after each step; a panic elsewhere must not take the mount down.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<login::LoggedIn> for (Identity, Link, Vec<u8>) {
+    fn from(login: login::LoggedIn) -> Self {
+        let done = login.done;
+        let link = Link {
+            session: done.session,
+            key: login.key,
+            chunk_key: done.chunk_key,
+            epoch: done.epoch,
+            namespace: done.namespace,
+            partition: done.partition,
+            replies_partition: done.replies_partition,
+            bulk_partition: done.bulk_partition,
+            window_requests: done.window_requests as usize,
+            window_bytes: done.window_bytes,
+        };
+        let identity = Identity {
+            namespace: done.namespace,
+            uid: done.uid,
+            gid: done.gid,
+            volatile: done.volatile,
+            keys: login.keys,
+            clock_offset_ms: login.clock_offset_ms,
+        };
+        (identity, link, done.ticket)
+    }
+}

@@ -1,0 +1,210 @@
+//! Sessions coming and going: the first login, the open, what earlier clients'
+//! journals hold, and every replacement after that.
+
+use super::inbox;
+use super::*;
+use crate::client::journal::Adopted;
+use crate::client::transfer;
+use proto::message::{Source, Upload};
+
+/// How long one login that replaces a session may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between logins that failed: first, and at most.
+const LOGIN_AGAIN: Duration = Duration::from_millis(500);
+const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(10);
+/// After the server has said no to the password, which was right before.
+const LOGIN_REFUSED: Duration = Duration::from_secs(60);
+
+pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError> {
+    let started = Instant::now();
+    let timeout = config.timeout;
+    let (identity, link, ticket) = login::login(&config, timeout).await?.into();
+    let (journal, adopted) = match &config.journal {
+        Some(journal) => {
+            let (journal, adopted) = Journal::open(journal, identity.keys.journal_key(), &config.prefix);
+            (Some(Arc::new(journal)), adopted)
+        }
+        None => (None, Adopted::default()),
+    };
+    let base = Instant::now();
+    let promises = Arc::new(Promises::new(base));
+    let (appends, appended) = mpsc::unbounded_channel();
+    let (opened, first_open) = oneshot::channel();
+    let inner = Arc::new(Inner {
+        base,
+        promises: Arc::clone(&promises),
+        state: Mutex::new(State {
+            core: Core::new(promises, adopted.sessions.clone()),
+            link: None,
+            readers: Vec::new(),
+            opened: Some(opened),
+            open_inodes: HashMap::new(),
+            nameless: HashSet::new(),
+            release: Vec::new(),
+            release_at_ms: u64::MAX,
+        }),
+        live: watch::Sender::new(None),
+        journal,
+        transfers: Transfers::default(),
+        invalidations: broadcast::Sender::new(INVALIDATIONS),
+        appends,
+        armed_ms: AtomicU64::new(u64::MAX),
+        timer: Notify::new(),
+        wanted: Notify::new(),
+        counters: Counts::default(),
+        last_log_error: Mutex::default(),
+        tasks: Mutex::default(),
+        identity,
+        config,
+    });
+    let handle = Handle { inner: Arc::clone(&inner) };
+    let spawn = |task| lock(&inner.tasks).push(task);
+    spawn(tokio::spawn(Arc::clone(&inner).keep_time()));
+    spawn(tokio::spawn(Arc::clone(&inner).watch_appends(appended)));
+    spawn(tokio::spawn(transfer::ask_for_chunks(Arc::clone(&inner))));
+
+    inner.open_session(link, ticket).await?;
+    // From here on a failing open is replaced by another login.
+    spawn(tokio::spawn(Arc::clone(&inner).keep_session()));
+    let left = timeout.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+    let ended = match tokio::time::timeout(left, first_open).await {
+        Ok(Ok((ended, _root))) => ended,
+        Ok(Err(_)) | Err(_) => {
+            return Err(ConnectError::NoServer {
+                brokers: inner.config.brokers.clone(),
+                prefix: inner.config.prefix.clone(),
+                waited: started.elapsed(),
+            });
+        }
+    };
+    inner.adopt(adopted, ended).await;
+    Ok(handle)
+}
+
+impl Inner {
+    /// Starts reading where the session is answered, then opens it.
+    async fn open_session(self: &Arc<Self>, link: Link, ticket: Vec<u8>) -> Result<(), ConnectError> {
+        let link = Arc::new(link);
+        let replies = inbox::tail(self, Topic::Replies, link.replies_partition).await?;
+        let bulk = inbox::tail(self, Topic::Bulk, link.bulk_partition).await?;
+        let seal = Box::new(SessionSeal { link: Arc::clone(&link), ticket });
+        if let Some(journal) = &self.journal {
+            journal.session(link.session);
+        }
+        self.act(|state, now_ms, actions| {
+            for reader in state.readers.drain(..) {
+                reader.abort();
+            }
+            state.readers.push(tokio::spawn(inbox::replies(Arc::clone(self), Arc::clone(&link), replies)));
+            state.readers.push(tokio::spawn(inbox::served(Arc::clone(self), Arc::clone(&link), bulk)));
+            state.link = Some(Arc::clone(&link));
+            state.core.open(now_ms, link.session, seal, link.window_requests, actions)
+        })
+        .map_err(|error| ConnectError::Protocol { reason: error.to_string() })
+    }
+
+    /// Logs in again whenever the session has ended or nobody answers it.
+    async fn keep_session(self: Arc<Self>) {
+        let mut again = LOGIN_AGAIN;
+        loop {
+            while !self.state().core.wants_session() {
+                self.wanted.notified().await;
+                again = LOGIN_AGAIN;
+            }
+            let wait = match login::login(&self.config, LOGIN_TIMEOUT).await {
+                Ok(login) => {
+                    let (_, link, ticket) = login.into();
+                    // The server may have been heard meanwhile: then the session goes on.
+                    if !self.state().core.wants_session() {
+                        continue;
+                    }
+                    match self.open_session(link, ticket).await {
+                        Ok(()) => {
+                            tracing::info!("opened another session in place of one that had ended");
+                            again
+                        }
+                        Err(error) => self.failed_to_replace(&error, again),
+                    }
+                }
+                Err(error) => self.failed_to_replace(&error, again),
+            };
+            tokio::time::sleep(wait).await;
+            again = (again * 2).min(LOGIN_AGAIN_MAX);
+        }
+    }
+
+    fn failed_to_replace(&self, error: &ConnectError, again: Duration) -> Duration {
+        let text = format!("the session has ended and could not be replaced yet: {error}");
+        let mut last = lock(&self.last_log_error);
+        if last.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            *last = Some(text);
+        }
+        match error {
+            ConnectError::WrongLogin { .. } => LOGIN_REFUSED,
+            ConnectError::SlowDown { retry, .. } => (*retry).max(again),
+            _ => again,
+        }
+    }
+
+    /// Sends again, in order, what earlier clients' journals hold and was never
+    /// applied. What is refused is kept beside the journals and told.
+    async fn adopt(self: &Arc<Self>, adopted: Adopted, ended: Vec<Ended>) {
+        let Some(journal) = self.journal.clone() else { return };
+        let mut sent = Vec::new();
+        for entry in adopted.entries {
+            let fate = entry.sent.and_then(|(session, number)| {
+                let ended = ended.iter().find(|ended| ended.session == session && ended.known)?;
+                (number <= ended.last).then(|| {
+                    let result = ended.results.iter().find(|(result, _)| *result == number);
+                    result.map(|(_, answer)| answer.result.clone())
+                })
+            });
+            match fate {
+                // Applied; whoever waited for more than that is gone.
+                Some(None | Some(Ok(_))) => journal.done(entry.journaled),
+                Some(Some(Err(refusal))) => journal.conflict(entry.journaled, &entry.op, &refusal.to_string()),
+                None => match self.with_content(&journal, &entry.op).await {
+                    Ok(op) => {
+                        sent.push(self.submit_journaled(op, entry.payload, entry.time, entry.journaled));
+                    }
+                    Err(error) => journal.conflict(entry.journaled, &entry.op, &error.to_string()),
+                },
+            }
+        }
+        if !sent.is_empty() {
+            tracing::info!("sent {} requests again that an earlier mount could not finish", sent.len());
+        }
+        let inner = Arc::clone(self);
+        let finishing = async move {
+            for submitted in sent {
+                // What became of it is seen to where every answer is.
+                let _ = submitted.await;
+            }
+            inner.forget(ended);
+        };
+        let task = tokio::spawn(finishing);
+        // What takes longer goes on behind the mount's back, as any unanswered request does.
+        let _ = tokio::time::timeout(self.config.timeout, task).await;
+    }
+
+    /// The request with the content that it quotes uploaded again, as far as the
+    /// journal has it: what the crash interrupted may never have reached the log.
+    async fn with_content(self: &Arc<Self>, journal: &Journal, op: &Op) -> Result<Op, CallError> {
+        let mut op = op.clone();
+        if let Op::Upload(Upload::Write { pieces, .. }) = &mut op {
+            let mut uploaded = HashMap::new();
+            for piece in pieces {
+                let Source::Chunk(name) = &mut piece.source else { continue };
+                if !uploaded.contains_key(name) {
+                    let Some(content) = journal.content(name) else { continue };
+                    let again = self.patience().wait(transfer::upload_again(self, content)).await??;
+                    uploaded.insert(*name, again);
+                }
+                *name = uploaded.get(name).copied().unwrap_or(*name);
+            }
+        }
+        Ok(op)
+    }
+}

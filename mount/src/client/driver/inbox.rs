@@ -1,0 +1,144 @@
+//! What comes from the server: answers and pushes on `replies`, content on `bulk`.
+//! Sessions share partitions, so what is not ours is passed over by its header,
+//! before any cryptography; what says that it is ours and does not authenticate
+//! is counted and passed over too.
+
+use super::*;
+use proto::frame::Frame;
+use proto::log::{Record, Start, Tail};
+use proto::message::{Answer, PushBody, Refusal};
+use proto::seal::{Opened, open};
+use proto::{PushNo, RequestNo};
+
+/// Between attempts to read again where the log lost its thread.
+const READ_AGAIN: Duration = Duration::from_millis(250);
+
+/// Records taken before what has gathered is sent.
+const BATCH: usize = 32;
+
+/// Reads a partition from its end on.
+pub(super) async fn tail(inner: &Arc<Inner>, topic: Topic, partition: u32) -> Result<Tail, ConnectError> {
+    let log = Arc::clone(&inner.config.log);
+    tokio::task::spawn_blocking(move || log.read_from(&[(topic, partition, Start::End)]))
+        .await
+        .map_err(|error| ConnectError::Protocol { reason: error.to_string() })?
+        .map_err(ConnectError::Log)
+}
+
+/// Reads on from the end, as often as it takes. What was missed shows in push
+/// numbers, and requests without an answer are sent again.
+async fn tail_again(inner: &Arc<Inner>, topic: Topic, partition: u32) -> Tail {
+    loop {
+        tokio::time::sleep(READ_AGAIN).await;
+        match tail(inner, topic, partition).await {
+            Ok(tail) => return tail,
+            Err(ConnectError::Log(error)) => inner.log_error(&error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Takes answers and pushes of one session until it is aborted.
+pub(super) async fn replies(inner: Arc<Inner>, link: Arc<Link>, mut tail: Tail) {
+    loop {
+        let mut next = tail.next().await;
+        let mut is_lost = next.is_none();
+        let mut taken = 0;
+        while let Some(item) = next {
+            match item {
+                Ok(record) => inner.reply(&link, record),
+                Err(error) => {
+                    inner.log_error(&error);
+                    is_lost |= matches!(error, LogError::OutOfRange { .. });
+                }
+            }
+            taken += 1;
+            next = if taken < BATCH { tail.try_next() } else { None };
+        }
+        // Nothing more is at hand, or enough has gathered: confirmations leave now.
+        inner.act(|state, now_ms, actions| state.core.flush(now_ms, actions));
+        if is_lost {
+            tail = tail_again(&inner, Topic::Replies, link.replies_partition).await;
+        }
+    }
+}
+
+/// Takes one session's content until it is aborted.
+pub(super) async fn served(inner: Arc<Inner>, link: Arc<Link>, mut tail: Tail) {
+    loop {
+        match tail.next().await {
+            Some(Ok(record)) => {
+                let Ok(frame) = Frame::parse(record.value) else { continue };
+                if frame.header().sender == link.session.0 && frame.header().kind == Kind::Served {
+                    inner.transfers.served(&inner, &link, &frame);
+                }
+            }
+            Some(Err(error)) => {
+                inner.log_error(&error);
+                if matches!(error, LogError::OutOfRange { .. }) {
+                    tail = tail_again(&inner, Topic::Bulk, link.bulk_partition).await;
+                }
+            }
+            None => tail = tail_again(&inner, Topic::Bulk, link.bulk_partition).await,
+        }
+    }
+}
+
+impl Inner {
+    fn reply(&self, link: &Link, record: Record) {
+        let partition = record.partition;
+        let Ok(frame) = Frame::parse(record.value) else { return };
+        let header = frame.header();
+        if header.sender != link.session.0 {
+            return;
+        }
+        let context = |answers| Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
+        match header.kind {
+            Kind::Answer => {
+                let number = RequestNo(header.number);
+                let Some(hash) = self.state().core.awaited(link.session, number) else { return };
+                let context = context(Some(hash));
+                let answer = match open::<Answer>(&link.key, &frame, &context) {
+                    Ok(Opened { body, .. }) => body,
+                    Err(error) => match self.notice_of_end(link, &frame, &context) {
+                        Some(notice) => notice,
+                        None => return self.quarantined(&error),
+                    },
+                };
+                self.counters.answers.fetch_add(1, Ordering::Relaxed);
+                let payload = frame.payload();
+                self.act(|state, now_ms, actions| {
+                    // Another session may have begun while the record was being opened.
+                    if state.core.awaited(link.session, number) == Some(hash) {
+                        state.core.answer(now_ms, number, answer, payload, actions);
+                    }
+                });
+            }
+            Kind::Push => match open::<PushBody>(&link.key, &frame, &context(None)) {
+                Ok(Opened { body, .. }) => {
+                    self.counters.pushes.fetch_add(1, Ordering::Relaxed);
+                    let number = PushNo(header.number);
+                    self.act(|state, now_ms, actions| {
+                        if state.core.session() == Some(link.session) {
+                            state.core.push(now_ms, number, body, actions);
+                        }
+                    });
+                }
+                Err(error) => self.quarantined(&error),
+            },
+            _ => {}
+        }
+    }
+
+    /// A server that no longer has the session's key can only say that it has
+    /// ended, under the key for its chunks; nothing else counts under that.
+    fn notice_of_end(&self, link: &Link, frame: &Frame, context: &Context) -> Option<Answer> {
+        let answer = open::<Answer>(&link.chunk_key, frame, context).ok()?.body;
+        matches!(answer.result, Err(Refusal::SessionEnded)).then_some(answer)
+    }
+
+    pub(in crate::client) fn quarantined(&self, error: &SealError) {
+        self.counters.quarantined.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!("passed over a record that names this session: {error}");
+    }
+}

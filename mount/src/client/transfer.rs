@@ -1,0 +1,396 @@
+//! Content up and down. Chunks need no order, so they travel beside the ordered
+//! requests: uploads to `chunks`, downloads asked on `reads` and served on `bulk`.
+//!
+//! * Uploaded bytes that no answered request quotes yet are bounded, and so are
+//!   bytes asked for and not yet served: a writer or reader waits.
+//! * Names that are asked for together travel together; asks for one chunk are one.
+//! * Nothing is handed on whose hash is not its name's.
+
+use super::CallError;
+use super::driver::{Inner, Link};
+use bytes::Bytes;
+use proto::chunk::{self, ChunkName, SEALED_MAX_BYTES};
+use proto::frame::{Frame, Kind};
+use proto::log::{LogError, Topic};
+use proto::message::{Download, Op, Served, Source, Upload};
+use proto::seal::{Context, Direction, Head, hash_of, open, seal};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// Silence after which a chunk is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often the asking task looks for silence while anything is asked for.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Times that a chunk may come damaged, or be said to be missing, before its
+/// readers are told so.
+const DAMAGED_MAX: u32 = 3;
+const MISSING_MAX: u32 = 3;
+
+/// Uploaded content that nobody quotes within this time no longer counts as under way.
+const QUOTED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Between uploads of a chunk whose append failed.
+const UPLOAD_AGAIN: Duration = Duration::from_millis(500);
+
+/// Reads remembered for their answers' sake, at most; older ones' answers are passed over.
+const MAX_READS: usize = 4096;
+
+/// Content on its way, both ways.
+#[derive(Default)]
+pub(super) struct Transfers {
+    uploads: Mutex<Uploads>,
+    room: Notify,
+    downloads: Mutex<Downloads>,
+    asked: Notify,
+}
+
+#[derive(Default)]
+struct Uploads {
+    bytes: u64,
+    unquoted: HashMap<ChunkName, (u64, Instant)>,
+}
+
+#[derive(Default)]
+struct Downloads {
+    chunks: HashMap<ChunkName, Ask>,
+    /// Names to be asked for, in the order of their callers.
+    queue: VecDeque<ChunkName>,
+    /// Frame hashes of reads by number, for their answers' seals.
+    reads: HashMap<u64, [u8; 32]>,
+    next_read: u64,
+    /// Chunks asked for and not yet served.
+    under_way: usize,
+}
+
+struct Ask {
+    readers: Vec<oneshot::Sender<Result<Bytes, CallError>>>,
+    /// When it was last asked for; `None` while it is queued.
+    asked: Option<Instant>,
+    damaged: u32,
+    missing: u32,
+}
+
+/// Gives reserved room back unless the chunk has made it to the log.
+struct Reserved<'a> {
+    transfers: &'a Transfers,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            lock(&self.transfers.uploads).bytes -= self.bytes;
+            self.transfers.room.notify_waiters();
+        }
+    }
+}
+
+/// Uploads sealed content; see [`super::Client::upload_chunk`].
+pub(super) async fn upload(inner: &Arc<Inner>, sealed: Bytes) -> Result<ChunkName, CallError> {
+    let name = upload_again(inner, sealed.clone()).await?;
+    if let Some(journal) = &inner.journal {
+        journal.keep(&name, &sealed);
+    }
+    Ok(name)
+}
+
+/// [`upload`] of content that the journal holds already.
+pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<ChunkName, CallError> {
+    let hash = hash_of(&sealed);
+    let mut reserved = inner.transfers.reserve(inner, sealed.len() as u64).await?;
+    loop {
+        let link = live(inner).await?;
+        let upload = chunk::Uploader {
+            session: link.session,
+            namespace: link.namespace,
+            epoch: link.epoch,
+            partition: link.partition,
+        };
+        let record = chunk::chunk_record(&link.chunk_key, &upload, &sealed, hash)
+            .map_err(|error| CallError::Unsendable { reason: error.to_string() })?
+            .record;
+        match inner.config.log.append(Topic::Chunks, link.partition, record).await {
+            Ok(offset) => {
+                let name = ChunkName {
+                    topic: Topic::Chunks,
+                    epoch: link.epoch,
+                    partition: link.partition,
+                    offset,
+                    index: 0,
+                    session: link.session,
+                    hash,
+                };
+                let bytes = std::mem::take(&mut reserved.bytes);
+                lock(&inner.transfers.uploads).unquoted.insert(name, (bytes, Instant::now()));
+                inner.counters.uploaded.fetch_add(1, Ordering::Relaxed);
+                return Ok(name);
+            }
+            // Where it is, if anywhere, is not known: nothing will ever quote it.
+            Err(error @ (LogError::NotAppended { .. } | LogError::Unreachable { .. })) => {
+                inner.log_error(&error);
+                tokio::time::sleep(UPLOAD_AGAIN).await;
+            }
+            Err(error) => return Err(CallError::Log(error)),
+        }
+    }
+}
+
+/// Downloads sealed content; see [`super::Client::download`].
+pub(super) async fn download(inner: &Arc<Inner>, name: ChunkName) -> Result<Bytes, CallError> {
+    let (reader, content) = oneshot::channel();
+    let is_new = {
+        let mut downloads = lock(&inner.transfers.downloads);
+        let downloads = &mut *downloads;
+        match downloads.chunks.get_mut(&name) {
+            Some(ask) => {
+                ask.readers.push(reader);
+                false
+            }
+            None => {
+                let ask = Ask { readers: vec![reader], asked: None, damaged: 0, missing: 0 };
+                downloads.chunks.insert(name, ask);
+                downloads.queue.push_back(name);
+                true
+            }
+        }
+    };
+    if is_new {
+        inner.transfers.asked.notify_one();
+    }
+    content.await.unwrap_or(Err(CallError::Closed))
+}
+
+/// Asks for what is queued, as far as the window allows, and again after silence.
+pub(super) async fn ask_for_chunks(inner: Arc<Inner>) {
+    let mut live = inner.live();
+    loop {
+        // A session that has just begun is asked at once for what the one before it did not serve.
+        let is_other_session = live.has_changed().unwrap_or(false);
+        let link = live.borrow_and_update().clone();
+        let busy = match link {
+            Some(link) => inner.transfers.ask(&inner, &link, is_other_session),
+            None => false,
+        };
+        let look = async {
+            match busy {
+                true => tokio::time::sleep(LOOK).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = inner.transfers.asked.notified() => {}
+            changed = live.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                live.mark_changed();
+            }
+            () = look => {}
+        }
+    }
+}
+
+async fn live(inner: &Inner) -> Result<Arc<Link>, CallError> {
+    let mut live = inner.live();
+    match live.wait_for(Option::is_some).await {
+        Ok(link) => link.clone().ok_or(CallError::Closed),
+        Err(_) => Err(CallError::Closed),
+    }
+}
+
+impl Transfers {
+    /// Bytes under way, up and down.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        let down = lock(&self.downloads).under_way as u64 * SEALED_MAX_BYTES as u64;
+        (lock(&self.uploads).bytes, down)
+    }
+
+    /// A request was answered: what it quotes is no longer under way.
+    pub(super) fn quoted(&self, op: &Op) {
+        let Op::Upload(Upload::Write { pieces, .. }) = op else { return };
+        let mut uploads = lock(&self.uploads);
+        let before = uploads.bytes;
+        for piece in pieces {
+            if let Source::Chunk(name) = &piece.source
+                && let Some((bytes, _)) = uploads.unquoted.remove(name)
+            {
+                uploads.bytes -= bytes;
+            }
+        }
+        if uploads.bytes < before {
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Waits until `bytes` more fit; a chunk alone always does.
+    async fn reserve(&self, inner: &Inner, bytes: u64) -> Result<Reserved<'_>, CallError> {
+        loop {
+            // Registered before looking, so that room made meanwhile is not missed.
+            let room = self.room.notified();
+            let window = live(inner).await?.window_bytes;
+            {
+                let mut uploads = lock(&self.uploads);
+                if uploads.bytes > 0 && uploads.bytes + bytes > window {
+                    uploads.forget_unquoted();
+                }
+                if uploads.bytes == 0 || uploads.bytes + bytes <= window {
+                    uploads.bytes += bytes;
+                    return Ok(Reserved { transfers: self, bytes });
+                }
+            }
+            // The timer is for content that nobody quotes.
+            let _ = tokio::time::timeout(Duration::from_secs(1), room).await;
+        }
+    }
+
+    /// Returns whether anything is still to come.
+    fn ask(&self, inner: &Inner, link: &Link, is_other_session: bool) -> bool {
+        let mut downloads = lock(&self.downloads);
+        downloads.ask_again_after(if is_other_session { Duration::ZERO } else { ASK_AGAIN });
+        let room = (link.window_bytes as usize / SEALED_MAX_BYTES).max(1);
+        loop {
+            let mut chunks = Vec::new();
+            while downloads.under_way < room
+                && chunks.len() < Download::MAX_CHUNKS
+                && let Some(name) = downloads.queue.pop_front()
+            {
+                if let Some(ask) = downloads.chunks.get_mut(&name)
+                    && ask.asked.is_none()
+                {
+                    ask.asked = Some(Instant::now());
+                    downloads.under_way += 1;
+                    chunks.push(name);
+                }
+            }
+            if chunks.is_empty() {
+                return !downloads.chunks.is_empty();
+            }
+            downloads.send(inner, link, chunks);
+        }
+    }
+
+    /// A frame of kind `Served` that names this session.
+    pub(super) fn served(&self, inner: &Inner, link: &Link, frame: &Frame) {
+        let number = frame.header().number;
+        let Some(read) = lock(&self.downloads).reads.get(&number).copied() else { return };
+        let context = Context {
+            direction: Direction::ToClient,
+            topic: Topic::Bulk,
+            partition: link.bulk_partition,
+            answers: Some(read),
+        };
+        // Opening hashes the whole content, so it is done without the lock.
+        let opened = match open::<Served>(&link.key, frame, &context) {
+            Ok(opened) => opened,
+            Err(error) => return inner.quarantined(&error),
+        };
+        let mut downloads = lock(&self.downloads);
+        match opened.body {
+            Served::Chunk(name) if opened.payload_hash == name.hash => {
+                inner.counters.downloaded.fetch_add(1, Ordering::Relaxed);
+                downloads.finish(&name, Ok(frame.payload()));
+            }
+            Served::Chunk(name) => {
+                downloads.retry(&name, |ask| {
+                    ask.damaged += 1;
+                    (ask.damaged >= DAMAGED_MAX).then_some(CallError::Corrupt { chunk: name })
+                });
+            }
+            Served::Missing(name) => {
+                downloads.retry(&name, |ask| {
+                    ask.missing += 1;
+                    (ask.missing >= MISSING_MAX).then_some(CallError::ChunkMissing { chunk: name })
+                });
+            }
+        }
+        let is_room_wanted = !downloads.queue.is_empty();
+        drop(downloads);
+        if is_room_wanted {
+            self.asked.notify_one();
+        }
+    }
+}
+
+impl Uploads {
+    fn forget_unquoted(&mut self) {
+        let mut forgotten = 0;
+        self.unquoted.retain(|_, (bytes, since)| {
+            let is_fresh = since.elapsed() < QUOTED_WITHIN;
+            forgotten += if is_fresh { 0 } else { *bytes };
+            is_fresh
+        });
+        self.bytes -= forgotten;
+    }
+}
+
+impl Downloads {
+    fn send(&mut self, inner: &Inner, link: &Link, chunks: Vec<ChunkName>) {
+        self.next_read += 1;
+        let number = self.next_read;
+        let head =
+            Head { kind: Kind::Read, namespace: link.namespace, epoch: link.epoch, sender: link.session.0, number };
+        let context =
+            Context { direction: Direction::ToServer, topic: Topic::Reads, partition: link.partition, answers: None };
+        match seal(&link.key, &head, &context, &Download { chunks }, &[]) {
+            Ok(sealed) => {
+                self.reads.insert(number, proto::frame::record_hash(&sealed.record));
+                self.reads.retain(|read, _| read + MAX_READS as u64 > number);
+                // Its loss shows as silence. Queued at once; nobody needs to hear of the acknowledgement.
+                drop(inner.config.log.append(Topic::Reads, link.partition, sealed.record));
+            }
+            // Names of a fixed length, at most 64: it always fits.
+            Err(error) => tracing::error!("cannot ask for chunks: {error}"),
+        }
+    }
+
+    /// Queues again what was asked for and has been silent for so long.
+    fn ask_again_after(&mut self, silence: Duration) {
+        let mut gone = HashSet::new();
+        for (name, ask) in &mut self.chunks {
+            if ask.asked.is_some_and(|asked| asked.elapsed() >= silence) {
+                ask.asked = None;
+                self.under_way -= 1;
+                ask.readers.retain(|reader| !reader.is_closed());
+                if ask.readers.is_empty() {
+                    gone.insert(*name);
+                } else {
+                    self.queue.push_back(*name);
+                }
+            }
+        }
+        self.chunks.retain(|name, _| !gone.contains(name));
+    }
+
+    fn finish(&mut self, name: &ChunkName, content: Result<Bytes, CallError>) {
+        let Some(ask) = self.chunks.remove(name) else { return };
+        self.under_way -= usize::from(ask.asked.is_some());
+        for reader in ask.readers {
+            // A reader that has given up does not look.
+            let _ = reader.send(content.clone());
+        }
+    }
+
+    /// The chunk did not come as it should: asks again, unless that is an error by now.
+    fn retry(&mut self, name: &ChunkName, verdict: impl FnOnce(&mut Ask) -> Option<CallError>) {
+        let Some(ask) = self.chunks.get_mut(name) else { return };
+        match verdict(ask) {
+            Some(error) => self.finish(name, Err(error)),
+            None => {
+                if ask.asked.take().is_some() {
+                    self.under_way -= 1;
+                    self.queue.push_back(*name);
+                }
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each step leaves a whole table; a panic elsewhere must not take the mount down.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
