@@ -138,9 +138,11 @@ impl KafkaLog {
         let asking = Lane::new(&cluster, true, false);
         let timeout = cluster.settings.timeout;
         cluster.embedded = asking.with_client(|client, trouble| {
-            retried(&cluster, trouble, timeout, |slice| {
-                client.fetch_metadata(Some(cluster.name(Topic::Requests)), slice)
-            })?;
+            let topic = Some(cluster.name(Topic::Requests));
+            retried(&cluster, trouble, timeout, |slice| client.fetch_metadata(topic, slice))?;
+            // librdkafka looks for its producer id when metadata comes, but the first may come
+            // before it is ready to; without a second the first append would wait for 0.5 s.
+            retried(&cluster, trouble, timeout, |slice| client.fetch_metadata(topic, slice))?;
             Ok(client.fetch_cluster_id(timeout).is_some_and(|id| id.starts_with("mockCluster")))
         })??;
         let cluster = Arc::new(cluster);

@@ -31,6 +31,9 @@ const COMMON: &[(&str, &str)] = &[
 /// the log's promises rest on.
 pub(super) fn config(settings: &KafkaSettings, ours: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
     let mut config = ClientConfig::new();
+    // By itself it would ask the crate `log`, which nothing here listens to.
+    let debugging = settings.properties.contains_key("debug");
+    config.set_log_level(if debugging { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
     for (key, value) in COMMON.iter().chain(ours) {
         config.set(*key, *value);
     }
