@@ -14,6 +14,9 @@ mod acks;
 mod pushes;
 mod touch;
 
+#[cfg(test)]
+mod tests;
+
 use super::promises::Promises;
 use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
@@ -289,6 +292,9 @@ impl<W: Waiter> Core<W> {
             return self.fill_gap(now_ms, expected, out);
         }
         let Some(flight) = self.flight.remove(&number) else { return };
+        if self.flight.is_empty() {
+            self.silent_since = None;
+        }
         self.seen = self.seen.max(Some(answer.at));
         self.acks.answered(number);
         self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));

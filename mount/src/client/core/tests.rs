@@ -1,0 +1,602 @@
+//! The core against the real machine over a log that loses, repeats, delays and
+//! reorders, in both directions: every change is applied once and in order, and
+//! what a promise lets a client believe is never older than what others were told.
+//! One seed, one run.
+
+use super::*;
+use crate::client::promises::{Grant, Promises};
+use proto::frame::Kind;
+use proto::keys::ClusterKey;
+use proto::log::Topic;
+use proto::message::{AttrChange, FileKind, NewInode, Owner, Promise, ServerBody, ServerRecord, Ticket, UserName};
+use proto::message::{Upload, View};
+use proto::seal::{Context, Direction, Head, Key, seal};
+use proto::{Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, ServerId};
+use server::machine::Machine;
+use server::machine::effect::{Applied, Effect};
+use server::machine::kv::MemoryKv;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+const NAMESPACE: NamespaceId = NamespaceId(3);
+const PARTITION: u32 = 3;
+const EPOCH: Epoch = Epoch(1);
+const TICK_MS: u64 = 500;
+
+/// What can go wrong, in percent of the records, and delays in milliseconds.
+#[derive(Clone, Copy)]
+struct Trouble {
+    lost: u64,
+    repeated: u64,
+    delay_ms: u64,
+    /// Per client and second, in percent: it stands still for up to 90 s.
+    pause: u64,
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound.max(1)
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+}
+
+/// What is under way, by the time of its arrival.
+enum Event {
+    ToLog {
+        record: Bytes,
+    },
+    Appended {
+        client: usize,
+        session: SessionId,
+        number: RequestNo,
+        stored: bool,
+    },
+    Answer {
+        client: usize,
+        session: SessionId,
+        number: RequestNo,
+        request: [u8; 32],
+        answer: Box<Answer>,
+        payload: Bytes,
+    },
+    Push {
+        client: usize,
+        session: SessionId,
+        number: PushNo,
+        body: PushBody,
+    },
+    Login {
+        client: usize,
+    },
+}
+
+struct TestSeal {
+    key: Key,
+    session: SessionId,
+    ticket: Vec<u8>,
+}
+
+impl TestSeal {
+    fn seal<T: serde::Serialize>(&self, kind: Kind, number: u64, body: &T, payload: &[u8]) -> Result<Bytes, SealError> {
+        let head = Head { kind, namespace: NAMESPACE, epoch: EPOCH, sender: self.session.0, number };
+        Ok(seal(&self.key, &head, &context(Direction::ToServer), body, payload)?.record)
+    }
+}
+
+impl Seal for TestSeal {
+    fn open(&mut self, body: &Open) -> Result<Bytes, SealError> {
+        self.seal(Kind::Open, 0, body, &self.ticket)
+    }
+    fn request(&mut self, number: RequestNo, body: &Request, payload: &[u8]) -> Result<Bytes, SealError> {
+        self.seal(Kind::Request, number.0, body, payload)
+    }
+}
+
+fn context(direction: Direction) -> Context {
+    Context { direction, topic: Topic::Requests, partition: PARTITION, answers: None }
+}
+
+struct Token(u64);
+
+impl Waiter for Token {
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+struct TestClient {
+    core: Core<Token>,
+    promises: Arc<Promises>,
+    results: BTreeMap<u64, Result<Reply, CallError>>,
+    next_token: u64,
+    login_pending: bool,
+    paused_until: u64,
+}
+
+struct Sim {
+    random: Random,
+    trouble: Trouble,
+    now_ms: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    machine: Machine,
+    kv: MemoryKv,
+    offset: u64,
+    secrets: Arc<ClusterKey>,
+    incarnation: IncarnationId,
+    server_number: u64,
+    ticked_ms: u64,
+    clients: Vec<TestClient>,
+    sessions: u64,
+}
+
+impl Sim {
+    fn new(seed: u64, clients: usize, trouble: Trouble) -> Sim {
+        let secrets = Arc::new(ClusterKey::generate());
+        let base = Instant::now();
+        let client = |_| {
+            let promises = Arc::new(Promises::new(base));
+            TestClient {
+                core: Core::new(Arc::clone(&promises), Vec::new()),
+                promises,
+                results: BTreeMap::new(),
+                next_token: 0,
+                login_pending: false,
+                paused_until: 0,
+            }
+        };
+        let mut sim = Sim {
+            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            trouble,
+            now_ms: 1_000,
+            events: BTreeMap::new(),
+            next_event: 0,
+            machine: Machine::new(PARTITION, Arc::clone(&secrets)),
+            kv: MemoryKv::default(),
+            offset: 0,
+            secrets,
+            incarnation: IncarnationId([7; 16]),
+            server_number: 0,
+            ticked_ms: 0,
+            clients: (0..clients).map(client).collect(),
+            sessions: 0,
+        };
+        let epoch = ServerRecord::Epoch { server: ServerId([1; 16]), supports: 1, append_time: false, volatile: false };
+        sim.server_record(epoch);
+        for client in 0..clients {
+            sim.at(sim.now_ms, Event::Login { client });
+            sim.clients[client].login_pending = true;
+        }
+        sim
+    }
+
+    fn at(&mut self, ms: u64, event: Event) {
+        self.next_event += 1;
+        self.events.insert((ms, self.next_event), event);
+    }
+
+    fn delay(&mut self) -> u64 {
+        // Mostly short, sometimes long: that is what overtakes.
+        let long = self.random.percent(5);
+        1 + self.random.below(if long { self.trouble.delay_ms } else { 1 + self.trouble.delay_ms / 20 })
+    }
+
+    fn server_record(&mut self, record: ServerRecord) {
+        let number = self.server_number;
+        self.server_number += 1;
+        let head =
+            Head { kind: Kind::Server, namespace: NamespaceId(0), epoch: EPOCH, sender: self.incarnation.0, number };
+        let key = self.secrets.server_key(EPOCH);
+        let record = seal(&key, &head, &context(Direction::ServerToLog), &ServerBody { record }, &[]).expect("seals");
+        self.apply(record.record);
+    }
+
+    fn apply(&mut self, record: Bytes) {
+        let offset = self.offset;
+        self.offset += 1;
+        let applied = self.machine.apply(&mut self.kv, offset, self.now_ms as i64, &record).expect("understood");
+        let Applied::Yes(effects) = applied else { return };
+        for effect in effects {
+            match effect {
+                Effect::Answer { to, number, request, answer, payload, .. } => {
+                    self.to_clients(to.session, |client, session| Event::Answer {
+                        client,
+                        session,
+                        number,
+                        request,
+                        answer: Box::new(answer.clone()),
+                        payload: payload.clone(),
+                    });
+                }
+                Effect::SessionEnded { session, number, request, at, .. } => {
+                    let result = Err(Refusal::SessionEnded);
+                    let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new() };
+                    self.to_clients(session, |client, session| Event::Answer {
+                        client,
+                        session,
+                        number,
+                        request,
+                        answer: Box::new(answer.clone()),
+                        payload: Bytes::new(),
+                    });
+                }
+                Effect::Push { to, number, body } => {
+                    self.to_clients(to.session, |client, session| Event::Push {
+                        client,
+                        session,
+                        number,
+                        body: body.clone(),
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn to_clients(&mut self, session: SessionId, event: impl Fn(usize, SessionId) -> Event) {
+        let client = usize::from(session.0[0]);
+        let copies = self.copies();
+        for _ in 0..copies {
+            let ms = self.now_ms + self.delay();
+            self.at(ms, event(client, session));
+        }
+    }
+
+    fn copies(&mut self) -> usize {
+        if self.random.percent(self.trouble.lost) {
+            0
+        } else {
+            1 + usize::from(self.random.percent(self.trouble.repeated))
+        }
+    }
+
+    fn act(&mut self, client: usize, step: impl FnOnce(&mut Core<Token>, u64, &mut Vec<Action<Token>>)) {
+        let mut actions = Vec::new();
+        step(&mut self.clients[client].core, self.now_ms, &mut actions);
+        for action in actions {
+            match action {
+                Action::Send { number, record, .. } => {
+                    let copies = self.copies();
+                    for _ in 0..copies {
+                        let ms = self.now_ms + self.delay();
+                        self.at(ms, Event::ToLog { record: record.clone() });
+                    }
+                    let session = self.clients[client].core.session().expect("records are sent in a session");
+                    // The log may say that it failed although it has not, and the other way round.
+                    let stored = !self.random.percent(self.trouble.lost);
+                    let ms = self.now_ms + self.delay();
+                    self.at(ms, Event::Appended { client, session, number, stored });
+                }
+                Action::Done { entry, result } => {
+                    if let Some(Token(token)) = entry.waiter {
+                        let twice = self.clients[client].results.insert(token, result);
+                        assert!(twice.is_none(), "a request ended twice");
+                    }
+                }
+                Action::WantSession => self.want_session(client),
+                Action::Opened { .. } | Action::Invalidate(_) => {}
+            }
+        }
+    }
+
+    fn want_session(&mut self, client: usize) {
+        if !self.clients[client].login_pending && self.clients[client].core.wants_session() {
+            self.clients[client].login_pending = true;
+            let ms = self.now_ms + 200 + self.delay();
+            self.at(ms, Event::Login { client });
+        }
+    }
+
+    fn login(&mut self, client: usize) {
+        self.clients[client].login_pending = false;
+        if !self.clients[client].core.wants_session() {
+            return;
+        }
+        self.sessions += 1;
+        let mut session = SessionId([0; 16]);
+        session.0[0] = client as u8;
+        session.0[8..].copy_from_slice(&self.sessions.to_be_bytes());
+        let key = Key::random();
+        let ticket = Ticket {
+            session,
+            user: UserName::new("anna").expect("valid"),
+            namespace: NAMESPACE,
+            partition: PARTITION,
+            epoch: EPOCH,
+            key: key.clone(),
+            issued: LogTime(self.machine.log_time().0),
+            replies_partition: 0,
+            bulk_partition: 0,
+            uid: 1000,
+            gid: 1000,
+        };
+        let ticket = server::machine::seal_ticket(&self.secrets, &ticket).expect("seals");
+        let seal = Box::new(TestSeal { key, session, ticket });
+        self.act(client, |core, now, out| core.open(now, session, seal, 16, out).expect("seals"));
+    }
+
+    fn submit(&mut self, client: usize, op: Op) -> u64 {
+        self.clients[client].next_token += 1;
+        let token = self.clients[client].next_token;
+        self.act(client, |core, now, out| {
+            let entry = Entry {
+                waiter: Some(Token(token)),
+                op,
+                payload: Bytes::new(),
+                time: Time::from_millis(now as i64),
+                journaled: None,
+                entered_ms: now,
+            };
+            core.submit(now, entry, out);
+        });
+        token
+    }
+
+    /// One step of one millisecond.
+    fn step(&mut self) {
+        self.now_ms += 1;
+        if self.now_ms >= self.ticked_ms + TICK_MS {
+            let elapsed_ms = self.now_ms - self.ticked_ms;
+            self.ticked_ms = self.now_ms;
+            self.server_record(ServerRecord::Tick { elapsed_ms });
+        }
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > self.now_ms {
+                break;
+            }
+            let event = entry.remove();
+            self.happen(event);
+        }
+        for client in 0..self.clients.len() {
+            if self.now_ms.is_multiple_of(1000) && self.random.percent(self.trouble.pause) {
+                self.clients[client].paused_until = self.now_ms + self.random.below(90_000);
+            }
+            if self.clients[client].paused_until > self.now_ms {
+                continue;
+            }
+            if self.clients[client].core.wake_ms() <= self.now_ms {
+                self.act(client, |core, now, out| core.poll(now, out));
+            }
+            self.want_session(client);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        let concerned = match &event {
+            Event::ToLog { .. } => None,
+            Event::Appended { client, .. }
+            | Event::Answer { client, .. }
+            | Event::Push { client, .. }
+            | Event::Login { client } => Some(*client),
+        };
+        if let Some(client) = concerned
+            && self.clients[client].paused_until > self.now_ms
+        {
+            let until = self.clients[client].paused_until;
+            return self.at(until, event);
+        }
+        match event {
+            Event::ToLog { record } => self.apply(record),
+            Event::Appended { client, session, number, stored } => {
+                self.act(client, |core, now, _| core.appended(now, session, number, stored));
+            }
+            Event::Answer { client, session, number, request, answer, payload } => {
+                if self.clients[client].core.awaited(session, number) == Some(request) {
+                    self.act(client, |core, now, out| core.answer(now, number, *answer, payload, out));
+                }
+            }
+            Event::Push { client, session, number, body } => {
+                if self.clients[client].core.session() == Some(session) {
+                    self.act(client, |core, now, out| {
+                        core.push(now, number, body, out);
+                        core.flush(now, out);
+                    });
+                }
+            }
+            Event::Login { client } => self.login(client),
+        }
+    }
+
+    fn run_until(&mut self, limit_ms: u64, mut done: impl FnMut(&Sim) -> bool) {
+        let end = self.now_ms + limit_ms;
+        while !done(self) {
+            assert!(self.now_ms < end, "not done after {limit_ms} ms of simulated time");
+            self.step();
+        }
+    }
+
+    fn call(&mut self, client: usize, op: Op) -> Result<Reply, CallError> {
+        let token = self.submit(client, op);
+        self.run_until(600_000, |sim| sim.clients[client].results.contains_key(&token));
+        self.clients[client].results.remove(&token).expect("just seen")
+    }
+}
+
+fn root() -> Ino {
+    Ino::root(NAMESPACE)
+}
+
+fn create(name: &str) -> Op {
+    Op::Upload(Upload::Create {
+        dir: root(),
+        name: Name::new(name.as_bytes()).expect("valid"),
+        new: NewInode {
+            kind: FileKind::File,
+            mode: 0,
+            uid: Owner::Namespace,
+            gid: Owner::Namespace,
+            rdev: 0,
+            target: None,
+        },
+    })
+}
+
+fn set_mode(ino: Ino, mode: u32) -> Op {
+    Op::Upload(Upload::Setattr { ino, change: AttrChange { mode: Some(mode), ..AttrChange::default() } })
+}
+
+const QUIET: Trouble = Trouble { lost: 0, repeated: 0, delay_ms: 20, pause: 0 };
+const BAD: Trouble = Trouble { lost: 10, repeated: 10, delay_ms: 3_000, pause: 0 };
+const AWFUL: Trouble = Trouble { lost: 15, repeated: 15, delay_ms: 15_000, pause: 3 };
+
+/// Creates many names without waiting: all come about, each once, in order.
+fn every_change_once(seed: u64, trouble: Trouble) {
+    let mut sim = Sim::new(seed, 2, trouble);
+    let mut tokens = Vec::new();
+    for round in 0..120 {
+        tokens.push(sim.submit(0, create(&format!("file-{round}"))));
+        if round % 3 == 0 {
+            let name = Name::new(format!("file-{}", round / 2).as_bytes()).expect("valid");
+            sim.submit(0, Op::View(View::Lookup { dir: root(), name: name.clone() }));
+            sim.submit(1, Op::View(View::Lookup { dir: root(), name }));
+        }
+        for _ in 0..sim.random.below(2_000) {
+            sim.step();
+        }
+    }
+    let (first, second) = (sim.clients[0].next_token, sim.clients[1].next_token);
+    sim.run_until(3_000_000, |sim| {
+        sim.clients[0].results.len() as u64 == first && sim.clients[1].results.len() as u64 == second
+    });
+    let mut last = Ino(0);
+    for token in tokens {
+        match &sim.clients[0].results[&token] {
+            Ok(Reply { outcome: Outcome::Entry(attr), .. }) => {
+                assert!(attr.ino > last, "seed {seed}: applied out of order");
+                last = attr.ino;
+            }
+            other => panic!("seed {seed}: a create came to {other:?}"),
+        }
+    }
+    assert_eq!(last.0 - root().0, 120, "seed {seed}: something was created twice");
+}
+
+#[test]
+fn every_change_is_applied_once_and_in_order() {
+    every_change_once(1, QUIET);
+    for seed in 1..=8 {
+        every_change_once(seed, BAD);
+    }
+}
+
+#[test]
+fn every_change_is_applied_once_although_sessions_end() {
+    for seed in 1..=6 {
+        every_change_once(seed, AWFUL);
+    }
+}
+
+/// One client changes a file again and again, others read it and rely on their
+/// promises: nobody reads anything older than what was known to be done.
+fn no_stale_reads(seed: u64, trouble: Trouble) -> u64 {
+    let mut sim = Sim::new(seed, 3, trouble);
+    let Ok(Reply { outcome: Outcome::Entry(attr), .. }) = sim.call(0, create("shared")) else {
+        panic!("seed {seed}: cannot create")
+    };
+    let covering = Promise::Dir(root());
+    let mut done = 0;
+    let mut writing: Option<(u64, u32)> = None;
+    let mut reading: [Option<(u64, u32)>; 3] = [None; 3];
+    let mut cached: [Option<(Grant, u32)>; 3] = [None; 3];
+    let mut hits = 0;
+    let end = sim.now_ms + 150_000;
+    while sim.now_ms < end {
+        sim.step();
+        match writing {
+            Some((token, value)) => {
+                if let Some(result) = sim.clients[0].results.remove(&token) {
+                    assert!(result.is_ok(), "seed {seed}: {result:?}");
+                    done = value;
+                    writing = None;
+                }
+            }
+            None if sim.random.below(300) == 0 && done < 4000 => {
+                writing = Some((sim.submit(0, set_mode(attr.ino, done + 1)), done + 1));
+            }
+            None => {}
+        }
+        for client in 0..3 {
+            if sim.clients[client].paused_until > sim.now_ms {
+                continue;
+            }
+            if let Some((token, least)) = reading[client] {
+                if let Some(result) = sim.clients[client].results.remove(&token) {
+                    let Ok(Reply { outcome: Outcome::Entry(attr), granted, .. }) = result else {
+                        panic!("seed {seed}: {result:?}")
+                    };
+                    assert!(attr.mode >= least, "seed {seed}: an answer is stale");
+                    let grant = granted.iter().find(|(promise, _)| *promise == covering);
+                    cached[client] = grant.map(|(_, grant)| (*grant, attr.mode));
+                    reading[client] = None;
+                }
+            } else if sim.random.below(20) == 0 {
+                let now = sim.promises_of(client).grant_at(sim.now_ms, &covering);
+                match cached[client] {
+                    Some((grant, mode)) if now == Some(grant) => {
+                        assert!(mode >= done, "seed {seed} at {}: read {mode} after {done} was done", sim.now_ms);
+                        hits += 1;
+                    }
+                    _ => {
+                        reading[client] = Some((sim.submit(client, Op::View(View::Getattr { ino: attr.ino })), done));
+                    }
+                }
+            }
+        }
+    }
+    hits
+}
+
+impl Sim {
+    fn promises_of(&self, client: usize) -> &Promises {
+        &self.clients[client].promises
+    }
+}
+
+#[test]
+fn nobody_reads_what_is_older_than_a_finished_change() {
+    assert!(no_stale_reads(1, QUIET) > 1_000, "promises are of use");
+    for seed in 1..=8 {
+        no_stale_reads(seed, BAD);
+    }
+    for seed in 1..=8 {
+        no_stale_reads(seed, AWFUL);
+    }
+}
+
+#[test]
+fn a_mount_that_hears_nothing_says_so_and_recovers() {
+    let mut sim = Sim::new(5, 1, QUIET);
+    sim.call(0, create("a")).expect("created");
+    sim.trouble.lost = 100;
+    let token = sim.submit(0, create("b"));
+    for _ in 0..OFFLINE_MS + 100 {
+        sim.step();
+    }
+    assert!(sim.clients[0].core.offline_since_ms().is_some());
+    sim.trouble.lost = 0;
+    sim.run_until(60_000, |sim| sim.clients[0].results.contains_key(&token));
+    assert!(sim.clients[0].results[&token].is_ok());
+    assert!(sim.clients[0].core.offline_since_ms().is_none());
+}
+
+#[test]
+fn an_idle_session_stays_alive_with_few_records() {
+    let mut sim = Sim::new(6, 1, QUIET);
+    sim.call(0, create("a")).expect("created");
+    let (sessions, records, ticks) = (sim.sessions, sim.offset, sim.server_number);
+    for _ in 0..400_000 {
+        sim.step();
+    }
+    sim.call(0, create("b")).expect("created");
+    assert_eq!(sim.sessions, sessions, "no session was replaced");
+    let sent = (sim.offset - records) - (sim.server_number - ticks);
+    assert!((15..45).contains(&sent), "{sent} records in 400 s");
+}
