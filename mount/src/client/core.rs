@@ -304,7 +304,7 @@ impl<W: Waiter> Core<W> {
         }
         // An answer that speaks of a push that has not come does not renew:
         // the server does not count it for what that push is about.
-        if self.pushes.complete_up_to(answer.pushed) && self.promises.extend(now_ms, flight.first_sent_ms) {
+        if self.pushes.complete_up_to(answer.pushed) && self.promises.extend(now_ms, flight.first_sent_ms, answer.at) {
             out.push(Action::Invalidate(Invalidation::All));
         }
         if let Some(deadline_ms) = self.pushes.deadline_ms() {

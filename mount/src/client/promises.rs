@@ -63,6 +63,8 @@ struct Table {
     changes: LruCache<Promise, Position>,
     /// Answers at or before this position grant nothing.
     floor: Option<Position>,
+    /// Answers before this position grant nothing: the lease ran out there and began anew.
+    lease_from: Option<Position>,
 }
 
 impl Promises {
@@ -76,6 +78,7 @@ impl Promises {
                 lease_end_ms: 0,
                 changes: LruCache::new(NonZeroUsize::new(MAX_CHANGES).expect("the bound is not zero")),
                 floor: None,
+                lease_from: None,
             }),
         }
     }
@@ -105,16 +108,17 @@ impl Promises {
         self.last_used_ms.load(Ordering::Relaxed)
     }
 
-    /// A record sent at `sent_ms` has been answered with nothing lost before it:
-    /// promises now count until [`LEASE_MS`] after that. If they had run out
-    /// before, the server may have let them go silently, so none is kept; returns
-    /// whether that happened to any.
-    pub(crate) fn extend(&self, now_ms: u64, sent_ms: u64) -> bool {
+    /// A record sent at `sent_ms` has been answered, with nothing lost before it
+    /// and as of `at`: promises now count until [`LEASE_MS`] after its sending. If
+    /// they had run out before, the server may have let them go silently: none is
+    /// kept, nor taken from older answers that come late. Returns whether any was lost.
+    pub(crate) fn extend(&self, now_ms: u64, sent_ms: u64, at: Position) -> bool {
         let mut table = self.table();
         let mut lapsed = false;
         if now_ms >= table.lease_end_ms {
             lapsed = !table.granted.is_empty();
             table.granted.clear();
+            table.lease_from = table.lease_from.max(Some(at));
         }
         table.lease_end_ms = table.lease_end_ms.max(sent_ms.saturating_add(LEASE_MS));
         lapsed
@@ -123,7 +127,7 @@ impl Promises {
     /// What an answer at `at` promises; things that have changed since are left out.
     pub(crate) fn granted(&self, at: Position, promises: &[Promise]) -> Vec<(Promise, Grant)> {
         let mut table = self.table();
-        if table.floor.is_some_and(|floor| at <= floor) {
+        if table.floor.is_some_and(|floor| at <= floor) || table.lease_from.is_some_and(|from| at < from) {
             return Vec::new();
         }
         let table = &mut *table;
@@ -233,7 +237,7 @@ mod tests {
 
     fn promises() -> Promises {
         let promises = Promises::new(Instant::now());
-        promises.extend(0, 0);
+        promises.extend(0, 0, at(0));
         promises
     }
 
@@ -255,8 +259,9 @@ mod tests {
         let first = p.granted(at(1), &[D])[0].1;
         assert_eq!(p.grant_at(LEASE_MS - 1, &D), Some(first));
         assert_eq!(p.grant_at(LEASE_MS, &D), None);
-        assert!(p.extend(LEASE_MS, LEASE_MS - 1), "it had run out before the answer came");
+        assert!(p.extend(LEASE_MS, LEASE_MS - 1, at(2)), "it had run out before the answer came");
         assert_eq!(p.grant_at(LEASE_MS + 1, &D), None);
+        assert!(p.granted(at(1), &[D]).is_empty(), "an answer from before that comes late grants nothing");
         assert_ne!(p.granted(at(2), &[D])[0].1, first);
     }
 
