@@ -11,6 +11,9 @@
 
 mod file;
 
+#[cfg(test)]
+mod tests;
+
 use super::JournalConfig;
 use super::core::Journaled;
 use super::status::JournalStatus;

@@ -207,7 +207,7 @@ impl Sim {
         for effect in effects {
             match effect {
                 Effect::Answer { to, number, request, answer, payload, .. } => {
-                    self.to_clients(to.session, |client, session| Event::Answer {
+                    self.toward(to.session, |client, session| Event::Answer {
                         client,
                         session,
                         number,
@@ -219,7 +219,7 @@ impl Sim {
                 Effect::SessionEnded { session, number, request, at, .. } => {
                     let result = Err(Refusal::SessionEnded);
                     let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new() };
-                    self.to_clients(session, |client, session| Event::Answer {
+                    self.toward(session, |client, session| Event::Answer {
                         client,
                         session,
                         number,
@@ -229,7 +229,7 @@ impl Sim {
                     });
                 }
                 Effect::Push { to, number, body } => {
-                    self.to_clients(to.session, |client, session| Event::Push {
+                    self.toward(to.session, |client, session| Event::Push {
                         client,
                         session,
                         number,
@@ -241,7 +241,7 @@ impl Sim {
         }
     }
 
-    fn to_clients(&mut self, session: SessionId, event: impl Fn(usize, SessionId) -> Event) {
+    fn toward(&mut self, session: SessionId, event: impl Fn(usize, SessionId) -> Event) {
         let client = usize::from(session.0[0]);
         let copies = self.copies();
         for _ in 0..copies {
