@@ -30,7 +30,7 @@ use proto::chunk::ChunkName;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
 use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
-use proto::{Ino, NamespaceId, Position, Time};
+use proto::{Ino, NamespaceId, Position, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -230,6 +230,17 @@ impl Client {
     /// the same time are one; bytes under way are bounded.
     pub async fn download(&self, chunk: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
         patience.wait(transfer::download(&self.inner, *chunk)).await?
+    }
+
+    /// The session that is open now: part of the names of content that its requests carry.
+    pub fn session(&self) -> Option<SessionId> {
+        self.inner.session()
+    }
+
+    /// Bytes of content that may be uploaded and not yet quoted by an answered
+    /// request; 0 while no session is open.
+    pub fn window_bytes(&self) -> u64 {
+        self.inner.window_bytes()
     }
 
     /// What may be cached, right now.

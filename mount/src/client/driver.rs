@@ -179,6 +179,14 @@ impl Inner {
         &self.promises
     }
 
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.live.borrow().as_ref().map(|link| link.session)
+    }
+
+    pub(super) fn window_bytes(&self) -> u64 {
+        self.live.borrow().as_ref().map_or(0, |link| link.window_bytes)
+    }
+
     pub(super) fn patience(&self) -> Patience {
         if self.config.hard { Patience::for_ever() } else { Patience::within(self.config.timeout) }
     }

@@ -34,6 +34,14 @@ impl Patience {
         Patience { interrupted: Some(interrupt), ..self }
     }
 
+    /// The same, but waiting `timeout` from now where it would wait for ever.
+    pub fn bounded(self, timeout: Duration) -> Patience {
+        match self.timeout {
+            Some(_) => self,
+            None => Patience { interrupted: self.interrupted, ..Patience::within(timeout) },
+        }
+    }
+
     /// Waits for `work`, but no longer than this caller would.
     pub async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, CallError> {
         // One timer and one look at the interrupt for each wait, none before the work is pending.

@@ -1,0 +1,265 @@
+//! The filesystem: names, handles, caches, write-back and reads, as async
+//! functions in our own types. `fuse.rs` translates kernel calls into these; the
+//! command line and tests call them directly.
+//!
+//! * What can be answered from caches never waits, so it may be polled once on
+//!   the thread that asks.
+//! * Every wait is bounded by the caller's [`Patience`].
+//! * Locks are held for the length of a look, never across a wait.
+
+mod attrs;
+mod blocks;
+mod budget;
+mod bytes_lru;
+mod cache;
+mod dir;
+mod dirty;
+mod extents;
+mod file;
+mod handles;
+mod names;
+mod pack;
+mod prefetch;
+mod read;
+mod seal;
+mod stamps;
+mod watch;
+mod writeback;
+mod xattrs;
+
+pub use attrs::{SetAttr, SetTime, Stat};
+pub use dir::DirEntry;
+pub use file::{CreateHow, Opened};
+pub use names::NewNode;
+
+use crate::client::{CallError, Client, Patience, Reply};
+use crate::error::FsError;
+use blocks::Blocks;
+use budget::Budget;
+use bytes::Bytes;
+use cache::Cache;
+use file::Files;
+use handles::Handles;
+use proto::message::{Attr, FileKind, Op, Outcome, Owner, View};
+use proto::{Ino, Name};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// The inode number of a mount's root, whatever directory it shows.
+pub const ROOT: u64 = 1;
+
+/// How a mount shows and keeps owners.
+#[derive(Clone, Copy, Debug)]
+pub struct Owners {
+    /// A root mount keeps callers' numbers; a plain user's mount keeps
+    /// [`Owner::Namespace`] and lets nobody else own anything.
+    pub keep_numbers: bool,
+    /// What [`Owner::Namespace`] is shown as.
+    pub uid: u32,
+    pub gid: u32,
+    /// Show `uid` or `gid` for every inode, as the options `uid=` and `gid=` of a plain mount ask.
+    pub every_uid: bool,
+    pub every_gid: bool,
+    /// Permission bits that are not shown.
+    pub umask: u32,
+}
+
+/// What a filesystem is made with.
+#[derive(Clone, Debug)]
+pub struct FsConfig {
+    pub owners: Owners,
+    /// Plain content kept in memory, in bytes.
+    pub cache_bytes: usize,
+    /// Written content that the server does not have yet, in bytes; a writer waits for room.
+    pub dirty_bytes: usize,
+    /// How long close() waits at most, also where everything else waits for ever.
+    pub close_timeout: Duration,
+}
+
+impl FsConfig {
+    pub const CACHE_BYTES: usize = 256 << 20;
+    pub const DIRTY_BYTES: usize = 64 << 20;
+
+    pub fn new(owners: Owners) -> FsConfig {
+        FsConfig {
+            owners,
+            cache_bytes: FsConfig::CACHE_BYTES,
+            dirty_bytes: FsConfig::DIRTY_BYTES,
+            close_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Who asks, for what the asker comes to own.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What the filesystem tells the kernel unasked. Called from tasks, so it must
+/// only queue, never wait.
+pub trait Kernel: Send + Sync {
+    /// The pages that the kernel keeps of this inode may be wrong.
+    fn inval_inode(&self, ino: u64);
+}
+
+/// One namespace, or a directory of it, as a filesystem. Clones share it.
+#[derive(Clone)]
+pub struct Fs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    config: FsConfig,
+    root: Ino,
+    runtime: tokio::runtime::Handle,
+    cache: Cache,
+    blocks: Blocks,
+    files: Files,
+    handles: Handles,
+    budget: Budget,
+    uploads: tokio::sync::Semaphore,
+    prefetches: Arc<tokio::sync::Semaphore>,
+    statfs: std::sync::Mutex<Option<(std::time::Instant, Statfs)>>,
+    kernel: OnceLock<Box<dyn Kernel>>,
+}
+
+/// How full the namespace is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statfs {
+    pub bytes_total: u64,
+    pub bytes_used: u64,
+    pub inodes_total: u64,
+    pub inodes_used: u64,
+}
+
+impl Statfs {
+    /// How long one answer is repeated.
+    const GOOD_FOR: Duration = Duration::from_secs(1);
+}
+
+/// Chunks sealed and uploaded at once; with what is being sealed this is 16 MiB of memory.
+const UPLOADS: usize = 16;
+/// Chunks read ahead at once.
+const PREFETCHES: usize = 32;
+
+impl Fs {
+    /// The filesystem below `path` of the client's namespace; an authenticated
+    /// look at that directory has succeeded when this returns. Must be called
+    /// inside a tokio runtime, which then runs its tasks.
+    pub async fn open_root(client: Client, config: FsConfig, path: &Path, patience: &Patience) -> Result<Fs, FsError> {
+        use std::os::unix::ffi::OsStrExt;
+        let mut attr = entry(call(&client, View::Getattr { ino: client.root() }, patience).await?, "getattr")?;
+        for part in path.as_os_str().as_bytes().split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            let view = View::Lookup { dir: attr.ino, name: Name::new(part)? };
+            attr = entry(call(&client, view, patience).await?, "lookup")?;
+        }
+        if attr.kind != FileKind::Dir {
+            return Err(FsError::NotDirectory);
+        }
+        let fs = Fs {
+            inner: Arc::new(Inner {
+                root: attr.ino,
+                runtime: tokio::runtime::Handle::current(),
+                cache: Cache::new(),
+                blocks: Blocks::new(config.cache_bytes),
+                files: Files::default(),
+                handles: Handles::default(),
+                budget: Budget::new(config.dirty_bytes),
+                uploads: tokio::sync::Semaphore::new(UPLOADS),
+                prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),
+                statfs: std::sync::Mutex::new(None),
+                kernel: OnceLock::new(),
+                client,
+                config,
+            }),
+        };
+        fs.watch_invalidations();
+        Ok(fs)
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// Where kernel pages are invalidated; only the first one counts.
+    pub fn set_kernel(&self, kernel: Box<dyn Kernel>) {
+        let _ = self.inner.kernel.set(kernel);
+    }
+
+    /// Bytes written and not yet answered for.
+    pub fn dirty_bytes(&self) -> usize {
+        self.inner.budget.used()
+    }
+
+    /// The root directory's number, as callers of these functions see it.
+    pub fn root(&self) -> u64 {
+        ROOT
+    }
+
+    pub async fn statfs(&self, patience: &Patience) -> Result<Statfs, FsError> {
+        let lock = || self.inner.statfs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((when, statfs)) = *lock()
+            && when.elapsed() < Statfs::GOOD_FOR
+        {
+            return Ok(statfs);
+        }
+        match self.view(View::Statfs, patience).await?.outcome {
+            Outcome::Statfs { bytes_total, bytes_used, inodes_total, inodes_used } => {
+                let statfs = Statfs { bytes_total, bytes_used, inodes_total, inodes_used };
+                *lock() = Some((std::time::Instant::now(), statfs));
+                Ok(statfs)
+            }
+            _ => Err(FsError::WrongAnswer { op: "statfs" }),
+        }
+    }
+
+    /// The kfs number behind a kernel's.
+    fn ino(&self, ino: u64) -> Ino {
+        if ino == ROOT { self.inner.root } else { Ino(ino) }
+    }
+
+    /// The kernel's number of an inode.
+    fn shown_ino(&self, ino: Ino) -> u64 {
+        if ino == self.inner.root { ROOT } else { ino.0 }
+    }
+
+    async fn view(&self, view: View, patience: &Patience) -> Result<Reply, FsError> {
+        Ok(call(&self.inner.client, view, patience).await?)
+    }
+
+    async fn change(&self, op: Op, patience: &Patience) -> Result<Reply, FsError> {
+        Ok(self.inner.client.call(op, Bytes::new(), patience).await?)
+    }
+
+    fn shown_uid(&self, owner: Owner) -> u32 {
+        let owners = &self.inner.config.owners;
+        match owner {
+            Owner::Number(uid) if !owners.every_uid => uid,
+            _ => owners.uid,
+        }
+    }
+
+    fn shown_gid(&self, owner: Owner) -> u32 {
+        let owners = &self.inner.config.owners;
+        match owner {
+            Owner::Number(gid) if !owners.every_gid => gid,
+            _ => owners.gid,
+        }
+    }
+}
+
+async fn call(client: &Client, view: View, patience: &Patience) -> Result<Reply, CallError> {
+    client.call(Op::View(view), Bytes::new(), patience).await
+}
+
+/// The attributes that an answer consists of.
+fn entry(reply: Reply, op: &'static str) -> Result<Attr, FsError> {
+    match reply.outcome {
+        Outcome::Entry(attr) => Ok(attr),
+        _ => Err(FsError::WrongAnswer { op }),
+    }
+}

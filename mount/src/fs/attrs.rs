@@ -1,0 +1,178 @@
+//! Attributes: looking at them and changing them.
+
+use super::cache::Cache;
+use super::{Fs, entry};
+use crate::client::Patience;
+use crate::error::FsError;
+use proto::message::{Attr, AttrChange, FileKind, Op, Outcome, Owner, Upload, View};
+use proto::{Ino, Time};
+
+/// Attributes as a program sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub ino: u64,
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub nlink: u32,
+    /// In bytes, with what has been written here and not been answered yet.
+    pub size: u64,
+    /// Of 512 bytes.
+    pub blocks: u64,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
+    pub rdev: u32,
+}
+
+/// What `setattr` is to change; `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    Now,
+    At(Time),
+}
+
+impl Fs {
+    pub async fn getattr(&self, ino: u64, patience: &Patience) -> Result<Stat, FsError> {
+        let attr = self.attr(self.ino(ino), patience).await?;
+        Ok(self.stat(&attr))
+    }
+
+    /// The attributes as they are now.
+    pub(super) async fn attr(&self, ino: Ino, patience: &Patience) -> Result<Attr, FsError> {
+        if let Some(attr) = self.cache().attr(self.promises(), ino) {
+            return Ok(attr);
+        }
+        let reply = self.view(View::Getattr { ino }, patience).await?;
+        if let Outcome::Entry(attr) = &reply.outcome {
+            self.cache().learn(self.promises(), &reply, |l| l.attr(attr));
+        }
+        entry(reply, "getattr")
+    }
+
+    /// The attributes as they were once, if that is known, else as they are now:
+    /// for what never changes, and what is only asked about an open file.
+    pub(super) async fn attr_once(&self, ino: Ino, patience: &Patience) -> Result<Attr, FsError> {
+        match self.cache().attr_once(ino) {
+            Some(attr) => Ok(attr),
+            None => self.attr(ino, patience).await,
+        }
+    }
+
+    /// Changes attributes. Data written before leaves before, so that a size or a
+    /// time set now is what remains.
+    pub async fn setattr(&self, ino: u64, set: SetAttr, patience: &Patience) -> Result<Stat, FsError> {
+        let ino = self.ino(ino);
+        let change = self.stored_change(&set)?;
+        if change == AttrChange::default() {
+            return self.getattr(self.shown_ino(ino), patience).await;
+        }
+        let size = change.size;
+        if let Some(size) = size {
+            if size > Upload::MAX_FILE_BYTES {
+                return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
+            }
+            self.before_truncate(ino, size, patience).await?;
+        } else {
+            self.before_publishing(ino, patience).await?;
+        }
+        let reply = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
+        let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setattr" }) };
+        let mut before = None;
+        self.cache().learn(self.promises(), &reply, |l| match size {
+            Some(size) => before = l.content_changed(attr, |map| map.truncate(size)),
+            None => l.attr(attr),
+        });
+        if size.is_some() {
+            // The kernel has cut its pages itself.
+            self.inner.files.pages_follow(ino, before, attr.version);
+        }
+        Ok(self.stat(attr))
+    }
+
+    fn stored_change(&self, set: &SetAttr) -> Result<AttrChange, FsError> {
+        let now = self.inner.client.now();
+        let time = |time| match time {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        Ok(AttrChange {
+            mode: set.mode.map(|mode| mode & 0o7777),
+            uid: set.uid.map(|uid| self.stored_owner(uid, self.inner.config.owners.uid)).transpose()?,
+            gid: set.gid.map(|gid| self.stored_owner(gid, self.inner.config.owners.gid)).transpose()?,
+            size: set.size,
+            atime: set.atime.map(time),
+            mtime: set.mtime.map(time),
+        })
+    }
+
+    /// How a number that a program gives is kept. A plain user's mount knows only its own.
+    fn stored_owner(&self, number: u32, own: u32) -> Result<Owner, FsError> {
+        match self.inner.config.owners.keep_numbers {
+            true => Ok(Owner::Number(number)),
+            false if number == own => Ok(Owner::Namespace),
+            false => Err(FsError::Owner),
+        }
+    }
+
+    /// What a program is shown: the server's attributes and over them what is
+    /// still to be sent.
+    pub(super) fn stat(&self, attr: &Attr) -> Stat {
+        let mut newer = None;
+        let pending = match attr.kind {
+            FileKind::File => self.inner.files.get(attr.ino).and_then(|file| {
+                let pending = file.pending();
+                // What is answered for has left the file after it entered the cache,
+                // which may be later than `attr` was taken from there.
+                newer = self.cache().attr_once(attr.ino).filter(|known| known.version > attr.version);
+                pending
+            }),
+            _ => None,
+        };
+        let attr = newer.as_ref().unwrap_or(attr);
+        let mut stat = Stat {
+            ino: self.shown_ino(attr.ino),
+            kind: attr.kind,
+            mode: match attr.kind {
+                FileKind::Symlink => attr.mode,
+                _ => attr.mode & !self.inner.config.owners.umask,
+            },
+            uid: self.shown_uid(attr.uid),
+            gid: self.shown_gid(attr.gid),
+            nlink: attr.nlink,
+            size: attr.size,
+            blocks: attr.allocated.div_ceil(512),
+            atime: attr.atime,
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+            rdev: attr.rdev,
+        };
+        if let Some(pending) = pending {
+            stat.size = stat.size.max(pending.end);
+            stat.blocks = stat.blocks.max(pending.end.min(stat.blocks * 512 + pending.bytes).div_ceil(512));
+            stat.mtime = stat.mtime.max(pending.mtime);
+            stat.ctime = stat.ctime.max(pending.mtime);
+        }
+        stat
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.inner.cache
+    }
+
+    pub(super) fn promises(&self) -> &crate::client::Promises {
+        self.inner.client.promises()
+    }
+}

@@ -1,0 +1,267 @@
+//! Listings: handle-local paging by cursor.
+//!
+//! An entry's place is a hash of its name, so entries that are neither added nor
+//! removed meanwhile appear exactly once, however often the directory changes
+//! between two calls. Offsets 1 and 2 stand behind `.` and `..`; every other
+//! offset is the hash of the entry before it. A handle holds one page, and the
+//! next one while it is on its way.
+
+use super::{Fs, Stat};
+use crate::client::Patience;
+use crate::error::FsError;
+use proto::message::{Cursor, FileKind, Listed, Outcome, View};
+use proto::{Ino, Name};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Entries asked for at once; the server gives fewer where they would not fit one record.
+const PAGE_ENTRIES: u32 = 1024;
+/// Entries given from the cache at once; the kernel's buffer takes fewer.
+const CACHED_ENTRIES: usize = 256;
+
+/// One entry of a listing.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    pub name: Vec<u8>,
+    pub ino: u64,
+    pub kind: FileKind,
+    /// What to ask with to go on behind this entry.
+    pub offset: u64,
+    /// Known for every entry that is not `.` or `..`, if attributes were asked for.
+    pub stat: Option<Stat>,
+}
+
+/// An open directory.
+pub struct DirHandle {
+    dir: Ino,
+    place: Mutex<Place>,
+}
+
+#[derive(Default)]
+struct Place {
+    page: Option<Arc<Page>>,
+    /// The page after that one.
+    ahead: Option<tokio::task::JoinHandle<Result<Page, FsError>>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(ahead) = self.ahead.take() {
+            ahead.abort();
+        }
+    }
+}
+
+struct Page {
+    /// The offset that this page was asked for with; 0 is the beginning.
+    after: u64,
+    entries: Vec<Listed>,
+    end: bool,
+}
+
+impl Page {
+    /// The entries behind `offset`, if the page knows them.
+    fn behind(&self, offset: u64) -> Option<&[Listed]> {
+        let last = self.entries.last().map_or(self.after, |e| e.cursor().hash);
+        if offset < self.after || (offset >= last && !self.end) {
+            return None;
+        }
+        let from = self.entries.partition_point(|e| e.cursor().hash <= offset);
+        Some(&self.entries[from..])
+    }
+
+    fn next(&self) -> Option<u64> {
+        (!self.end).then(|| self.entries.last().map_or(self.after, |e| e.cursor().hash))
+    }
+}
+
+impl DirHandle {
+    fn place(&self) -> std::sync::MutexGuard<'_, Place> {
+        // Pages are replaced whole.
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fs {
+    pub fn opendir(&self, ino: u64) -> u64 {
+        self.inner.handles.add_dir(DirHandle { dir: self.ino(ino), place: Mutex::default() })
+    }
+
+    pub fn releasedir(&self, handle: u64) -> Result<(), FsError> {
+        self.inner.handles.remove_dir(handle).map(drop)
+    }
+
+    /// Some entries behind `offset`; none at the end. With `stats` every entry
+    /// brings its attributes.
+    pub async fn readdir(
+        &self,
+        handle: u64,
+        offset: u64,
+        stats: bool,
+        patience: &Patience,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        let handle = self.inner.handles.dir(handle)?;
+        let mut out = Vec::new();
+        if offset < 2 {
+            self.dots(handle.dir, offset, &mut out);
+        }
+        let offset = if offset < Cursor::FIRST { 0 } else { offset };
+        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
+            out.extend(entries);
+            return Ok(out);
+        }
+        if offset == 0 {
+            // A fresh start sees the directory afresh.
+            handle.place().page = None;
+        }
+        let page = self.page(&handle, offset, patience).await?;
+        let listed = page.behind(offset).unwrap_or_default();
+        out.extend(listed.iter().map(|listed| {
+            let stat = self.stat(&listed.attr);
+            DirEntry {
+                name: listed.name.as_bytes().to_vec(),
+                ino: stat.ino,
+                kind: stat.kind,
+                offset: listed.cursor().hash,
+                stat: stats.then_some(stat),
+            }
+        }));
+        Ok(out)
+    }
+
+    fn dots(&self, dir: Ino, offset: u64, out: &mut Vec<DirEntry>) {
+        let dot = |name: &[u8], ino, offset| DirEntry {
+            name: name.to_vec(),
+            ino: self.shown_ino(ino),
+            kind: FileKind::Dir,
+            offset,
+            stat: None,
+        };
+        if offset < 1 {
+            out.push(dot(b".", dir, 1));
+        }
+        let parent = match dir == self.inner.root {
+            true => dir,
+            false => self.cache().attr_once(dir).and_then(|attr| attr.parent).unwrap_or(dir),
+        };
+        out.push(dot(b"..", parent, 2));
+    }
+
+    /// From the cache, if the directory is known as a whole.
+    fn cached_entries(&self, dir: Ino, offset: u64, stats: bool) -> Option<Vec<DirEntry>> {
+        let entries = self.cache().listing(self.promises(), dir, offset, CACHED_ENTRIES)?;
+        if stats && entries.iter().any(|e| e.attr.is_none()) {
+            return None;
+        }
+        let shown = |e: super::cache::CachedEntry| DirEntry {
+            ino: self.shown_ino(e.ino),
+            kind: e.kind,
+            offset: e.hash,
+            stat: e.attr.filter(|_| stats).map(|attr| self.stat(&attr)),
+            name: e.name.as_bytes().to_vec(),
+        };
+        Some(entries.into_iter().map(shown).collect())
+    }
+
+    /// The page that has what is behind `offset`.
+    async fn page(&self, handle: &DirHandle, offset: u64, patience: &Patience) -> Result<Arc<Page>, FsError> {
+        let ahead = {
+            let mut place = handle.place();
+            match &place.page {
+                Some(page) if page.behind(offset).is_some() => return Ok(page.clone()),
+                // The very end of this page is where the next one begins.
+                Some(page) if page.next() == Some(offset) => place.ahead.take(),
+                _ => {
+                    if let Some(other) = place.ahead.take() {
+                        other.abort();
+                    }
+                    None
+                }
+            }
+        };
+        let page = match ahead {
+            // One that was given up (the timeout of its own) is asked for again.
+            Some(ahead) => match patience.wait(ahead).await? {
+                Ok(Ok(page)) => page,
+                _ => self.fetch_page(handle.dir, offset, patience).await?,
+            },
+            None => self.fetch_page(handle.dir, offset, patience).await?,
+        };
+        let page = Arc::new(page);
+        let mut place = handle.place();
+        place.page = Some(page.clone());
+        if let Some(next) = page.next() {
+            let (fs, dir) = (self.clone(), handle.dir);
+            let patience = Patience::within(self.inner.config.close_timeout);
+            let fetch = async move { fs.fetch_page(dir, next, &patience).await };
+            place.ahead = Some(self.inner.runtime.spawn(fetch));
+        }
+        Ok(page)
+    }
+
+    async fn fetch_page(&self, dir: Ino, offset: u64, patience: &Patience) -> Result<Page, FsError> {
+        let after = (offset > 0).then(|| Cursor { hash: offset, name: last_name() });
+        let view = View::Readdir { dir, after: after.clone(), limit: PAGE_ENTRIES };
+        let reply = self.view(view, patience).await?;
+        let Outcome::Listing { dir: attr, entries, end } = &reply.outcome else {
+            return Err(FsError::WrongAnswer { op: "readdir" });
+        };
+        self.cache().learn(self.promises(), &reply, |l| l.page(attr, after.as_ref(), entries, *end));
+        // A page without entries that is not the end would be asked for for ever.
+        let end = *end || entries.is_empty();
+        match reply.outcome {
+            Outcome::Listing { entries, .. } => Ok(Page { after: offset, entries, end }),
+            _ => unreachable!("matched above"),
+        }
+    }
+}
+
+/// The name that sorts behind all others: a cursor with it stands behind every
+/// entry of its hash.
+fn last_name() -> Name {
+    Name::new(&[0xff; Name::MAX_BYTES]).expect("it is as long as a name may be, and has no slash")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::message::{Attr, Owner};
+    use proto::{Position, Time};
+
+    fn listed(name: &str) -> Listed {
+        let attr = Attr {
+            ino: Ino(7),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: Owner::Namespace,
+            gid: Owner::Namespace,
+            nlink: 1,
+            size: 0,
+            allocated: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+            rdev: 0,
+            version: Position::default(),
+            parent: Some(Ino(1)),
+            has_xattrs: false,
+        };
+        Listed { name: Name::new(name.as_bytes()).expect("a name"), attr }
+    }
+
+    #[test]
+    fn a_page_knows_what_stands_behind_an_offset() {
+        let mut entries: Vec<Listed> = (0..10).map(|i| listed(&format!("n{i}"))).collect();
+        entries.sort_by_key(Listed::cursor);
+        let hashes: Vec<u64> = entries.iter().map(|e| e.cursor().hash).collect();
+        let mut page = Page { after: 0, entries, end: false };
+        assert_eq!(page.behind(0).map(<[Listed]>::len), Some(10));
+        assert_eq!(page.behind(hashes[3]).map(<[Listed]>::len), Some(6));
+        // An offset between two entries, as after a removal, loses and repeats nothing.
+        assert_eq!(page.behind(hashes[3] + 1).map(<[Listed]>::len), Some(6));
+        assert!(page.behind(hashes[9]).is_none(), "that is the next page's");
+        assert_eq!(page.next(), Some(hashes[9]));
+        page.end = true;
+        assert_eq!(page.behind(hashes[9]).map(<[Listed]>::len), Some(0));
+        assert_eq!(page.next(), None);
+    }
+}

@@ -1,0 +1,323 @@
+//! Open files: what all handles on one inode share, and opening and closing them.
+//!
+//! A [`File`] lives while a handle is open or something written is not answered
+//! for. Lock order: the table of files, then one file, then the cache.
+
+use super::bytes_lru::BytesLru;
+use super::dirty::Dirty;
+use super::names::NewNode;
+use super::pack::{Pack, Stage};
+use super::prefetch::Sequence;
+use super::writeback::Sent;
+use super::{Caller, Fs, Stat};
+use crate::client::Patience;
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::message::{Attr, FileKind, Outcome, Refusal, View};
+use proto::{Ino, Name, Position, Time};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Extents asked for when a file is opened: most files have fewer.
+const OPEN_EXTENTS: u32 = 64;
+/// Inodes whose kernel pages are known by version, in bytes of memory.
+const PAGES_BYTES: usize = 4 << 20;
+const PAGE_ENTRY_BYTES: usize = 96;
+
+/// A file that has just been opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    pub handle: u64,
+    /// The pages that the kernel has of it are still right.
+    pub keep_cache: bool,
+}
+
+/// One open() of a file.
+pub struct FileHandle {
+    pub file: Arc<File>,
+    /// Writes go to the end of the file, wherever that is.
+    pub append: bool,
+    pub sequence: Mutex<Sequence>,
+}
+
+/// What all handles on an inode share.
+pub struct File {
+    pub ino: Ino,
+    state: Mutex<State>,
+    pub progress: watch::Sender<Progress>,
+}
+
+/// Packs up to these have left, and have been answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub sent: u64,
+    pub answered: u64,
+}
+
+pub struct State {
+    pub handles: u32,
+    pub dirty: Dirty,
+    /// When the oldest and the newest of it was written.
+    pub dirty_since: Option<Instant>,
+    pub written: Option<Instant>,
+    /// Everything taken and not answered for, in order.
+    pub packs: VecDeque<Pack>,
+    pub last_seq: u64,
+    /// Packs up to this one leave as soon as they can.
+    pub commit_upto: u64,
+    pub answers: VecDeque<Sent>,
+    /// A task takes the answers, and one looks after what is left lying.
+    pub answering: bool,
+    pub ticking: bool,
+    /// What went wrong behind the program's back; told once.
+    pub failure: Option<FsError>,
+    pub mtime: Time,
+}
+
+/// What was written here and is not answered for.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    pub end: u64,
+    pub bytes: u64,
+    pub mtime: Time,
+}
+
+impl State {
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.packs.is_empty()
+    }
+
+    pub fn pending(&self) -> Option<Pending> {
+        if self.is_clean() {
+            return None;
+        }
+        let packs_end = self.packs.iter().flat_map(|p| &p.parts).map(|part| part.end()).max();
+        let packs_bytes: usize = self.packs.iter().map(|p| p.plain.len()).sum();
+        Some(Pending {
+            end: packs_end.max(self.dirty.end()).unwrap_or(0),
+            bytes: (packs_bytes + self.dirty.bytes()) as u64,
+            mtime: self.mtime,
+        })
+    }
+}
+
+impl File {
+    fn new(ino: Ino) -> File {
+        File {
+            ino,
+            state: Mutex::new(State {
+                handles: 0,
+                dirty: Dirty::default(),
+                dirty_since: None,
+                written: None,
+                packs: VecDeque::new(),
+                last_seq: 0,
+                commit_upto: 0,
+                answers: VecDeque::new(),
+                answering: false,
+                ticking: false,
+                failure: None,
+                mtime: Time::default(),
+            }),
+            progress: watch::Sender::new(Progress::default()),
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        // The state is changed in steps that each leave it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn pending(&self) -> Option<Pending> {
+        self.state().pending()
+    }
+
+    /// What was written in a range and is not answered for, oldest first, and
+    /// where everything written ends.
+    pub fn overlay(&self, offset: u64, len: u64) -> (Vec<(u64, Bytes)>, u64) {
+        let state = self.state();
+        let Some(pending) = state.pending() else { return (Vec::new(), 0) };
+        let end = offset.saturating_add(len);
+        let mut out = Vec::new();
+        for pack in state.packs.iter().filter(|p| !matches!(p.stage, Stage::Failed)) {
+            for part in &pack.parts {
+                let (from, to) = (offset.max(part.offset), end.min(part.end()));
+                if from < to {
+                    let start = part.from as usize + (from - part.offset) as usize;
+                    out.push((from, pack.plain.slice(start..start + (to - from) as usize)));
+                }
+            }
+        }
+        out.extend(state.dirty.parts(offset, len).map(|(at, data)| (at, Bytes::copy_from_slice(data))));
+        (out, pending.end)
+    }
+}
+
+/// Every [`File`], and which version the kernel's pages of an inode are of.
+pub struct Files {
+    open: Mutex<HashMap<Ino, Arc<File>>>,
+    pages: Mutex<BytesLru<Ino, Position>>,
+}
+
+impl Default for Files {
+    fn default() -> Files {
+        Files { open: Mutex::default(), pages: Mutex::new(BytesLru::new(PAGES_BYTES)) }
+    }
+}
+
+impl Files {
+    fn open(&self) -> MutexGuard<'_, HashMap<Ino, Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages(&self) -> MutexGuard<'_, BytesLru<Ino, Position>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn get(&self, ino: Ino) -> Option<Arc<File>> {
+        self.open().get(&ino).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<File>> {
+        self.open().values().cloned().collect()
+    }
+
+    /// Whether the kernel's pages are of this version; from now on they are.
+    fn pages_are(&self, ino: Ino, version: Position) -> bool {
+        let mut pages = self.pages();
+        let same = pages.get(&ino) == Some(&mut version.clone());
+        pages.insert(ino, version, PAGE_ENTRY_BYTES);
+        same
+    }
+
+    /// A change of our own, which the kernel's pages know, has led from one version to the next.
+    pub fn pages_follow(&self, ino: Ino, before: Option<Position>, now: Position) {
+        let mut pages = self.pages();
+        match (pages.get(&ino), before) {
+            (Some(known), Some(before)) if *known == before => *known = now,
+            _ => drop(pages.remove(&ino)),
+        }
+    }
+
+    /// The kernel's pages may be wrong.
+    pub fn pages_unknown(&self, ino: Ino) {
+        self.pages().remove(&ino);
+    }
+
+    pub fn all_pages_unknown(&self) {
+        *self.pages() = BytesLru::new(PAGES_BYTES);
+    }
+}
+
+impl Fs {
+    /// Opens a file; a file of another mount's making is as its last close left it.
+    pub async fn open(&self, ino: u64, append: bool, patience: &Patience) -> Result<Opened, FsError> {
+        let ino = self.ino(ino);
+        // Before asking, so that the server's "its last name is gone" finds it open.
+        let file = self.hold(ino);
+        match self.content_version(ino, patience).await {
+            Ok(version) => {
+                let keep_cache = self.inner.files.pages_are(ino, version);
+                Ok(Opened { handle: self.add_handle(file, append), keep_cache })
+            }
+            Err(error) => {
+                self.let_go(&file);
+                Err(error)
+            }
+        }
+    }
+
+    async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
+        if let Some(content) = self.cache().content(self.promises(), ino, 0, 0) {
+            return Ok(content.version);
+        }
+        let reply = self.view(View::Extents { ino, from: 0, limit: OPEN_EXTENTS }, patience).await?;
+        let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };
+        let version = attr.version;
+        self.learn_extents(0, reply);
+        Ok(version)
+    }
+
+    /// Makes a file and opens it. Without `exclusive`, one that someone else has
+    /// made meanwhile is opened.
+    pub async fn create(
+        &self,
+        who: Caller,
+        dir: u64,
+        name: &[u8],
+        mode: u32,
+        how: CreateHow,
+        patience: &Patience,
+    ) -> Result<(Stat, Opened), FsError> {
+        let node = NewNode { kind: FileKind::File, mode, rdev: 0 };
+        match self.make(who, self.ino(dir), name, node, None, patience).await {
+            Ok(attr) => {
+                let file = self.hold(attr.ino);
+                // There are no pages of it, so whatever there is is right.
+                self.inner.files.pages_are(attr.ino, attr.version);
+                let opened = Opened { handle: self.add_handle(file, how.append), keep_cache: true };
+                Ok((self.stat(&attr), opened))
+            }
+            Err(error) if error.is(Refusal::Exists) && !how.exclusive => {
+                let attr: Attr = self.lookup_attr(self.ino(dir), &Name::new(name)?, patience).await?;
+                let opened = self.open(self.shown_ino(attr.ino), how.append, patience).await?;
+                Ok((self.stat(&attr), opened))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add_handle(&self, file: Arc<File>, append: bool) -> u64 {
+        self.inner.handles.add_file(FileHandle { file, append, sequence: Mutex::default() })
+    }
+
+    /// One holder more.
+    fn hold(&self, ino: Ino) -> Arc<File> {
+        let mut open = self.inner.files.open();
+        let file = open.entry(ino).or_insert_with(|| {
+            self.inner.client.set_open(ino);
+            Arc::new(File::new(ino))
+        });
+        file.state().handles += 1;
+        file.clone()
+    }
+
+    /// One holder less.
+    pub(super) fn let_go(&self, file: &Arc<File>) {
+        file.state().handles -= 1;
+        self.forget_if_done(file);
+    }
+
+    /// Forgets the file if nobody holds it and everything is answered for.
+    pub(super) fn forget_if_done(&self, file: &Arc<File>) {
+        let mut open = self.inner.files.open();
+        let state = file.state();
+        let done = state.handles == 0 && state.is_clean();
+        if done && open.get(&file.ino).is_some_and(|known| Arc::ptr_eq(known, file)) {
+            open.remove(&file.ino);
+            drop(state);
+            self.inner.client.set_closed(file.ino);
+        }
+    }
+
+    /// The last close() of a handle has long returned; what is left goes by itself.
+    pub fn release(&self, handle: u64) -> Result<(), FsError> {
+        let handle = self.inner.handles.remove_file(handle)?;
+        if !handle.file.state().is_clean() {
+            self.send_all(&handle.file);
+        }
+        self.let_go(&handle.file);
+        Ok(())
+    }
+}
+
+/// How a file is created.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CreateHow {
+    /// `O_EXCL`.
+    pub exclusive: bool,
+    /// `O_APPEND`.
+    pub append: bool,
+}

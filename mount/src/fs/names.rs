@@ -1,0 +1,258 @@
+//! Names: finding them, making them, moving them, taking them away.
+//!
+//! Each of these is one request at most. Its answer tells the attributes of what
+//! it touched; what it did to the directories beside is the same everywhere
+//! (times, links), so it is noted without asking.
+
+use super::cache::{Found, Lesson};
+use super::{Caller, Fs, Stat};
+use crate::client::{CallError, Patience, Reply};
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::message::{Attr, Delete, FileKind, NewInode, Op, Outcome, Owner, Refusal, RenameHow, Upload, View};
+use proto::{Ino, Name};
+
+const SETGID: u32 = 0o2000;
+/// Linux allows no longer one.
+const MAX_TARGET_BYTES: usize = 4095;
+
+/// What a new inode is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewNode {
+    pub kind: FileKind,
+    /// The umask already applied.
+    pub mode: u32,
+    pub rdev: u32,
+}
+
+impl Fs {
+    pub async fn lookup(&self, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
+        let attr = self.lookup_attr(self.ino(dir), &Name::new(name)?, patience).await?;
+        Ok(self.stat(&attr))
+    }
+
+    pub(super) async fn lookup_attr(&self, dir: Ino, name: &Name, patience: &Patience) -> Result<Attr, FsError> {
+        match self.cache().lookup(self.promises(), dir, name) {
+            Some(Found::Entry(attr)) => return Ok(attr),
+            Some(Found::Absent) => {
+                let absent =
+                    CallError::Refused { refusal: Refusal::NotFound, at: Default::default(), granted: Vec::new() };
+                return Err(absent.into());
+            }
+            Some(Found::Inode(_)) | None => {}
+        }
+        match self.view(View::Lookup { dir, name: name.clone() }, patience).await {
+            Ok(Reply { outcome: Outcome::Entry(attr), at, granted, continued, .. }) => {
+                self.cache().learn_from(self.promises(), at, &granted, &continued, |l| {
+                    l.attr(&attr);
+                    l.name(dir, name, Some((attr.ino, attr.kind)));
+                });
+                Ok(attr)
+            }
+            Ok(_) => Err(FsError::WrongAnswer { op: "lookup" }),
+            Err(error) => {
+                if let FsError::Call(CallError::Refused { refusal: Refusal::NotFound, at, granted }) = &error {
+                    self.cache().learn_from(self.promises(), *at, granted, &[], |l| l.name(dir, name, None));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Files, fifos, sockets and devices; an open file is [`Fs::create`].
+    pub async fn mknod(
+        &self,
+        who: Caller,
+        dir: u64,
+        name: &[u8],
+        node: NewNode,
+        patience: &Patience,
+    ) -> Result<Stat, FsError> {
+        let attr = self.make(who, self.ino(dir), name, node, None, patience).await?;
+        Ok(self.stat(&attr))
+    }
+
+    pub async fn mkdir(
+        &self,
+        who: Caller,
+        dir: u64,
+        name: &[u8],
+        mode: u32,
+        patience: &Patience,
+    ) -> Result<Stat, FsError> {
+        let node = NewNode { kind: FileKind::Dir, mode, rdev: 0 };
+        let attr = self.make(who, self.ino(dir), name, node, None, patience).await?;
+        Ok(self.stat(&attr))
+    }
+
+    pub async fn symlink(
+        &self,
+        who: Caller,
+        dir: u64,
+        name: &[u8],
+        target: &[u8],
+        patience: &Patience,
+    ) -> Result<Stat, FsError> {
+        if target.len() > MAX_TARGET_BYTES {
+            return Err(FsError::TargetTooLong);
+        }
+        let node = NewNode { kind: FileKind::Symlink, mode: 0o777, rdev: 0 };
+        let attr = self.make(who, self.ino(dir), name, node, Some(target), patience).await?;
+        self.cache().set_target(attr.ino, Bytes::copy_from_slice(target));
+        Ok(self.stat(&attr))
+    }
+
+    pub(super) async fn make(
+        &self,
+        who: Caller,
+        dir: Ino,
+        name: &[u8],
+        node: NewNode,
+        target: Option<&[u8]>,
+        patience: &Patience,
+    ) -> Result<Attr, FsError> {
+        let name = Name::new(name)?;
+        let (uid, mut gid) = match self.inner.config.owners.keep_numbers {
+            true => (Owner::Number(who.uid), Owner::Number(who.gid)),
+            false => (Owner::Namespace, Owner::Namespace),
+        };
+        // The kernel leaves this to a FUSE filesystem.
+        let mut mode = node.mode & 0o7777;
+        let parent = self.attr_once(dir, patience).await?;
+        if parent.mode & SETGID != 0 {
+            gid = parent.gid;
+            if node.kind == FileKind::Dir {
+                mode |= SETGID;
+            }
+        }
+        let new = NewInode {
+            kind: node.kind,
+            mode,
+            uid,
+            gid,
+            rdev: node.rdev,
+            target: target.map(|target| self.seal_target(target)),
+        };
+        let reply = self.change(Op::Upload(Upload::Create { dir, name: name.clone(), new }), patience).await?;
+        let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "create" }) };
+        self.cache().learn(self.promises(), &reply, |l| {
+            l.created(attr);
+            l.name(dir, &name, Some((attr.ino, attr.kind)));
+            l.dir_changed(dir, attr.ctime, i32::from(attr.kind == FileKind::Dir));
+        });
+        Ok(attr.clone())
+    }
+
+    pub async fn readlink(&self, ino: u64, patience: &Patience) -> Result<Bytes, FsError> {
+        let ino = self.ino(ino);
+        if let Some(target) = self.cache().target(ino) {
+            return Ok(target);
+        }
+        match self.view(View::Readlink { ino }, patience).await?.outcome {
+            Outcome::Link(sealed) => {
+                let target = Bytes::from(self.open_target(&sealed)?);
+                self.cache().set_target(ino, target.clone());
+                Ok(target)
+            }
+            _ => Err(FsError::WrongAnswer { op: "readlink" }),
+        }
+    }
+
+    pub async fn unlink(&self, dir: u64, name: &[u8], patience: &Patience) -> Result<(), FsError> {
+        let (dir, name) = (self.ino(dir), Name::new(name)?);
+        self.remove(dir, &name, Delete::Unlink { dir, name: name.clone() }, patience).await
+    }
+
+    pub async fn rmdir(&self, dir: u64, name: &[u8], patience: &Patience) -> Result<(), FsError> {
+        let (dir, name) = (self.ino(dir), Name::new(name)?);
+        self.remove(dir, &name, Delete::Rmdir { dir, name: name.clone() }, patience).await
+    }
+
+    async fn remove(&self, dir: Ino, name: &Name, delete: Delete, patience: &Patience) -> Result<(), FsError> {
+        self.before_publishing_name(dir, name, patience).await?;
+        let reply = self.change(Op::Delete(delete), patience).await?;
+        let Outcome::Removed(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "remove" }) };
+        self.cache().learn(self.promises(), &reply, |l| {
+            l.name(dir, name, None);
+            l.attr(attr);
+            l.dir_changed(dir, attr.ctime, -i32::from(attr.kind == FileKind::Dir));
+        });
+        Ok(())
+    }
+
+    pub async fn link(&self, ino: u64, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
+        let (ino, dir, name) = (self.ino(ino), self.ino(dir), Name::new(name)?);
+        self.before_publishing(ino, patience).await?;
+        let reply = self.change(Op::Upload(Upload::Link { ino, dir, name: name.clone() }), patience).await?;
+        let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "link" }) };
+        self.cache().learn(self.promises(), &reply, |l| {
+            l.attr(attr);
+            l.name(dir, &name, Some((attr.ino, attr.kind)));
+            l.dir_changed(dir, attr.ctime, 0);
+        });
+        Ok(self.stat(attr))
+    }
+
+    pub async fn rename(
+        &self,
+        from: (u64, &[u8]),
+        to: (u64, &[u8]),
+        how: RenameHow,
+        patience: &Patience,
+    ) -> Result<(), FsError> {
+        let (from_dir, from) = (self.ino(from.0), Name::new(from.1)?);
+        let (to_dir, to) = (self.ino(to.0), Name::new(to.1)?);
+        // Whoever finds a file under its new name finds all of it.
+        self.before_publishing_name(from_dir, &from, patience).await?;
+        if how == RenameHow::Exchange {
+            self.before_publishing_name(to_dir, &to, patience).await?;
+        }
+        // What stands there is either replaced or goes the other way.
+        let replaced = self.cache().lookup(self.promises(), to_dir, &to);
+        let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
+        let reply = self.change(Op::Upload(op), patience).await?;
+        let Outcome::Renamed { moved, .. } = &reply.outcome else {
+            return Err(FsError::WrongAnswer { op: "rename" });
+        };
+        self.cache().learn(self.promises(), &reply, |l| {
+            let place = (from_dir, &from, to_dir, &to);
+            renamed(l, place, moved, replaced, how == RenameHow::Exchange);
+        });
+        Ok(())
+    }
+}
+
+fn renamed(
+    l: &mut Lesson<'_>,
+    (from_dir, from, to_dir, to): (Ino, &Name, Ino, &Name),
+    moved: &Attr,
+    replaced: Option<Found>,
+    exchange: bool,
+) {
+    let same = matches!(&replaced, Some(Found::Entry(attr)) if attr.ino == moved.ino);
+    l.attr(moved);
+    l.name(to_dir, to, Some((moved.ino, moved.kind)));
+    match (&replaced, exchange) {
+        // Two names of one inode: POSIX lets both stay.
+        (Some(Found::Entry(_)), false) if same => {}
+        (Some(Found::Entry(other)), true) => l.name(from_dir, from, Some((other.ino, other.kind))),
+        (_, true) => l.name_changed(from_dir, from),
+        (Some(Found::Inode(_)) | None, false) if moved.nlink > 1 => l.name_changed(from_dir, from),
+        (_, false) => l.name(from_dir, from, None),
+    }
+    match &replaced {
+        Some(Found::Entry(other)) if !same => l.attr_changed(other.ino),
+        Some(Found::Inode(ino)) => l.attr_changed(*ino),
+        _ => {}
+    }
+    // Links of directories move only where a directory is involved, which is
+    // rare; then they are asked about again.
+    let dirs_involved = moved.kind == FileKind::Dir
+        || !matches!(&replaced, Some(Found::Absent) | Some(Found::Entry(Attr { kind: FileKind::File, .. })));
+    for dir in [from_dir, to_dir] {
+        match dirs_involved {
+            true => l.attr_changed(dir),
+            false => l.dir_changed(dir, moved.ctime, 0),
+        }
+    }
+}

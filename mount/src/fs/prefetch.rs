@@ -1,0 +1,129 @@
+//! Reading ahead. The kernel reads 128 KiB ahead for a plain user's mount, which
+//! does not fill a round trip; so the mount itself notices reads in sequence and
+//! keeps up to [`AHEAD_BYTES`] of what follows on their way into the block cache.
+
+use super::Fs;
+use super::extents::{Extent, Part};
+use super::file::FileHandle;
+use crate::client::Patience;
+use std::sync::{Arc, PoisonError};
+
+/// What is kept on its way before a sequential reader, in bytes; the client's
+/// window bounds it further.
+pub const AHEAD_BYTES: u64 = 16 << 20;
+/// The least worth asking for, in bytes.
+const AHEAD_MIN_BYTES: u64 = 1 << 20;
+/// Kernel read-ahead arrives side by side, so out of order by this much, in bytes.
+const DISORDER_BYTES: u64 = 1 << 20;
+
+/// Where a handle has been reading. Pure.
+#[derive(Debug, Default)]
+pub struct Sequence {
+    /// Behind the last byte read.
+    next: u64,
+    /// Bytes read in sequence.
+    run: u64,
+    /// How far has been asked for.
+    ahead: u64,
+}
+
+impl Sequence {
+    /// A read has come. What should be fetched now, with at most `limit` bytes ahead.
+    pub fn read(&mut self, offset: u64, len: u64, limit: u64) -> Option<(u64, u64)> {
+        let end = offset + len;
+        if offset > self.next + DISORDER_BYTES || offset + DISORDER_BYTES < self.next {
+            *self = Sequence { next: end, run: 0, ahead: end };
+            return None;
+        }
+        self.run += len;
+        self.next = self.next.max(end);
+        let window = (self.run * 2).max(AHEAD_MIN_BYTES).min(limit);
+        let from = self.ahead.max(self.next);
+        let to = self.next + window;
+        // Not one request per read: a quarter of the window at a time.
+        if to < from + (window / 4).max(1) {
+            return None;
+        }
+        self.ahead = to;
+        Some((from, to))
+    }
+}
+
+impl Fs {
+    /// Notes a read, and sets on its way what the reader will want next.
+    pub(super) fn read_ahead(&self, handle: &Arc<FileHandle>, offset: u64, len: u64, size: u64) {
+        let limit = AHEAD_BYTES.min(self.inner.blocks.limit() as u64 / 4);
+        let wanted = handle.sequence.lock().unwrap_or_else(PoisonError::into_inner).read(offset, len, limit);
+        let Some((from, to)) = wanted else { return };
+        let to = to.min(size);
+        if from >= to {
+            return;
+        }
+        let (fs, ino) = (self.clone(), handle.file.ino);
+        self.inner.runtime.spawn(async move {
+            let patience = Patience::within(fs.inner.config.close_timeout);
+            // What cannot be fetched ahead will be asked for, and then says why.
+            if let Ok((_, parts)) = fs.content(ino, from, to, &patience).await {
+                fs.load_all(&parts);
+            }
+        });
+    }
+
+    /// Sets every chunk of these parts on its way that is not in memory, if there
+    /// is more than one and a slot is free.
+    pub(super) fn load_all(&self, parts: &[Part]) {
+        let mut missing: Vec<&Extent> = Vec::new();
+        for part in parts {
+            if let Part::Data(extent) = part
+                && missing.last().is_none_or(|last| last.chunk != extent.chunk)
+                && !self.inner.blocks.contains(&extent.chunk)
+            {
+                missing.push(extent);
+            }
+        }
+        for extent in missing {
+            let Ok(slot) = self.inner.prefetches.clone().try_acquire_owned() else { return };
+            let (fs, extent) = (self.clone(), extent.clone());
+            self.inner.runtime.spawn(async move {
+                let patience = Patience::within(fs.inner.config.close_timeout);
+                let _ = fs.block(&extent, &patience).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1024;
+
+    #[test]
+    fn reads_in_sequence_reach_further_and_further() {
+        let mut sequence = Sequence::default();
+        assert_eq!(sequence.read(0, 128 * KIB, AHEAD_BYTES), Some((128 * KIB, (128 + 1024) * KIB)));
+        let mut asked = (128 + 1024) * KIB;
+        for i in 1..400 {
+            if let Some((from, to)) = sequence.read(i * 128 * KIB, 128 * KIB, AHEAD_BYTES) {
+                assert_eq!(from, asked, "nothing is asked for twice and nothing left out");
+                asked = to;
+            }
+        }
+        assert!(asked >= 399 * 128 * KIB + AHEAD_BYTES * 3 / 4);
+    }
+
+    #[test]
+    fn scattered_reads_fetch_nothing() {
+        let mut sequence = Sequence::default();
+        for offset in [50 << 20, 10 << 20, 90 << 20, 30 << 20] {
+            assert_eq!(sequence.read(offset, 4096, AHEAD_BYTES), None);
+        }
+        // Slight disorder is what the kernel makes of a sequence.
+        let mut sequence = Sequence::default();
+        for offset in [0, 256 * KIB, 128 * KIB, 384 * KIB] {
+            sequence.read(offset, 128 * KIB, AHEAD_BYTES);
+        }
+        assert_eq!(sequence.run, 512 * KIB);
+    }
+}

@@ -1,0 +1,555 @@
+//! Write-back: from dirty ranges to answered requests.
+//!
+//! * A write copies into the buffer and waits only for room. Whole chunks leave
+//!   as they fill; what is left lying leaves after [`TICK`], at close, or before
+//!   an operation that publishes it.
+//! * Packs of a file are sealed and uploaded side by side, on worker threads, and
+//!   quoted by requests strictly in order ([`Fs::pump`]).
+//! * What has left the buffer is sent for ever; only waiting for it is bounded.
+//! * A failure is kept and told once, by the next write, flush or fsync.
+
+use super::Fs;
+use super::dirty::Segment;
+use super::extents::Extent;
+use super::file::{File, FileHandle, Progress, State};
+use super::pack::{self, Pack, Sealed, Stage};
+use crate::client::{CallError, Patience, Reply, Submitted};
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::chunk::ChunkName;
+use proto::log::Topic;
+use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
+use proto::{Ino, Name};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a written range lies still before it is sent unasked.
+const TICK: Duration = Duration::from_millis(50);
+/// How long one that is being added to may lie.
+const LIE_AT_MOST: Duration = Duration::from_millis(500);
+/// Content that one request quotes before more is waited for, in bytes.
+const COMMIT_BYTES: usize = 8 << 20;
+/// The same where the log forgets and little may be under way, in bytes.
+const COMMIT_BYTES_VOLATILE: usize = 512 << 10;
+
+/// A request for some packs.
+pub struct Sent {
+    /// The last of its packs.
+    last: u64,
+    at: WriteAt,
+    /// What the requests says, to bring caches up to it when it is answered.
+    pieces: Vec<Piece>,
+    /// The hashes of inline pieces, by piece.
+    hashes: Vec<Option<[u8; 32]>>,
+    /// Where its first piece was thought to stand.
+    start: u64,
+    answer: Waiting,
+}
+
+enum Waiting {
+    For(Submitted),
+    /// It could not be sent.
+    Nothing(FsError),
+}
+
+impl Fs {
+    /// Writes from the thread that asks, if nothing has to be waited for; `None`
+    /// says that it has to.
+    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Option<u32>, FsError> {
+        let handle = self.inner.handles.file(handle)?;
+        self.write_with(&handle, offset, data, None)
+    }
+
+    /// Writes; waits for room in the buffer if there is none. `O_APPEND` handles
+    /// write to the end whatever the offset.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], patience: &Patience) -> Result<u32, FsError> {
+        let handle = self.inner.handles.file(handle)?;
+        let started = Instant::now();
+        let mut end = None;
+        if handle.append && handle.file.pending().is_none() {
+            end = Some(self.attr(handle.file.ino, patience).await?.size);
+        }
+        loop {
+            let room = self.inner.budget.freed();
+            tokio::pin!(room);
+            // Registered before looking, so that no release in between is missed.
+            room.as_mut().enable();
+            if let Some(written) = self.write_with(&handle, offset, data, end)? {
+                return Ok(written);
+            }
+            self.inner.files.all().iter().for_each(|file| {
+                self.send_all(file);
+            });
+            match patience.wait(room).await {
+                Ok(()) => {}
+                Err(CallError::TimedOut { .. }) => return Err(FsError::BufferFull { waited: started.elapsed() }),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn write_with(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        data: &[u8],
+        known_end: Option<u64>,
+    ) -> Result<Option<u32>, FsError> {
+        let file = &handle.file;
+        if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
+            return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
+        }
+        if !self.inner.budget.try_take(data.len()) {
+            return Ok(None);
+        }
+        let mut state = file.state();
+        if let Some(failure) = state.failure.take() {
+            drop(state);
+            self.inner.budget.give_back(data.len());
+            return Err(failure);
+        }
+        let mut at = offset;
+        if handle.append {
+            let known = self.cache().content(self.promises(), file.ino, 0, 0).map(|c| c.size).or(known_end);
+            match (known, state.pending()) {
+                (None, None) => {
+                    drop(state);
+                    self.inner.budget.give_back(data.len());
+                    return Ok(None);
+                }
+                (known, pending) => at = known.unwrap_or(0).max(pending.map_or(0, |p| p.end)),
+            }
+        }
+        let before = state.dirty.bytes();
+        state.dirty.write(at, data, handle.append);
+        // What was overwritten takes no more room.
+        self.inner.budget.give_back(before + data.len() - state.dirty.bytes());
+        let now = Instant::now();
+        state.dirty_since.get_or_insert(now);
+        state.written = Some(now);
+        state.mtime = self.inner.client.now();
+        let append = state.dirty.is_appended();
+        let full = if state.dirty.has_full() { state.dirty.take_full() } else { Vec::new() };
+        self.enqueue(file, &mut state, full, append);
+        if !state.ticking {
+            state.ticking = true;
+            self.inner.runtime.spawn(self.clone().tick(file.clone()));
+        }
+        drop(state);
+        if at != offset {
+            // The kernel has put the data where it thought the end was.
+            self.inval_pages(file.ino);
+        }
+        Ok(Some(data.len() as u32))
+    }
+
+    /// Takes ranges out of the buffer: inline ones are ready at once, others are
+    /// sealed and uploaded by a task each.
+    fn enqueue(&self, file: &Arc<File>, state: &mut State, segments: Vec<Segment>, append: bool) {
+        if state.dirty.is_empty() {
+            state.dirty_since = None;
+        }
+        for draft in pack::drafts(segments) {
+            state.last_seq += 1;
+            let seq = state.last_seq;
+            let stage = match draft.inline {
+                true => self.seal_inline(state, &draft),
+                false => {
+                    self.inner.runtime.spawn(self.clone().upload(file.clone(), seq, draft.plain.clone()));
+                    Stage::Uploading
+                }
+            };
+            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append });
+        }
+    }
+
+    fn seal_inline(&self, state: &mut State, draft: &pack::Draft) -> Stage {
+        let seal = |part: &pack::Part| {
+            let plain = &draft.plain[part.from as usize..(part.from + part.len) as usize];
+            let sealed = self.inner.client.keys().seal_content(plain)?;
+            Ok::<_, crate::client::KeyError>(Sealed { sealed: sealed.sealed, hash: sealed.hash, key: sealed.key })
+        };
+        match draft.parts.iter().map(seal).collect() {
+            Ok(sealed) => Stage::Inline(sealed),
+            Err(error) => {
+                state.failure = Some(FsError::Sealed { what: "written content", reason: error.to_string() });
+                Stage::Failed
+            }
+        }
+    }
+
+    async fn upload(self, file: Arc<File>, seq: u64, plain: Bytes) {
+        let client = self.inner.client.clone();
+        let sealing = async {
+            let _slot = self.inner.uploads.acquire().await.expect("never closed");
+            let fail = |reason: String| FsError::Sealed { what: "written content", reason };
+            let keys = client.clone();
+            let seal = move || keys.keys().seal_content(&plain);
+            let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| fail(e.to_string()))?;
+            let sealed = sealed.map_err(|e| fail(e.to_string()))?;
+            let name = client.upload_chunk(sealed.sealed, &Patience::for_ever()).await?;
+            Ok::<_, FsError>(Stage::Chunk(name, sealed.key))
+        };
+        let stage = sealing.await;
+        let mut state = file.state();
+        let stage = stage.unwrap_or_else(|error| {
+            state.failure = Some(lost(file.ino, &error));
+            Stage::Failed
+        });
+        if let Some(pack) = state.packs.iter_mut().find(|p| p.seq == seq) {
+            pack.stage = stage;
+        }
+        drop(state);
+        self.pump(&file, false);
+    }
+
+    /// Sends what can leave, in order. Small batches wait for the packs behind
+    /// them unless `force` or nothing is to come.
+    pub(super) fn pump(&self, file: &Arc<File>, force: bool) {
+        let enough = if self.inner.client.volatile() { COMMIT_BYTES_VOLATILE } else { COMMIT_BYTES };
+        let mut state = file.state();
+        loop {
+            let failed = state
+                .packs
+                .iter()
+                .find(|p| !matches!(p.stage, Stage::Sent))
+                .filter(|p| matches!(p.stage, Stage::Failed));
+            if let Some(seq) = failed.map(|p| p.seq) {
+                let error = state.failure.clone().unwrap_or(FsError::WrongAnswer { op: "write" });
+                self.sent(&mut state, file, seq, WriteAt::Offsets, Vec::new(), Vec::new(), Waiting::Nothing(error));
+                continue;
+            }
+            let Some(batch) = pack::next_batch(&state.packs) else { break };
+            let first = state.packs[batch.packs.start].seq;
+            let last = state.packs[batch.packs.end - 1].seq;
+            let asked = first <= state.commit_upto;
+            let complete = last >= state.commit_upto || !batch.more_to_come;
+            if !(force || batch.bytes >= enough || (asked && complete)) {
+                break;
+            }
+            let (at, pieces, payload) = pack::write_request(state.packs.range(batch.packs.clone()));
+            let hashes = inline_hashes(&pieces, state.packs.range(batch.packs));
+            let write = Upload::Write { ino: file.ino, at, pieces: pieces.clone() };
+            // Under the file's lock: requests enter the stream in the order of the packs.
+            let answer = self.inner.client.submit(Op::Upload(write), payload);
+            self.sent(&mut state, file, last, at, pieces, hashes, Waiting::For(answer));
+        }
+        if !state.answers.is_empty() && !state.answering {
+            state.answering = true;
+            self.inner.runtime.spawn(self.clone().take_answers(file.clone()));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn sent(
+        &self,
+        state: &mut State,
+        file: &File,
+        last: u64,
+        at: WriteAt,
+        pieces: Vec<Piece>,
+        hashes: Vec<Option<[u8; 32]>>,
+        answer: Waiting,
+    ) {
+        let mut start = u64::MAX;
+        for pack in state.packs.iter_mut().filter(|p| p.seq <= last && !matches!(p.stage, Stage::Sent)) {
+            start = pack.parts.iter().map(|p| p.offset).min().unwrap_or(start).min(start);
+            pack.stage = Stage::Sent;
+        }
+        state.answers.push_back(Sent { last, at, pieces, hashes, start, answer });
+        file.progress.send_modify(|p| p.sent = p.sent.max(last));
+    }
+
+    /// Takes the answers to a file's requests, in their order.
+    async fn take_answers(self, file: Arc<File>) {
+        loop {
+            let sent = {
+                let mut state = file.state();
+                match state.answers.pop_front() {
+                    Some(sent) => sent,
+                    None => {
+                        state.answering = false;
+                        break;
+                    }
+                }
+            };
+            let (last, start) = (sent.last, sent.start);
+            let result = match sent.answer {
+                Waiting::For(submitted) => submitted.await.map_err(FsError::from),
+                Waiting::Nothing(error) => Err(error),
+            };
+            let failure = match result {
+                Ok(reply) => self.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),
+                Err(error) => Some(lost(file.ino, &error)),
+            };
+            if let Some(failure) = &failure {
+                tracing::warn!(ino = file.ino.0, error = %failure, "written content is lost");
+                self.inval_pages(file.ino);
+            }
+            let mut state = file.state();
+            if failure.is_some() {
+                state.failure = failure;
+            }
+            let mut freed = 0;
+            while state.packs.front().is_some_and(|p| p.seq <= last) {
+                freed += state.packs.pop_front().map_or(0, |p| p.plain.len());
+            }
+            drop(state);
+            self.inner.budget.give_back(freed);
+            file.progress.send_modify(|p| p.answered = p.answered.max(last));
+        }
+        self.forget_if_done(&file);
+    }
+
+    /// Brings the caches up to an answered write.
+    fn answered(
+        &self,
+        file: &File,
+        reply: &Reply,
+        at: WriteAt,
+        pieces: Vec<Piece>,
+        hashes: Vec<Option<[u8; 32]>>,
+        start: u64,
+    ) -> Result<(), FsError> {
+        let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "write" }) };
+        let len = pieces.last().map_or(0, |p| p.offset + u64::from(p.len));
+        let base = match at {
+            WriteAt::Offsets => 0,
+            // What was appended is the file's end now.
+            WriteAt::End => attr.size.saturating_sub(len),
+        };
+        let moved = at == WriteAt::End && base != start;
+        let session = self.inner.client.session();
+        let extents: Vec<(u64, Option<Extent>, u64)> = pieces
+            .into_iter()
+            .zip(hashes)
+            .enumerate()
+            .map(|(index, (piece, hash))| {
+                let chunk = match (piece.source, hash, session) {
+                    (Source::Chunk(name), ..) => Some(name),
+                    (Source::Inline { .. }, Some(hash), Some(session)) => Some(ChunkName {
+                        topic: Topic::Requests,
+                        epoch: reply.at.epoch,
+                        partition: reply.at.partition,
+                        offset: reply.at.offset,
+                        index: index as u32,
+                        session,
+                        hash,
+                    }),
+                    _ => None,
+                };
+                let offset = base + piece.offset;
+                let extent =
+                    chunk.map(|chunk| Extent { len: piece.len, chunk, chunk_from: piece.chunk_from, key: piece.key });
+                (offset, extent, offset + u64::from(piece.len))
+            })
+            .collect();
+        self.keep_blocks(file, &extents, start, base, at);
+        let mut before = None;
+        self.cache().learn(self.promises(), reply, |l| {
+            before = l.content_changed(attr, |map| {
+                for (offset, extent, end) in extents {
+                    match extent {
+                        Some(extent) => map.put(offset, extent),
+                        None => map.forget(offset, end),
+                    }
+                }
+            });
+        });
+        self.inner.files.pages_follow(file.ino, before, attr.version);
+        if moved {
+            self.inval_pages(file.ino);
+        }
+        Ok(())
+    }
+
+    /// What was written stays in memory as plain content of its chunks.
+    fn keep_blocks(&self, file: &File, extents: &[(u64, Option<Extent>, u64)], start: u64, base: u64, at: WriteAt) {
+        let state = file.state();
+        for (offset, extent, _) in extents {
+            let Some(extent) = extent else { continue };
+            // Where the pack believes it to be.
+            let offset = if at == WriteAt::End { offset - base + start } else { *offset };
+            let found = state.packs.iter().find_map(|pack| {
+                let part = pack.parts.iter().find(|part| part.offset == offset && part.len == extent.len)?;
+                (matches!(pack.stage, Stage::Sent)).then_some((pack, part))
+            });
+            let Some((pack, part)) = found else { continue };
+            let plain = match extent.chunk.topic {
+                Topic::Requests => pack.plain.slice(part.from as usize..(part.from + part.len) as usize),
+                _ => pack.plain.clone(),
+            };
+            self.inner.blocks.insert(extent.chunk, plain);
+        }
+    }
+
+    /// Looks after what a program has written and left lying.
+    async fn tick(self, file: Arc<File>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            {
+                let mut state = file.state();
+                if state.is_clean() {
+                    state.ticking = false;
+                    return;
+                }
+                let still = state.written.is_none_or(|at| at.elapsed() >= TICK);
+                let old = state.dirty_since.is_some_and(|at| at.elapsed() >= LIE_AT_MOST);
+                if still || old {
+                    self.take_all(&file, &mut state);
+                }
+            }
+            self.pump(&file, true);
+        }
+    }
+
+    fn take_all(&self, file: &Arc<File>, state: &mut State) -> u64 {
+        let append = state.dirty.is_appended();
+        let segments = state.dirty.take_all();
+        self.enqueue(file, state, segments, append);
+        state.commit_upto = state.last_seq;
+        state.last_seq
+    }
+
+    /// Sets everything that was written on its way; gives the last pack's number.
+    pub(super) fn send_all(&self, file: &Arc<File>) -> u64 {
+        let last = self.take_all(file, &mut file.state());
+        self.pump(file, false);
+        last
+    }
+
+    /// close(): waits until what was written is answered for, bounded even where
+    /// everything else waits for ever. A caller that is being killed waits until
+    /// the requests are in the stream, and so in the journal.
+    pub async fn flush(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
+        let handle = self.inner.handles.file(handle)?;
+        let bounded = patience.clone().bounded(self.inner.config.close_timeout);
+        match self.write_back(&handle.file, &bounded).await {
+            Err(FsError::Call(CallError::Interrupted)) => {
+                let timeout = Patience::within(self.inner.config.close_timeout);
+                self.wait_for(&handle.file, &timeout, |p, last| p.sent >= last).await
+            }
+            other => other,
+        }
+    }
+
+    /// Waits until everything written is answered for and as safe as the cluster makes it.
+    pub async fn fsync(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
+        let handle = self.inner.handles.file(handle)?;
+        self.write_back(&handle.file, patience).await?;
+        Ok(self.inner.client.sync(patience).await?)
+    }
+
+    /// Directories are changed by requests that have been answered.
+    pub async fn fsyncdir(&self, patience: &Patience) -> Result<(), FsError> {
+        Ok(self.inner.client.sync(patience).await?)
+    }
+
+    /// Everything written so far, by anyone, is answered for, within `limit`.
+    pub async fn sync_all(&self, limit: Duration) -> Result<(), FsError> {
+        let patience = Patience::within(limit);
+        let files = self.inner.files.all();
+        files.iter().for_each(|file| {
+            self.send_all(file);
+        });
+        for file in files {
+            self.write_back(&file, &patience).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_back(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
+        self.wait_for(file, patience, |p, last| p.answered >= last).await?;
+        match file.state().failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    async fn wait_for(
+        &self,
+        file: &Arc<File>,
+        patience: &Patience,
+        reached: impl Fn(&Progress, u64) -> bool,
+    ) -> Result<(), FsError> {
+        if file.state().is_clean() {
+            return Ok(());
+        }
+        let last = self.send_all(file);
+        let mut progress = file.progress.subscribe();
+        let done = progress.wait_for(|p| reached(p, last));
+        let waited = patience.wait(done).await?.map(drop);
+        waited.map_err(|_| FsError::BadHandle(file.ino.0))
+    }
+
+    /// Before an operation on an inode that others may see: what was written to it
+    /// goes first. Only its place in the stream matters, so no answer is awaited.
+    pub(super) async fn before_publishing(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
+        match self.inner.files.get(ino) {
+            Some(file) => self.wait_for(&file, patience, |p, last| p.sent >= last).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for a name, and for every file if the name is not known here.
+    pub(super) async fn before_publishing_name(
+        &self,
+        dir: Ino,
+        name: &Name,
+        patience: &Patience,
+    ) -> Result<(), FsError> {
+        use super::cache::Found;
+        if self.inner.budget.used() == 0 {
+            return Ok(());
+        }
+        match self.cache().lookup(self.promises(), dir, name) {
+            Some(Found::Absent) => Ok(()),
+            Some(Found::Entry(Attr { ino, .. }) | Found::Inode(ino)) => self.before_publishing(ino, patience).await,
+            None => {
+                for file in self.inner.files.all() {
+                    self.wait_for(&file, patience, |p, last| p.sent >= last).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Before a file gets another size: what was written behind it is void, the
+    /// rest is answered for, so that nothing old shows up when it grows again.
+    pub(super) async fn before_truncate(&self, ino: Ino, size: u64, patience: &Patience) -> Result<(), FsError> {
+        let Some(file) = self.inner.files.get(ino) else { return Ok(()) };
+        {
+            let mut state = file.state();
+            let before = state.dirty.bytes();
+            state.dirty.truncate(size);
+            self.inner.budget.give_back(before - state.dirty.bytes());
+        }
+        self.forget_if_done(&file);
+        self.wait_for(&file, patience, |p, last| p.answered >= last).await
+    }
+}
+
+fn lost(ino: Ino, error: &FsError) -> FsError {
+    FsError::Lost { ino: ino.0, reason: error.to_string(), errno: i32::from(error.errno()) }
+}
+
+fn inline_hashes<'a>(pieces: &[Piece], packs: impl Iterator<Item = &'a Pack>) -> Vec<Option<[u8; 32]>> {
+    // Inline content stands in the payload in the order of the packs.
+    let mut by_place = std::collections::HashMap::new();
+    let mut from = 0;
+    for pack in packs {
+        if let Stage::Inline(sealed) = &pack.stage {
+            for sealed in sealed {
+                by_place.insert(from, sealed.hash);
+                from += sealed.sealed.len() as u32;
+            }
+        }
+    }
+    pieces
+        .iter()
+        .map(|piece| match piece.source {
+            Source::Inline { payload_from, .. } => by_place.get(&payload_from).copied(),
+            Source::Chunk(_) => None,
+        })
+        .collect()
+}

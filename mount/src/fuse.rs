@@ -1,0 +1,798 @@
+//! Translates kernel calls into [`Fs`] calls, and nothing else.
+//!
+//! * Outside this file and `error.rs`, no module names a `fuser` type.
+//! * A callback never waits. What the caches can answer is answered here, on the
+//!   kernel's thread; the rest goes on as a task and is answered from there.
+//! * Each reply is answered once. A dropped one reaches the program as `EIO`.
+//! * The kernel keeps no name and no attribute (its TTL is 0): the mount's own
+//!   caches answer, which know until when they may. It keeps pages.
+
+use crate::client::{CallError, Patience};
+use crate::error::FsError;
+use crate::fs::{Caller, CreateHow, DirEntry, Fs, Kernel, NewNode, Opened, SetAttr, SetTime, Stat};
+use crate::sys::interrupt::{Kind, Watcher};
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+use proto::Time;
+use proto::message::{FileKind, RenameHow, XattrHow};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Threads that take the kernel's requests.
+const THREADS: usize = 2;
+/// The largest write that the kernel sends, in bytes; its own limit by default.
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+/// Read-ahead and other background requests that the kernel keeps under way.
+const MAX_BACKGROUND: u16 = 64;
+/// What programs are told to read and write at once, in bytes.
+const BLOCK_BYTES: u32 = 64 * 1024;
+/// The unit of `statfs`, in bytes.
+const STATFS_BLOCK_BYTES: u64 = 4096;
+
+const TTL: Duration = Duration::ZERO;
+/// Inode numbers are never used twice, so they need no generation.
+const GENERATION: Generation = Generation(0);
+
+/// A mount that is being served.
+pub struct Serving {
+    session: BackgroundSession,
+    _invalidator: Invalidator,
+}
+
+impl Serving {
+    /// Waits until the mount is gone. Fails with what ended it before its time.
+    pub fn join(self) -> io::Result<()> {
+        self.session.join()
+    }
+
+    /// Whether the mount is gone, so that [`Serving::join`] returns at once.
+    pub fn is_over(&self) -> bool {
+        self.session.guard.is_finished()
+    }
+}
+
+/// Serves `fs` on an open `/dev/fuse` that belongs to a mount. When this returns
+/// the handshake with the kernel is done. Must be called inside the runtime that
+/// is to run what waits.
+pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
+    let filesystem = KfsFuse { fs: fs.clone(), runtime: tokio::runtime::Handle::current(), watcher: Watcher::start()? };
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    // The kernel itself enforces allow_other by the mount's options.
+    let session = Session::from_fd(filesystem, fd, SessionACL::All, config)?;
+    let (invalidator, queue) = Invalidator::start(session.notifier())?;
+    fs.set_kernel(Box::new(queue));
+    Ok(Serving { session: session.spawn()?, _invalidator: invalidator })
+}
+
+struct KfsFuse {
+    fs: Fs,
+    runtime: tokio::runtime::Handle,
+    watcher: Watcher,
+}
+
+impl KfsFuse {
+    /// How long this caller waits, and which of its signals end that.
+    fn patience(&self, req: &Request, kind: Kind) -> Patience {
+        let (watcher, tid) = (self.watcher.clone(), req.pid());
+        self.fs.client().patience().or(Arc::new(move || {
+            let watcher = watcher.clone();
+            Box::pin(async move {
+                watcher.interrupted(tid, kind).await;
+            })
+        }))
+    }
+
+    /// Answers with what `work` comes to: at once if it need not wait, else from a task.
+    fn answer<T, R>(
+        &self,
+        op: &'static str,
+        reply: R,
+        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        done: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
+        // Timers and tasks that the work makes belong to the runtime.
+        let _inside = self.runtime.enter();
+        let mut task = Box::pin(async move { done(reply, work.await.map_err(|e| logged(op, e))) });
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            // Whatever it waits for is looked at again by the task's first poll.
+            self.runtime.spawn(task);
+        }
+    }
+}
+
+/// The error's errno, with a word in the log if nobody expects it.
+fn logged(op: &'static str, error: FsError) -> Errno {
+    match &error {
+        FsError::Call(CallError::Refused { .. } | CallError::Interrupted) | FsError::NoAttribute => {
+            tracing::trace!(op, %error);
+        }
+        _ => tracing::debug!(op, %error),
+    }
+    error.errno()
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid() }
+}
+
+fn entry_reply(reply: ReplyEntry, result: Result<Stat, Errno>) {
+    match result {
+        Ok(stat) => reply.entry(&TTL, &file_attr(&stat), GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn attr_reply(reply: ReplyAttr, result: Result<Stat, Errno>) {
+    match result {
+        Ok(stat) => reply.attr(&TTL, &file_attr(&stat)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn empty_reply(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn xattr_reply(reply: ReplyXattr, result: Result<Bytes, Errno>, size: u32) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => {
+            reply.error(logged("getxattr", FsError::BufferTooSmall(value.len())));
+        }
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Dir => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn file_attr(stat: &Stat) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(stat.ino),
+        size: stat.size,
+        blocks: stat.blocks,
+        atime: system_time(stat.atime),
+        mtime: system_time(stat.mtime),
+        ctime: system_time(stat.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(stat.kind),
+        perm: (stat.mode & 0o7777) as u16,
+        nlink: stat.nlink,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.rdev,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+/// A time that the system's type cannot hold becomes 1970.
+fn system_time(time: Time) -> SystemTime {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let base = match time.secs >= 0 {
+        true => UNIX_EPOCH.checked_add(whole),
+        false => UNIX_EPOCH.checked_sub(whole),
+    };
+    base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+fn time(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { secs: since.as_secs() as i64, nanos: since.subsec_nanos() },
+        Err(before) => {
+            let before = before.duration();
+            match before.subsec_nanos() {
+                0 => Time { secs: -(before.as_secs() as i64), nanos: 0 },
+                nanos => Time { secs: -(before.as_secs() as i64) - 1, nanos: 1_000_000_000 - nanos },
+            }
+        }
+    }
+}
+
+fn set_time(at: TimeOrNow) -> SetTime {
+    match at {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(at) => SetTime::At(time(at)),
+    }
+}
+
+fn node_kind(mode: u32) -> Option<FileKind> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Some(FileKind::File),
+        libc::S_IFIFO => Some(FileKind::Fifo),
+        libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::CharDevice),
+        libc::S_IFBLK => Some(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+impl Filesystem for KfsFuse {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not requested: locks (they stay local), ACLs, write-back, kernel-side suid
+        // clearing by us, and the automatic invalidation that mtime changes would cause.
+        for wanted in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            // A kernel without it works as well, only slower.
+            let _ = config.add_capabilities(wanted);
+        }
+        let _ = config.set_max_write(MAX_WRITE_BYTES);
+        if let Err(most) = config.set_max_readahead(u32::MAX) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {}
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.lookup(parent.0, name.as_bytes(), &patience).await };
+        self.answer("lookup", reply, work, entry_reply);
+    }
+
+    /// Nothing is kept per inode that the kernel knows.
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        self.answer("getattr", reply, async move { fs.getattr(ino.0, &patience).await }, attr_reply);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        self.answer("setattr", reply, async move { fs.setattr(ino.0, set, &patience).await }, attr_reply);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.readlink(ino.0, &patience).await };
+        self.answer("readlink", reply, work, |reply, result| match result {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = node_kind(mode) else { return reply.error(logged("mknod", FsError::BadFlags)) };
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+        let patience = self.patience(req, Kind::Ordinary);
+        let node = NewNode { kind, mode, rdev };
+        let work = async move { fs.mknod(who, parent.0, name.as_bytes(), node, &patience).await };
+        self.answer("mknod", reply, work, entry_reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+        let patience = self.patience(req, Kind::Ordinary);
+        let work = async move { fs.mkdir(who, parent.0, name.as_bytes(), mode, &patience).await };
+        self.answer("mkdir", reply, work, entry_reply);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.unlink(parent.0, name.as_bytes(), &patience).await };
+        self.answer("unlink", reply, work, empty_reply);
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.rmdir(parent.0, name.as_bytes(), &patience).await };
+        self.answer("rmdir", reply, work, empty_reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (fs, name, target) = (self.fs.clone(), name.to_owned(), target.as_os_str().to_owned());
+        let (who, patience) = (caller(req), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.symlink(who, parent.0, name.as_bytes(), target.as_bytes(), &patience).await };
+        self.answer("symlink", reply, work, entry_reply);
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let how = match flags {
+            f if f.is_empty() => RenameHow::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameHow::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameHow::Exchange,
+            _ => return reply.error(logged("rename", FsError::BadFlags)),
+        };
+        let (fs, name, newname) = (self.fs.clone(), name.to_owned(), newname.to_owned());
+        let patience = self.patience(req, Kind::Ordinary);
+        let work = async move {
+            fs.rename((parent.0, name.as_bytes()), (newparent.0, newname.as_bytes()), how, &patience).await
+        };
+        self.answer("rename", reply, work, empty_reply);
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (fs, name, patience) = (self.fs.clone(), newname.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.link(ino.0, newparent.0, name.as_bytes(), &patience).await };
+        self.answer("link", reply, work, entry_reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let append = flags.0 & libc::O_APPEND != 0;
+        let work = async move { fs.open(ino.0, append, &patience).await };
+        self.answer("open", reply, work, |reply, result| match result {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(&opened)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+        let patience = self.patience(req, Kind::Ordinary);
+        let how = CreateHow { exclusive: flags & libc::O_EXCL != 0, append: flags & libc::O_APPEND != 0 };
+        let work = async move { fs.create(who, parent.0, name.as_bytes(), mode, how, &patience).await };
+        self.answer("create", reply, work, |reply, result| match result {
+            Ok((stat, opened)) => {
+                let handle = FileHandle(opened.handle);
+                reply.created(&TTL, &file_attr(&stat), GENERATION, handle, open_flags(&opened));
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::BufferedRead));
+        let work = async move { fs.read(fh.0, offset, size, &patience).await };
+        self.answer("read", reply, work, |reply, result| match result {
+            Ok(data) => reply.data(&data),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // The common case copies straight from the kernel's buffer.
+        match self.fs.write_now(fh.0, offset, data) {
+            Ok(Some(written)) => return reply.written(written),
+            Err(error) => return reply.error(logged("write", error)),
+            Ok(None) => {}
+        }
+        let (fs, data, patience) = (self.fs.clone(), data.to_vec(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.write(fh.0, offset, &data, &patience).await };
+        self.answer("write", reply, work, |reply, result| match result {
+            Ok(written) => reply.written(written),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Flush));
+        self.answer("flush", reply, async move { fs.flush(fh.0, &patience).await }, empty_reply);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(reply, self.fs.release(fh.0).map_err(|e| logged("release", e)));
+    }
+
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        self.answer("fsync", reply, async move { fs.fsync(fh.0, &patience).await }, empty_reply);
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.fs.opendir(ino.0)), FopenFlags::empty());
+    }
+
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.readdir(fh.0, offset, false, &patience).await };
+        self.answer("readdir", reply, work, |mut reply, result| match result {
+            Ok(entries) => {
+                for DirEntry { name, ino, kind, offset, .. } in &entries {
+                    // Full: the kernel asks again from there.
+                    if reply.add(INodeNo(*ino), *offset, file_type(*kind), OsStr::from_bytes(name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdirplus(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.readdir(fh.0, offset, true, &patience).await };
+        self.answer("readdirplus", reply, work, |mut reply, result| match result {
+            Ok(entries) => {
+                for entry in &entries {
+                    // Of `.` and `..` the kernel takes nothing but name, kind and offset.
+                    let attr = entry.stat.as_ref().map_or_else(|| dot_attr(entry), file_attr);
+                    let name = OsStr::from_bytes(&entry.name);
+                    if reply.add(attr.ino, entry.offset, name, &TTL, &attr, GENERATION) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        empty_reply(reply, self.fs.releasedir(fh.0).map_err(|e| logged("releasedir", e)));
+    }
+
+    fn fsyncdir(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        self.answer("fsyncdir", reply, async move { fs.fsyncdir(&patience).await }, empty_reply);
+    }
+
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        self.answer("statfs", reply, async move { fs.statfs(&patience).await }, |reply, result| match result {
+            Ok(full) => {
+                let blocks = full.bytes_total / STATFS_BLOCK_BYTES;
+                let free = blocks.saturating_sub(full.bytes_used.div_ceil(STATFS_BLOCK_BYTES));
+                let inodes_free = full.inodes_total.saturating_sub(full.inodes_used);
+                let unit = STATFS_BLOCK_BYTES as u32;
+                reply.statfs(blocks, free, free, full.inodes_total, inodes_free, unit, 255, unit);
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let how = match flags {
+            0 => XattrHow::Set,
+            libc::XATTR_CREATE => XattrHow::Create,
+            libc::XATTR_REPLACE => XattrHow::Replace,
+            _ => return reply.error(logged("setxattr", FsError::BadFlags)),
+        };
+        let (fs, name, value) = (self.fs.clone(), name.to_owned(), value.to_vec());
+        let patience = self.patience(req, Kind::Ordinary);
+        let work = async move { fs.setxattr(ino.0, name.as_bytes(), &value, how, &patience).await };
+        self.answer("setxattr", reply, work, empty_reply);
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.getxattr(ino.0, name.as_bytes(), &patience).await };
+        self.answer("getxattr", reply, work, move |reply, result| xattr_reply(reply, result, size));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.listxattr(ino.0, &patience).await.map(Bytes::from) };
+        self.answer("listxattr", reply, work, move |reply, result| xattr_reply(reply, result, size));
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.removexattr(ino.0, name.as_bytes(), &patience).await };
+        self.answer("removexattr", reply, work, empty_reply);
+    }
+
+    /// The kernel checks mode bits itself (`default_permissions`) and does not ask.
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    /// Locks stay in this kernel, since the capability is not requested.
+    fn getlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// As `getlk`.
+    fn setlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// There is no block device below.
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        reply.error(Errno::EINVAL);
+    }
+
+    /// Programs try ioctls to find out what a file is; this says "not that".
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    /// The kernel remembers this and takes files as always ready, as everywhere.
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// posix_fallocate() of the C library then writes zeros instead.
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    /// The kernel remembers this and answers SEEK_DATA and SEEK_HOLE itself: all is data.
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// The kernel remembers this and copies through its own pages.
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+fn dot_attr(entry: &DirEntry) -> FileAttr {
+    let zero = Time::default();
+    file_attr(&Stat {
+        ino: entry.ino,
+        kind: entry.kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 2,
+        size: 0,
+        blocks: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        rdev: 0,
+    })
+}
+
+/// Drops the kernel's pages of inodes, from a thread of its own: the kernel lets
+/// the caller wait for pages that are just being read.
+struct Invalidator {
+    queue: Arc<Queue>,
+}
+
+/// Inodes that wait for it; each at most once, so it is bounded by the open files.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    inodes: BTreeSet<u64>,
+    over: bool,
+}
+
+impl Queue {
+    fn state(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct KernelPages {
+    queue: Arc<Queue>,
+}
+
+impl Kernel for KernelPages {
+    fn inval_inode(&self, ino: u64) {
+        self.queue.state().inodes.insert(ino);
+        self.queue.more.notify_one();
+    }
+}
+
+impl Invalidator {
+    fn start(notifier: Notifier) -> io::Result<(Invalidator, KernelPages)> {
+        let queue = Arc::new(Queue::default());
+        let waiting = queue.clone();
+        std::thread::Builder::new().name("kfs-invalidate".to_owned()).spawn(move || {
+            loop {
+                let mut state = waiting.state();
+                while state.inodes.is_empty() && !state.over {
+                    state = waiting.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                let Some(ino) = state.inodes.pop_first() else { return };
+                drop(state);
+                if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                    tracing::debug!(ino, %error, "the kernel's pages were not dropped");
+                }
+            }
+        })?;
+        Ok((Invalidator { queue: queue.clone() }, KernelPages { queue }))
+    }
+}
+
+impl Drop for Invalidator {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        state.over = true;
+        state.inodes.clear();
+        drop(state);
+        self.queue.more.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_way_to_the_kernel_and_back() {
+        for at in [(0, 0), (1, 999_999_999), (-1, 1), (-1, 0), (1 << 40, 5), (-(1 << 33), 999_999_999)] {
+            let at = Time { secs: at.0, nanos: at.1 };
+            assert_eq!(time(system_time(at)), at);
+        }
+    }
+}
