@@ -26,6 +26,9 @@ mod users;
 mod view;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use rows::{STATE_CONTENT_BYTES, content};
 pub use session::{open_ticket, seal_ticket};
 pub use users::{StoredUser, user};

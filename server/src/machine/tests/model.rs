@@ -1,0 +1,317 @@
+//! A filesystem as simple as can be, to compare the machine's answers with. Inodes
+//! without names stay for ever here, so its sessions must not end while it is used.
+
+use super::*;
+use proto::message::RenameHow;
+use std::collections::BTreeMap;
+
+/// What of an inode's attributes the model knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brief {
+    ino: Ino,
+    kind: FileKind,
+    mode: u32,
+    nlink: u32,
+    size: u64,
+    allocated: u64,
+    /// The directory that covers it.
+    parent: Option<Ino>,
+}
+
+/// Which byte of the content of which record.
+type Byte = Option<(u64, u32)>;
+
+/// What of an outcome the model knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Entry(Brief),
+    Listing(BTreeMap<Name, Brief>),
+    Content(Brief, Vec<Byte>),
+    Renamed(Brief, Option<Ino>),
+    Other,
+}
+
+impl Brief {
+    fn of(attr: &Attr) -> Brief {
+        let (ino, kind, mode, nlink) = (attr.ino, attr.kind, attr.mode, attr.nlink);
+        let size = if kind == FileKind::Dir { 0 } else { attr.size };
+        Brief { ino, kind, mode, nlink, size, allocated: attr.allocated, parent: attr.parent }
+    }
+}
+
+impl Seen {
+    pub fn of(outcome: &Outcome) -> Seen {
+        match outcome {
+            Outcome::Entry(attr) | Outcome::Removed(attr) => Seen::Entry(Brief::of(attr)),
+            Outcome::Listing { entries, end: true, .. } => {
+                Seen::Listing(entries.iter().map(|listed| (listed.name.clone(), Brief::of(&listed.attr))).collect())
+            }
+            Outcome::Extents { attr, extents, end: true } => {
+                let mut bytes = vec![None; attr.size as usize];
+                for extent in extents {
+                    for i in 0..extent.len {
+                        let byte = &mut bytes[extent.offset as usize + i as usize];
+                        assert!(byte.is_none(), "extents overlap");
+                        *byte = Some((extent.chunk.offset, extent.chunk_from + i));
+                    }
+                }
+                Seen::Content(Brief::of(attr), bytes)
+            }
+            Outcome::Renamed { moved, last_name_gone } => Seen::Renamed(Brief::of(moved), *last_name_gone),
+            _ => Seen::Other,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Node {
+    kind: FileKind,
+    mode: u32,
+    nlink: u32,
+    entries: BTreeMap<Name, Ino>,
+    /// Where a directory is; the covering directory of anything else.
+    parent: Option<Ino>,
+    content: Vec<Byte>,
+}
+
+pub struct Model {
+    nodes: BTreeMap<Ino, Node>,
+    next: u64,
+}
+
+impl Model {
+    pub fn new() -> Model {
+        let root = Node {
+            kind: FileKind::Dir,
+            mode: 0o755,
+            nlink: 2,
+            entries: BTreeMap::new(),
+            parent: Some(ROOT),
+            content: Vec::new(),
+        };
+        Model { nodes: BTreeMap::from([(ROOT, root)]), next: 2 }
+    }
+
+    /// Every inode that there has been and is, in order.
+    pub fn inodes(&self, dirs: bool) -> Vec<Ino> {
+        self.nodes.iter().filter(|(_, node)| (node.kind == FileKind::Dir) == dirs).map(|(ino, _)| *ino).collect()
+    }
+
+    /// What the operation does as the record at `offset`.
+    pub fn execute(&mut self, op: &Op, offset: u64) -> Result<Seen, Refusal> {
+        match op {
+            Op::View(View::Lookup { dir, name }) => {
+                let ino = *self.dir(*dir)?.entries.get(name).ok_or(Refusal::NotFound)?;
+                Ok(self.entry(ino))
+            }
+            Op::View(View::Getattr { ino }) => {
+                self.node(*ino)?;
+                Ok(self.entry(*ino))
+            }
+            Op::View(View::Readdir { dir, .. }) => {
+                let entries = self.dir(*dir)?.entries.clone();
+                Ok(Seen::Listing(entries.into_iter().map(|(name, ino)| (name, self.brief(ino))).collect()))
+            }
+            Op::View(View::Extents { ino, .. }) => {
+                let content = self.file(*ino)?.content.clone();
+                Ok(Seen::Content(self.brief(*ino), content))
+            }
+            Op::Upload(Upload::Create { dir, name, new }) => self.create(*dir, name, new.kind, new.mode),
+            Op::Upload(Upload::Link { ino, dir, name }) => self.link(*ino, *dir, name),
+            Op::Upload(Upload::Rename { from_dir, from, to_dir, to, how }) => {
+                self.rename((*from_dir, from), (*to_dir, to), *how)
+            }
+            Op::Upload(Upload::Setattr { ino, change }) => {
+                self.node(*ino)?;
+                if let Some(size) = change.size {
+                    self.file(*ino)?.content.resize(size as usize, None);
+                }
+                let node = self.node(*ino)?;
+                node.mode = change.mode.unwrap_or(node.mode);
+                Ok(self.entry(*ino))
+            }
+            Op::Upload(Upload::Write { ino, at, pieces }) => {
+                let content = &mut self.file(*ino)?.content;
+                let base = if *at == WriteAt::End { content.len() } else { 0 };
+                for piece in pieces {
+                    let start = base + piece.offset as usize;
+                    let end = start + piece.len as usize;
+                    content.resize(content.len().max(end), None);
+                    for i in 0..piece.len {
+                        content[start + i as usize] = Some((offset, piece.chunk_from + i));
+                    }
+                }
+                Ok(self.entry(*ino))
+            }
+            Op::Delete(Delete::Unlink { dir, name }) => {
+                let ino = *self.dir(*dir)?.entries.get(name).ok_or(Refusal::NotFound)?;
+                if self.is_dir(ino) {
+                    return Err(Refusal::IsDirectory);
+                }
+                self.nodes.get_mut(dir).unwrap().entries.remove(name);
+                Ok(Seen::Entry(self.lose(ino)))
+            }
+            Op::Delete(Delete::Rmdir { dir, name }) => {
+                let ino = *self.dir(*dir)?.entries.get(name).ok_or(Refusal::NotFound)?;
+                if !self.is_dir(ino) {
+                    return Err(Refusal::NotDirectory);
+                }
+                if !self.nodes[&ino].entries.is_empty() {
+                    return Err(Refusal::NotEmpty);
+                }
+                let parent = self.nodes.get_mut(dir).unwrap();
+                parent.entries.remove(name);
+                parent.nlink -= 1;
+                Ok(Seen::Entry(self.lose(ino)))
+            }
+            Op::Session(_) => Ok(Seen::Other),
+            other => panic!("the model does not know {other:?}"),
+        }
+    }
+
+    fn node(&mut self, ino: Ino) -> Result<&mut Node, Refusal> {
+        self.nodes.get_mut(&ino).ok_or(Refusal::Stale)
+    }
+
+    fn dir(&mut self, ino: Ino) -> Result<&mut Node, Refusal> {
+        let node = self.node(ino)?;
+        if node.kind == FileKind::Dir { Ok(node) } else { Err(Refusal::NotDirectory) }
+    }
+
+    fn file(&mut self, ino: Ino) -> Result<&mut Node, Refusal> {
+        let node = self.node(ino)?;
+        if node.kind == FileKind::File { Ok(node) } else { Err(Refusal::IsDirectory) }
+    }
+
+    fn is_dir(&self, ino: Ino) -> bool {
+        self.nodes[&ino].kind == FileKind::Dir
+    }
+
+    fn brief(&self, ino: Ino) -> Brief {
+        let node = &self.nodes[&ino];
+        let (size, allocated) = (node.content.len() as u64, node.content.iter().flatten().count() as u64);
+        Brief { ino, kind: node.kind, mode: node.mode, nlink: node.nlink, size, allocated, parent: node.parent }
+    }
+
+    fn entry(&self, ino: Ino) -> Seen {
+        Seen::Entry(self.brief(ino))
+    }
+
+    fn create(&mut self, dir: Ino, name: &Name, kind: FileKind, mode: u32) -> Result<Seen, Refusal> {
+        let ino = Ino::new(NAMESPACE, self.next);
+        let parent = self.dir(dir)?;
+        if parent.entries.contains_key(name) {
+            return Err(Refusal::Exists);
+        }
+        parent.entries.insert(name.clone(), ino);
+        let is_dir = kind == FileKind::Dir;
+        parent.nlink += u32::from(is_dir);
+        let nlink = 1 + u32::from(is_dir);
+        let node = Node { kind, mode, nlink, entries: BTreeMap::new(), parent: Some(dir), content: Vec::new() };
+        self.nodes.insert(ino, node);
+        self.next += 1;
+        Ok(self.entry(ino))
+    }
+
+    fn link(&mut self, ino: Ino, dir: Ino, name: &Name) -> Result<Seen, Refusal> {
+        self.node(ino)?;
+        if self.dir(dir)?.entries.contains_key(name) {
+            return Err(Refusal::Exists);
+        }
+        let node = self.node(ino)?;
+        if node.kind == FileKind::Dir {
+            return Err(Refusal::NotPermitted);
+        }
+        if node.nlink == 0 {
+            return Err(Refusal::NotFound);
+        }
+        node.nlink += 1;
+        node.parent = None;
+        self.dir(dir)?.entries.insert(name.clone(), ino);
+        Ok(self.entry(ino))
+    }
+
+    /// A name of `ino` has gone.
+    fn lose(&mut self, ino: Ino) -> Brief {
+        let node = self.nodes.get_mut(&ino).unwrap();
+        if node.kind == FileKind::Dir {
+            node.nlink = 0;
+            let brief = self.brief(ino);
+            self.nodes.remove(&ino);
+            return brief;
+        }
+        node.nlink -= 1;
+        if node.nlink == 0 {
+            node.parent = None;
+        }
+        self.brief(ino)
+    }
+
+    fn is_within(&self, dir: Ino, ancestor: Ino) -> bool {
+        dir == ancestor || (dir != ROOT && self.is_within(self.nodes[&dir].parent.unwrap(), ancestor))
+    }
+
+    fn rename(&mut self, from: (Ino, &Name), to: (Ino, &Name), how: RenameHow) -> Result<Seen, Refusal> {
+        self.dir(from.0)?;
+        self.dir(to.0)?;
+        let moved = *self.nodes[&from.0].entries.get(from.1).ok_or(Refusal::NotFound)?;
+        let target = self.nodes[&to.0].entries.get(to.1).copied();
+        match (how, target) {
+            (RenameHow::NoReplace, Some(_)) => return Err(Refusal::Exists),
+            (RenameHow::Exchange, None) => return Err(Refusal::NotFound),
+            _ => {}
+        }
+        if self.is_dir(moved) && self.is_within(to.0, moved) {
+            return Err(Refusal::Invalid);
+        }
+        let exchange = how == RenameHow::Exchange;
+        if let Some(target) = target {
+            if self.is_dir(target) && self.is_within(from.0, target) {
+                return Err(if exchange { Refusal::Invalid } else { Refusal::NotEmpty });
+            }
+            if target == moved {
+                return Ok(Seen::Renamed(self.brief(moved), None));
+            }
+            if !exchange {
+                if self.is_dir(moved) && !self.is_dir(target) {
+                    return Err(Refusal::NotDirectory);
+                }
+                if !self.is_dir(moved) && self.is_dir(target) {
+                    return Err(Refusal::IsDirectory);
+                }
+                if !self.nodes[&target].entries.is_empty() {
+                    return Err(Refusal::NotEmpty);
+                }
+            }
+        }
+
+        self.take(from);
+        let mut gone = None;
+        if let Some(target) = target {
+            self.take(to);
+            if exchange {
+                self.give(from, target);
+            } else {
+                gone = (self.lose(target).nlink == 0).then_some(target);
+            }
+        }
+        self.give(to, moved);
+        Ok(Seen::Renamed(self.brief(moved), gone))
+    }
+
+    fn take(&mut self, (dir, name): (Ino, &Name)) {
+        let node = self.nodes.get_mut(&dir).unwrap();
+        let ino = node.entries.remove(name).unwrap();
+        let lost = u32::from(self.is_dir(ino));
+        self.nodes.get_mut(&dir).unwrap().nlink -= lost;
+    }
+
+    fn give(&mut self, (dir, name): (Ino, &Name), ino: Ino) {
+        let won = u32::from(self.is_dir(ino));
+        let node = self.nodes.get_mut(&dir).unwrap();
+        node.entries.insert(name.clone(), ino);
+        node.nlink += won;
+        let node = self.nodes.get_mut(&ino).unwrap();
+        node.parent = node.parent.map(|_| dir);
+    }
+}
