@@ -189,7 +189,9 @@ fn is_for_others(name: &[u8]) -> bool {
         b"async",
         b"relatime",
     ];
-    NAMES.contains(&name) || name.starts_with(b"x-") || name.starts_with(b"X-")
+    // What the kernel shows of a FUSE mount; at a remount mount(8) hands it back to us.
+    const SHOWN: [&[u8]; 4] = [b"user_id", b"group_id", b"max_read", b"blksize"];
+    NAMES.contains(&name) || SHOWN.contains(&name) || name.starts_with(b"x-") || name.starts_with(b"X-")
 }
 
 /// Splits at commas outside double quotes (mount(8) quotes values that hold a comma) and takes the

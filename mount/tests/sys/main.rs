@@ -14,6 +14,7 @@ mod lifecycle;
 mod plain_user;
 mod roles;
 mod runner;
+mod unmounting;
 
 fn main() {
     if let Some(role) = std::env::var_os(roles::ROLE) {
@@ -24,6 +25,7 @@ fn main() {
     tests.extend_from_slice(attaching::TESTS);
     tests.extend_from_slice(lifecycle::TESTS);
     tests.extend_from_slice(callers::TESTS);
+    tests.extend_from_slice(unmounting::TESTS);
     tests.extend_from_slice(plain_user::TESTS);
     runner::run(&tests);
 }

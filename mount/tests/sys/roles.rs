@@ -46,6 +46,23 @@ pub fn play(role: &str) {
                 std::thread::park();
             }
         }
+        "detach" => {
+            let (identity, _) =
+                mount::sys::mountinfo::MountIdentity::at(Path::new(&argument(0))).expect("readable").expect("mounted");
+            mount::sys::detach::detach(&identity, mount::sys::detach::How::Idle).expect("detaches");
+        }
+        "rundir" => match mount::sys::control::RunDir::mine() {
+            Ok(_) => println!("fine"),
+            Err(e) => println!("{e}"),
+        },
+        "ask" => {
+            let mut stream = std::os::unix::net::UnixStream::connect(argument(0)).expect("connects");
+            stream.set_read_timeout(Some(std::time::Duration::from_millis(300))).expect("set");
+            let mut heard = Vec::new();
+            let _ = std::io::Read::read_to_end(&mut stream, &mut heard);
+            println!("connected, heard {} bytes", heard.len());
+        }
+        "signals" => signals(),
         other => panic!("no role {other}"),
     }
 }
@@ -131,6 +148,23 @@ fn flock() {
     // SAFETY: our own descriptor.
     let got = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) };
     say(&format!("{got} {}", std::io::Error::last_os_error().raw_os_error().unwrap_or(0)));
+}
+
+/// Prints each request until the last.
+fn signals() {
+    use mount::sys::signals::{Signals, Stop};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let mut signals = Signals::listen().expect("listens");
+        say("ready");
+        loop {
+            let stop = signals.next().await;
+            say(&format!("{stop:?}"));
+            if stop == Stop::AtOnce {
+                return;
+            }
+        }
+    });
 }
 
 fn say(line: &str) {

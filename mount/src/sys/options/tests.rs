@@ -43,6 +43,14 @@ fn options_for_others_are_ignored() {
 }
 
 #[test]
+fn what_mount_8_hands_back_at_a_remount_parses() {
+    let given =
+        "rw,nosuid,relatime,remount,noexec,user_id=0,group_id=0,default_permissions,allow_other,max_read=131072";
+    let options = parse(given).expect("tried with util-linux 2.38");
+    assert_eq!((options.remount, options.read_only, options.exec), (true, Some(false), Some(false)));
+}
+
+#[test]
 fn unknown_options_are_named_with_what_is_allowed() {
     let message = parse("ro,tiemout=3").expect_err("misspelt").to_string();
     assert!(message.contains("`tiemout`") && message.contains("umount_timeout="), "{message}");
