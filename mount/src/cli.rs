@@ -2,6 +2,7 @@
 //! `dev`. Each command is a file below; all of them stand on [`remote::Remote`],
 //! which is the same filesystem layer that a mount uses.
 
+mod content;
 mod dev_args;
 mod list;
 mod remote;
@@ -130,8 +131,8 @@ fn with_remote(access: Access, work: impl AsyncFnOnce(&remote::Remote) -> anyhow
     runtime.block_on(async {
         let remote = remote::Remote::connect(login).await?;
         let done = work(&remote).await;
-        let closed = remote.close().await;
-        done.and(closed)
+        remote.close().await;
+        done
     })
 }
 

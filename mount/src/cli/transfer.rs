@@ -8,7 +8,8 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::message::FileKind;
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -116,7 +117,7 @@ pub(super) async fn put_one(remote: &Remote, file: &Path, name: &OsStr, quiet: b
     let meta = local.metadata()?;
     anyhow::ensure!(meta.is_file(), "{} is not a file", file.display());
     let bar = progress(meta.len(), printable(name.as_bytes()), quiet);
-    remote.write_file(name, local, &meta, |bytes| bar.inc(bytes)).await?;
+    remote.write_file(name, local, meta.permissions().mode() & 0o777, |bytes| bar.inc(bytes)).await?;
     bar.finish_and_clear();
     Ok(())
 }
@@ -130,14 +131,15 @@ pub(super) async fn get_one(remote: &Remote, name: &OsStr, file: &Path, quiet: b
     let mut partial = target.clone().into_os_string();
     partial.push(".kfs-part");
     let partial = PathBuf::from(partial);
-    let mut local = std::fs::File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
+    let local = std::fs::File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
     let bar = progress(attr.size, printable(name.as_bytes()), quiet);
     let done = remote
-        .read_file(&attr, |content| {
-            bar.inc(content.len() as u64);
-            local.write_all(content).with_context(|| format!("cannot write {}", partial.display()))
+        .read_file(name, &attr, |offset, content| {
+            bar.set_position(offset + content.len() as u64);
+            local.write_all_at(content, offset).with_context(|| format!("cannot write {}", partial.display()))
         })
         .await
+        .and_then(|()| local.set_len(attr.size).with_context(|| format!("cannot write {}", partial.display())))
         .and_then(|()| {
             std::fs::rename(&partial, &target).with_context(|| format!("cannot write {}", target.display()))
         });
