@@ -3,7 +3,6 @@
 //! which is the same filesystem layer that a mount uses.
 
 mod content;
-mod dev_args;
 mod list;
 mod remote;
 mod shell;
@@ -26,7 +25,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Try everything: embedded broker, server, a user and a mounted DIR.
-    Dev(dev_args::DevArgs),
+    Dev(crate::dev::DevArgs),
     /// List a directory.
     Ls(list::LsArgs),
     /// Upload files or directories.
@@ -92,7 +91,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     };
     let done = match args.command {
-        Command::Dev(args) => crate::dev::run(args.into()),
+        Command::Dev(args) => crate::dev::run(args),
         Command::Status(args) => status::run(args),
         Command::Ls(args) => with_remote(args.access.clone(), async |remote| list::ls(remote, &args).await),
         Command::Stat(args) => with_remote(args.access.clone(), async |remote| list::stat(remote, &args).await),
@@ -111,7 +110,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             }
             Ok(())
         }),
-        Command::Mv(args) => with_remote(args.access, async |remote| remote.rename(&args.from, &args.to).await),
+        Command::Mv(args) => with_remote(args.access, async |remote| Ok(remote.rename(&args.from, &args.to).await?)),
         Command::Shell(args) => with_remote(args.access, async |remote| shell::run(remote).await),
     };
     match done {

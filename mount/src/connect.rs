@@ -77,12 +77,12 @@ impl Login {
     /// # Errors
     /// No brokers, a user name that cannot be one, a secret that cannot be read.
     pub fn from_config(config: &Config) -> anyhow::Result<Login> {
-        let mut kafka = config.kafka_settings()?;
-        kafka.timeout = config.mount.timeout;
+        let mut config = config.clone();
         let (user, secret) = match &config.credential {
             Some(file) => {
                 let credential = DeviceCredential::read(file)?;
-                let user = credential.user.clone();
+                config.brokers = config.brokers.or_else(|| credential.brokers.clone());
+                let user = user_name(&credential.user)?;
                 if let Some(named) = &config.user {
                     anyhow::ensure!(
                         named == user.as_str(),
@@ -95,21 +95,24 @@ impl Login {
             None => {
                 let name = config.user.clone().or_else(|| std::env::var("USER").ok());
                 let name = name.context("no user is given; write USER@HOST:PORT, or set --user or KFS_USER")?;
-                let user = UserName::new(&name).with_context(|| format!("`{name}` cannot be a user"))?;
+                let user = user_name(&name)?;
                 let password = password(config.password_file.as_deref(), &user)?;
                 (user, Secret::Password(password))
             }
         };
+        let mut kafka = config.kafka_settings()?;
+        kafka.timeout = config.mount.timeout;
         let (timeout, hard) = (config.mount.timeout, config.mount.hard);
         Ok(Login { kafka, user, secret, timeout, hard, journal: None })
     }
 
     /// Connects to the brokers and makes the client's configuration. Blocks for at most the timeout.
     pub fn connect(self) -> anyhow::Result<ClientConfig> {
-        let prefix = self.kafka.prefix.clone();
+        let (prefix, brokers) = (self.kafka.prefix.clone(), self.kafka.brokers.clone());
         let log = KafkaLog::connect(self.kafka)?;
         Ok(ClientConfig {
             log: Arc::new(log),
+            brokers,
             prefix,
             user: self.user,
             secret: self.secret,
@@ -118,6 +121,10 @@ impl Login {
             journal: self.journal,
         })
     }
+}
+
+fn user_name(name: &str) -> anyhow::Result<UserName> {
+    UserName::new(name).with_context(|| format!("`{name}` cannot be a user"))
 }
 
 /// The password: from a file's first line, stdin (`-`) or a prompt.

@@ -1,1 +1,7 @@
-fn main() {}
+//! `kfs-mount`: see `mount::program`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mount::main()
+}

@@ -132,7 +132,7 @@ async fn seal_and_upload(client: Client, offset: u64, plain: Vec<u8>) -> anyhow:
     let sealing = client.clone();
     let sealed = tokio::task::spawn_blocking(move || sealing.keys().seal_content(&plain)).await??;
     let key = sealed.key;
-    let content = Bytes::from(sealed.content);
+    let content = sealed.sealed;
     if content.len() <= INLINE_BYTES + SEALED_OVERHEAD_BYTES {
         let source = Source::Inline { payload_from: 0, payload_len: content.len() as u32 };
         return Ok((Piece { offset, len, source, chunk_from: 0, key }, content));
