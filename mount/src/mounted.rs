@@ -79,7 +79,7 @@ impl Mounted {
             .spawn(move || ended.send(serving.join()))
             .context("cannot start a thread")
             .map_err(undo)?;
-        let mounted = Mounted { fs, identity, umount_timeout, over };
+        let mounted = Mounted { fs, identity: identity.clone(), umount_timeout, over };
         mounted.answer_control(source).map_err(undo)?;
         Ok(mounted)
     }

@@ -179,7 +179,8 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
     let config = Config::load(&layer)?;
     let mut login = Login::from_config(&config)?;
     if config.mount.journal > 0 {
-        let dir = journal_dir().context("neither XDG_STATE_HOME nor HOME is set: no place for the journal (journal=0 does without)")?;
+        let dir = journal_dir()
+            .context("neither XDG_STATE_HOME nor HOME is set: no place for the journal (journal=0 does without)")?;
         login.journal = Some(JournalConfig { dir, max_bytes: config.mount.journal });
     }
     Ok(Prepared { source, dir, login, config })

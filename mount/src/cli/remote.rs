@@ -3,7 +3,7 @@
 //! their targets mean something only inside a mount.
 
 use super::list::printable;
-use crate::client::{CallError, Client, ClientConfig, ConnectError, KeyError, Reply};
+use crate::client::{CallError, Client, ClientConfig, ConnectError, Reply};
 use bytes::Bytes;
 use proto::chunk::ValuePurpose;
 use proto::message::{Attr, Delete, FileKind, Listed, NewInode, Op, Outcome, Owner, Refusal, RenameHow, Upload, View};
@@ -26,8 +26,6 @@ pub(crate) enum RemoteError {
     BadName { path: String, reason: &'static str },
     #[error("{path}: {source}")]
     Failed { path: String, source: CallError },
-    #[error("{path}: its content cannot be opened: {source}")]
-    Sealed { path: String, source: KeyError },
     #[error(transparent)]
     Connect(#[from] ConnectError),
 }

@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::message::FileKind;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -47,7 +47,9 @@ pub(super) async fn put(remote: &Remote, args: &PutArgs) -> anyhow::Result<()> {
     let (to, files) = args.paths.split_last().context("there is nothing to upload")?;
     let into_dir = match remote.resolve(to).await {
         Ok(attr) => attr.kind == FileKind::Dir,
-        Err(_) if files.len() > 1 => anyhow::bail!("{}: no such directory to put several files into", printable(to.as_bytes())),
+        Err(_) if files.len() > 1 => {
+            anyhow::bail!("{}: no such directory to put several files into", printable(to.as_bytes()))
+        }
         Err(_) => false,
     };
     for file in files {
@@ -87,7 +89,11 @@ pub(super) async fn get(remote: &Remote, args: &GetArgs) -> anyhow::Result<()> {
             let attr = remote.resolve(&name).await?;
             match attr.kind {
                 FileKind::Dir => {
-                    anyhow::ensure!(args.recursive, "{} is a directory; -r downloads directories", printable(name.as_bytes()));
+                    anyhow::ensure!(
+                        args.recursive,
+                        "{} is a directory; -r downloads directories",
+                        printable(name.as_bytes())
+                    );
                     if !target.is_dir() {
                         std::fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
                     }
@@ -155,8 +161,10 @@ fn progress(bytes: u64, name: String, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}")
-        .expect("the template is a constant and well-formed");
+    let style = ProgressStyle::with_template(
+        "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+    )
+    .expect("the template is a constant and well-formed");
     ProgressBar::new(bytes).with_style(style).with_message(name)
 }
 
