@@ -253,7 +253,10 @@ fn retried<T>(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let error = match ask(left.min(SLICE)) {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                trouble.clear();
+                return Ok(answer);
+            }
             Err(error) => error,
         };
         if let Some(reason) = trouble.refused() {

@@ -231,8 +231,6 @@ async fn the_memory_log_yields_records_in_the_order_of_the_appends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_broker_has_forgotten_is_out_of_range() {
     let Bench { log, broker } = on_broker();
-    let mut unread = log.read_from(&[(Topic::Bulk, 0, Start::At(0))]).expect("readable");
-    assert!(unread.try_next().is_none());
     for _ in 0..12 {
         append(&log, Topic::Bulk, 1, vec![1; 800_000]).await;
     }
@@ -241,6 +239,22 @@ async fn what_the_broker_has_forgotten_is_out_of_range() {
     let gone = log.read_from(&[(Topic::Bulk, 1, Start::At(0))]).err().expect("it is gone");
     assert!(matches!(gone, LogError::OutOfRange { offset: 0, next: 12, .. }), "{gone}");
     log.trim(Topic::Bulk, 1, 12).expect("nothing to do");
+
+    // A reader that has been overtaken is told so, after what had been fetched for it.
+    let mut slow = log.read_from(&[(Topic::Bulk, 2, Start::End)]).expect("readable");
+    for _ in 0..120 {
+        append(&log, Topic::Bulk, 2, vec![1; 800_000]).await;
+    }
+    let mut expected = 0;
+    let gone = loop {
+        match next_item(&mut slow).await {
+            Ok(record) => assert_eq!((record.offset, record.append_time_ms), (expected, 0)),
+            Err(error) => break error,
+        }
+        expected += 1;
+    };
+    assert!(matches!(gone, LogError::OutOfRange { offset, .. } if offset == expected), "{gone}");
+    assert!(slow.next().await.is_none(), "that was its last word");
     drop(broker);
 }
 

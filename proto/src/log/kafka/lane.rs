@@ -201,9 +201,9 @@ impl Receipt {
             ) => {
                 LogError::Refused { tried: format!("append to {}", cluster.name(self.topic)), reason: code.to_string() }
             }
-            Some(QueueFull) => self.not_appended(format!(
-                "{QUEUE_RECORDS} records or {QUEUE_KIB} KiB are waiting to be sent already; the broker is slow or away"
-            )),
+            Some(QueueFull) => {
+                self.not_appended("too much is waiting to be sent already; the broker is slow or away".to_owned())
+            }
             Some(code) if client::is_passing(code) => cluster.unreachable(trouble),
             Some(code) => self.not_appended(code.to_string()),
             None => self.not_appended(error.to_string()),

@@ -106,3 +106,31 @@ fn secrets_do_not_show() {
     let shown = format!("{settings:?}");
     assert!(shown.contains("anna") && shown.contains("ssl.key.pem") && !shown.contains("hunter2"), "{shown}");
 }
+
+#[test]
+fn a_full_queue_is_an_error_at_once() {
+    let broker = EmbeddedBroker::start("t").expect("a broker starts");
+    let mut settings = KafkaSettings::new(broker.bootstrap_servers(), "t");
+    settings.properties.insert("queue.buffering.max.messages".to_owned(), "10".to_owned());
+    let log = KafkaLog::connect(settings).expect("the broker answers");
+    block_on(log.append(Topic::Chunks, 0, Bytes::new())).expect("appended");
+    broker.down().expect("down");
+    let mut appends: Vec<_> = (0..11).map(|_| log.append(Topic::Chunks, 0, Bytes::from_static(b"x"))).collect();
+    let refused = block_on(appends.pop().expect("the eleventh")).expect_err("ten are waiting");
+    assert!(matches!(refused, LogError::NotAppended { .. }), "{refused}");
+    broker.up().expect("up");
+    for appended in appends {
+        block_on(appended).expect("appended");
+    }
+}
+
+#[test]
+fn the_user_replaces_what_no_promise_rests_on() {
+    let config = client::config(&KafkaSettings::new("b:1", "t"), &[], &[("acks", "all")]);
+    assert_eq!((config.get("bootstrap.servers"), config.get("acks")), (Some("b:1"), Some("all")));
+    let mut settings = KafkaSettings::new("b:1", "t");
+    settings.properties.insert("acks".to_owned(), "0".to_owned());
+    settings.properties.insert("client.id".to_owned(), "mine".to_owned());
+    let config = client::config(&settings, &[], &[("acks", "all")]);
+    assert_eq!((config.get("client.id"), config.get("acks")), (Some("mine"), Some("all")));
+}
