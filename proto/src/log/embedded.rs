@@ -110,6 +110,9 @@ fn serve(topics: &[(String, i32)], started: &Sender<Result<String, KafkaError>>,
 fn open(topics: &[(String, i32)]) -> Result<MockCluster<'static, DefaultProducerContext>, KafkaError> {
     let cluster = MockCluster::new(1)?;
     for (name, partitions) in topics {
+        // An order that comes while the mock cluster's thread is still ending the last one
+        // is sometimes noticed a second late.
+        std::thread::sleep(std::time::Duration::from_millis(1));
         cluster.create_topic(name, *partitions, 1)?;
     }
     Ok(cluster)
