@@ -248,7 +248,10 @@ impl Reader {
         };
         match code {
             AutoOffsetReset | OffsetOutOfRange | LogTruncation => self.out_of_range(code),
-            AllBrokersDown | Authentication | SSL => self.report(self.cluster.unreachable(&self.trouble)),
+            // It may be over by now, or concern one broker of several.
+            AllBrokersDown | Authentication | SSL if !self.is_answered() => {
+                self.report(self.cluster.unreachable(&self.trouble))
+            }
             TopicAuthorizationFailed | ClusterAuthorizationFailed => {
                 self.report(refusal(format!("let us read from {}", self.topics()), error))
             }
@@ -277,11 +280,16 @@ impl Reader {
 
     /// No record may come for long after an outage, so its end is asked for.
     fn look_for_end_of_outage(&mut self) {
-        let Some(&(topic, _)) = self.next.keys().next() else { return };
-        if self.outage && self.consumer.fetch_metadata(Some(self.cluster.name(topic)), STOP_SEEN).is_ok() {
+        if self.outage && self.is_answered() {
             self.outage = false;
             self.trouble.clear();
         }
+    }
+
+    /// Whether a broker answers right now.
+    fn is_answered(&self) -> bool {
+        let Some(&(topic, _)) = self.next.keys().next() else { return false };
+        self.consumer.fetch_metadata(Some(self.cluster.name(topic)), STOP_SEEN).is_ok()
     }
 
     /// librdkafka does not say which partition it has stopped reading, so all are looked at.
