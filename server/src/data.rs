@@ -4,6 +4,7 @@
 //! cluster.key    the cluster's secret, 0600 (or elsewhere: `--key-file`)
 //! recovery.pub   the public half of the recovery key
 //! server.toml    which server and which cluster this is
+//! epoch          the log's epoch when a server last opened it, for administrators' programs
 //! lock           held by the running server, with its process id
 //! state/         one database per partition
 //! packs/         content, and the index of where each chunk stands
@@ -13,7 +14,7 @@
 //! Keys and the server's id are drawn at random here, once, outside the machine.
 #![allow(clippy::disallowed_methods)]
 
-use proto::ServerId;
+use proto::{Epoch, ServerId};
 use proto::keys::{ClusterId, ClusterKey, KeyFileError, KeyPair, PublicKey};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ pub enum DataError {
         "{path} has the format {format}, this kfs-server knows {FORMAT}; run the kfs-server that made it or a newer one"
     )]
     Format { path: PathBuf, format: u32 },
+    #[error("no kfs-server has opened the log with {path} yet; start `kfs-server run` first")]
+    NoEpoch { path: PathBuf },
     #[error("{path} is damaged: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error(transparent)]
@@ -167,6 +170,16 @@ impl Identity {
     }
 }
 
+/// The log's epoch when a server last opened it with this data directory.
+pub fn epoch(path: &Path) -> Result<Epoch, DataError> {
+    let file = path.join("epoch");
+    match std::fs::read_to_string(&file) {
+        Ok(text) => text.trim().parse().map(Epoch).map_err(|e| damaged(&file, &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(DataError::NoEpoch { path: path.into() }),
+        Err(e) => Err(DataError::Io { tried: "read", path: file, reason: e.to_string() }),
+    }
+}
+
 impl DataDir {
     /// Takes the directory for this process until dropped.
     pub fn open(path: &Path, key_file: Option<&Path>) -> Result<DataDir, DataError> {
@@ -181,6 +194,14 @@ impl DataDir {
             })?;
         }
         Ok(DataDir { path: path.into(), identity, _lock: lock })
+    }
+
+    /// Tells administrators' programs the epoch. Replaced whole, so that it is never half read.
+    pub(crate) fn note_epoch(&self, epoch: Epoch) -> Result<(), DataError> {
+        let (new, file) = (self.path.join("epoch.new"), self.path.join("epoch"));
+        std::fs::write(&new, format!("{}\n", epoch.0))
+            .and_then(|()| std::fs::rename(&new, &file))
+            .map_err(|e| DataError::Io { tried: "write", path: file, reason: e.to_string() })
     }
 
     pub fn state(&self) -> PathBuf {

@@ -1,7 +1,20 @@
-//! kfs-server: stores what mounts ask for. The deterministic machine over the
-//! request log decides; what it decides is kept and told by what stands around it.
+//! kfs-server: stores what mounts ask for.
+//!
+//! [`machine`] is pure: the same records give the same state, answers and pushes.
+//! Everything else is an adapter around it: [`store`] keeps its rows, [`packs`]
+//! content, [`Server`] reads the log and answers, [`admin`] is what administrators'
+//! programs do. Start with `README.md`.
 
+pub mod admin;
 pub mod data;
+mod download;
+mod error;
+mod ingest;
+mod login;
 pub mod machine;
 pub mod packs;
+mod run;
 pub mod store;
+
+pub use error::ServerError;
+pub use run::{NewLog, Server, ServerConfig};

@@ -29,7 +29,7 @@ const CHECKPOINT: &str = "checkpoint";
 const FORMAT: u32 = 1;
 
 /// Why a partition's rows cannot be read or kept. The server stops applying.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot {tried} {path}: {reason}")]
 pub struct StoreError {
     tried: &'static str,

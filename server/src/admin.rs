@@ -1,0 +1,124 @@
+//! What administrators' programs do: they hold the cluster key, speak to the log as
+//! an incarnation of a server that runs nothing, and read the answers on a partition
+//! of `replies` of their own choice.
+//!
+//! A question is asked again while no answer comes; a change is sent once, since
+//! nobody but the administrator can say whether it should happen twice.
+#![allow(clippy::disallowed_methods)] // Waits are bounded here, and ids drawn.
+
+pub mod users;
+
+use crate::data::Identity;
+use crate::run::own::{OwnRecords, Sent};
+use proto::frame::{Frame, Kind, record_hash};
+use proto::keys::{ClusterKey, PublicKey};
+use proto::log::{Log, LogError, REPLY_PARTITIONS, Start, Tail, Topic};
+use proto::message::{self, AdminAnswer, AdminOutcome, AdminRequest, Refusal, ServerRecord};
+use proto::seal::{Context, Direction, open, random};
+use proto::{Epoch, IncarnationId, ServerId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// A question that is not answered within this time is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Why an administrator's command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("no kfs-server answered within {} s; is one running on this cluster?{}", waited.as_secs(), if *.change { " The change may still take effect: see `kfs-server user list`" } else { "" })]
+    NoServer { waited: Duration, change: bool },
+    #[error("cannot {tried}: {reason}")]
+    Refused { tried: String, reason: Refusal },
+    #[error("the server answered {tried} with something else; do kfs-server and this program have the same version?")]
+    WrongAnswer { tried: String },
+    #[error("cannot {tried}: {reason}")]
+    Keys { tried: String, reason: String },
+    #[error("{file}: {problems} of its lines cannot be imported, nothing was\n{list}")]
+    Import { file: String, problems: usize, list: String },
+}
+
+/// A connection to whichever server answers.
+pub struct Admin {
+    cluster: Arc<ClusterKey>,
+    recovery: PublicKey,
+    own: OwnRecords,
+    replies: Tail,
+    replies_partition: u32,
+    timeout: Duration,
+}
+
+impl Admin {
+    /// Opens an incarnation of its own. `timeout` bounds each answer's wait. Blocks
+    /// for at most the log's timeout until reading has begun.
+    pub async fn connect(
+        identity: &Identity,
+        epoch: Epoch,
+        log: Arc<dyn Log>,
+        timeout: Duration,
+    ) -> Result<Admin, AdminError> {
+        let replies_partition = u32::from_le_bytes(random()) % REPLY_PARTITIONS;
+        let replies = log.read_from(&[(Topic::Replies, replies_partition, Start::End)])?;
+        let cluster = Arc::new(identity.cluster_key.clone());
+        let own = OwnRecords::new(log, cluster.clone(), IncarnationId::random());
+        own.open(0, epoch, ServerRecord::Incarnation { server: ServerId::random(), supports: 0 }).appended.await?;
+        Ok(Admin { cluster, recovery: identity.recovery, own, replies, replies_partition, timeout })
+    }
+
+    /// Asks something that changes nothing.
+    async fn ask(&mut self, tried: &str, admin: message::Admin) -> Result<AdminOutcome, AdminError> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let until = deadline.min(Instant::now() + ASK_AGAIN_AFTER);
+            if let Some(answer) = self.send(admin.clone(), until).await? {
+                return answer.result.map_err(|reason| AdminError::Refused { tried: tried.into(), reason });
+            }
+            if Instant::now() >= deadline {
+                return Err(AdminError::NoServer { waited: self.timeout, change: false });
+            }
+        }
+    }
+
+    /// Has something changed. `Err(Refusal)` is for the caller to judge.
+    async fn change(&mut self, admin: message::Admin) -> Result<Result<AdminOutcome, Refusal>, AdminError> {
+        match self.send(admin, Instant::now() + self.timeout).await? {
+            Some(answer) => Ok(answer.result),
+            None => Err(AdminError::NoServer { waited: self.timeout, change: true }),
+        }
+    }
+
+    /// Sends a request; `None` if no answer has come by `until`.
+    async fn send(&mut self, admin: message::Admin, until: Instant) -> Result<Option<AdminAnswer>, AdminError> {
+        let request = AdminRequest { replies_partition: self.replies_partition, admin };
+        let Sent { number, record, appended } = self.own.append(0, ServerRecord::Admin(request));
+        appended.await?;
+        let context = Context {
+            direction: Direction::ToClient,
+            topic: Topic::Replies,
+            partition: self.replies_partition,
+            answers: Some(record_hash(&record)),
+        };
+        loop {
+            let record = match timeout_at(until, self.replies.next()).await {
+                Err(_) | Ok(None) => return Ok(None),
+                Ok(Some(Ok(record))) => record,
+                // It passes, or the time does.
+                Ok(Some(Err(error))) => {
+                    tracing::warn!("{error}; waiting for Kafka");
+                    continue;
+                }
+            };
+            let Ok(frame) = Frame::parse(record.value) else { continue };
+            let header = frame.header();
+            if header.kind == Kind::AdminAnswer
+                && header.sender == self.own.incarnation().0
+                && header.number == number
+                && let Ok(answer) = open::<AdminAnswer>(&self.cluster.admin_key(), &frame, &context)
+            {
+                return Ok(Some(answer.body));
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Serves chunks by name, beside the loop: no order, and any moment is right, since
+//! a chunk never changes.
+//!
+//! * Only a session that lives is served: its key opens the request and seals what
+//!   is served. Content itself stays sealed as its writer sealed it.
+//! * A chunk that is not ingested yet is waited for, at most [`PATIENCE`].
+//! * Bounds: [`SERVED_AT_ONCE`] chunks are read and sent at a time, each until Kafka
+//!   has taken it; [`ASKED_AT_ONCE`] chunks may be asked for and not served, and
+//!   beyond that the topic is not read on.
+#![allow(clippy::disallowed_methods)] // Patience is measured here.
+
+use crate::machine::effect::Peer;
+use crate::packs::Packs;
+use crate::run::{Ask, Asker, Sessions};
+use bytes::Bytes;
+use proto::chunk::ChunkName;
+use proto::frame::{Frame, Kind};
+use proto::log::{Log, LogError, Record, Tail, Topic};
+use proto::message::{Download, Served};
+use proto::seal::{Context, Direction, Head, hash_of, open, seal_hashed};
+use proto::{Epoch, SessionId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// How long a chunk that is not here is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SERVED_AT_ONCE: usize = 16;
+
+const ASKED_AT_ONCE: usize = 4096;
+
+pub(crate) struct Downloads {
+    pub log: Arc<dyn Log>,
+    pub packs: Arc<Packs>,
+    pub sessions: Arc<Sessions>,
+    pub asker: Asker,
+    pub epoch: Epoch,
+    /// All partitions of `reads`.
+    pub tail: Tail,
+}
+
+/// One read frame's common part.
+struct Reader {
+    peer: Peer,
+    number: u64,
+    request: [u8; 32],
+}
+
+struct Serving {
+    log: Arc<dyn Log>,
+    packs: Arc<Packs>,
+    asker: Asker,
+    epoch: Epoch,
+    at_once: Semaphore,
+}
+
+/// Serves until the server's runtime ends.
+pub(crate) async fn serve(downloads: Downloads) {
+    let Downloads { log, packs, sessions, asker, epoch, mut tail } = downloads;
+    let asked = Arc::new(Semaphore::new(ASKED_AT_ONCE));
+    let at_once = Semaphore::new(SERVED_AT_ONCE);
+    let serving = Arc::new(Serving { log, packs, asker, epoch, at_once });
+    while let Some(record) = tail.next().await {
+        let record = match record {
+            Ok(record) => record,
+            // What was asked meanwhile is asked again.
+            Err(error) => {
+                tracing::warn!("{error}; waiting for Kafka");
+                continue;
+            }
+        };
+        let Some((reader, chunks)) = authentic(&record, &sessions, epoch) else { continue };
+        let reader = Arc::new(reader);
+        for name in chunks {
+            let Ok(slot) = asked.clone().acquire_owned().await else { return };
+            let (serving, reader) = (serving.clone(), reader.clone());
+            tokio::spawn(async move {
+                serving.serve(&reader, name).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// What a record asks for, if a session that lives wrote it.
+fn authentic(record: &Record, sessions: &Sessions, epoch: Epoch) -> Option<(Reader, Vec<ChunkName>)> {
+    let frame = Frame::parse(record.value.clone()).ok()?;
+    let header = frame.header();
+    if header.kind != Kind::Read || header.epoch != epoch {
+        return None;
+    }
+    let peer = sessions.find(record.partition, SessionId(header.sender))?;
+    let context =
+        Context { direction: Direction::ToServer, topic: Topic::Reads, partition: record.partition, answers: None };
+    let opened = open::<Download>(&peer.key, &frame, &context).ok()?;
+    let mut chunks = opened.body.chunks;
+    chunks.truncate(Download::MAX_CHUNKS);
+    Some((Reader { peer, number: header.number, request: frame.hash() }, chunks))
+}
+
+impl Serving {
+    async fn serve(&self, reader: &Reader, name: ChunkName) {
+        let found = match self.find(&name).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        };
+        let (body, payload, hash) = match found {
+            Some(content) => (Served::Chunk(name), content, name.hash),
+            None => (Served::Missing(name), Bytes::new(), hash_of(&[])),
+        };
+
+        let Ok(_turn) = self.at_once.acquire().await else { return };
+        let Peer { session, namespace, key, bulk_partition, .. } = &reader.peer;
+        let head = Head {
+            kind: Kind::Served,
+            namespace: *namespace,
+            epoch: self.epoch,
+            sender: session.0,
+            number: reader.number,
+        };
+        let context = Context {
+            direction: Direction::ToClient,
+            topic: Topic::Bulk,
+            partition: *bulk_partition,
+            answers: Some(reader.request),
+        };
+        match seal_hashed(key, &head, &context, &body, &payload, hash) {
+            // A lost one is asked for again.
+            Ok(sealed) => match self.log.append(Topic::Bulk, *bulk_partition, sealed.record).await {
+                Ok(_) | Err(LogError::Unreachable { .. } | LogError::NotAppended { .. }) => {}
+                Err(error) => tracing::warn!("{error}"),
+            },
+            Err(error) => tracing::error!("cannot seal the chunk {name}: {error}"),
+        }
+    }
+
+    /// The chunk's content, waited for if need be.
+    async fn find(&self, name: &ChunkName) -> Result<Option<Bytes>, crate::packs::PackError> {
+        {
+            let Ok(_turn) = self.at_once.acquire().await else { return Ok(None) };
+            if let Some(content) = self.packs.read(name).await? {
+                return Ok(Some(content));
+            }
+        }
+        if name.topic == Topic::Requests {
+            // Small content lives in the rows.
+            let ask = |reply| Ask::Content { partition: name.partition, name: *name, reply };
+            if let Some(content) = self.asker.ask(ask).await.flatten() {
+                return Ok(Some(content));
+            }
+        }
+        match timeout(PATIENCE, self.packs.read_when_there(name)).await {
+            Ok(content) => content.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+}

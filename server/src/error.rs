@@ -1,0 +1,56 @@
+//! Why a server does not start, or stops. Each is one line for the operator.
+
+use crate::data::DataError;
+use crate::machine::effect::NotUnderstood;
+use crate::packs::PackError;
+use crate::store::StoreError;
+use proto::Epoch;
+use proto::log::LogError;
+use std::sync::Arc;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error(transparent)]
+    Data(#[from] Arc<DataError>),
+    /// Requests wait safely in Kafka meanwhile.
+    #[error("{0}; nothing is applied any more, requests wait in Kafka: see to it and start kfs-server again")]
+    Store(#[from] StoreError),
+    #[error("{0}; nothing is applied any more, requests wait in Kafka: see to it and start kfs-server again")]
+    Packs(#[from] PackError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(
+        "{topic}/{partition} is not the log that this server has applied: {reason}. Was the topic recreated, truncated \
+         or rolled back? Nothing was changed here; put the topic's old records back, or start with the data directory \
+         that belongs to it"
+    )]
+    LogChanged { topic: &'static str, partition: u32, reason: String },
+    #[error(
+        "{topic}/{partition} begins at offset {first}, but this server has applied it only before {wanted}: records \
+         that it needs were deleted (too short a retention, or a server away for too long); nothing was changed here"
+    )]
+    RecordsGone { topic: &'static str, partition: u32, first: u64, wanted: u64 },
+    #[error(
+        "{topic}/{partition} has {records} records and none of this cluster: another kfs cluster uses these topics; \
+         choose another prefix, or use that cluster's data directory or cluster.key"
+    )]
+    OtherCluster { topic: &'static str, partition: u32, records: u64 },
+    #[error(transparent)]
+    NotUnderstood(#[from] NotUnderstood),
+    #[error("cannot restore partition {partition} from its checkpoint: {reason}")]
+    Restore { partition: u32, reason: String },
+    #[error("the log did not take this server's record in partition {partition} of epoch {}: {reason}", .epoch.0)]
+    NotOpened { partition: u32, epoch: Epoch, reason: String },
+    #[error("cannot {tried}: {reason}")]
+    System { tried: &'static str, reason: String },
+    #[error("a bug, or damage to the state, stopped the server while it {during}: {reason}")]
+    Bug { during: &'static str, reason: String },
+    #[error("the server was stopped before it was ready")]
+    Stopped,
+}
+
+impl From<DataError> for ServerError {
+    fn from(error: DataError) -> ServerError {
+        ServerError::Data(Arc::new(error))
+    }
+}

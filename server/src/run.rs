@@ -1,0 +1,506 @@
+//! A running server: reads the log, applies it, answers. Everything around the
+//! machine lives below here; see `README.md` for the picture.
+//!
+//! * [`apply`](self::apply) is the loop over the request log, on a thread of its own.
+//! * A thread writes checkpoints, one ingests `chunks`, one writes packs; logins and
+//!   downloads are tasks of the server's own small runtime. They ask the loop for
+//!   what they need of the state ([`Ask`]), so only the loop touches it.
+//! * Nothing is global: several servers can run in one process.
+//!
+//! Clocks are read here, outside the machine: for deadlines, and to measure the time
+//! that ticks carry into the log.
+#![allow(clippy::disallowed_methods)]
+
+mod answers;
+mod apply;
+pub(crate) mod own;
+mod partition;
+mod start;
+
+use crate::data::DataDir;
+use crate::download;
+use crate::error::ServerError;
+use crate::ingest;
+use crate::login;
+use crate::machine::StoredUser;
+use crate::machine::effect::{Peer, Verdict};
+use crate::packs::Packs;
+use crate::store::{Frozen, Written};
+use answers::Answers;
+use apply::{Apply, Opening};
+use bytes::Bytes;
+use object_store::ObjectStore;
+use own::OwnRecords;
+use partition::panic_reason;
+use proto::chunk::ChunkName;
+use proto::keys::ClusterKey;
+use proto::log::{Log, Start, Topic};
+use proto::message::UserName;
+use proto::{Epoch, IncarnationId, LogTime, SessionId};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Questions and reports that may wait for the loop.
+const CONTROL_QUEUE: usize = 1024;
+
+/// What a server is started with.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// The data directory, made by [`crate::data::init`].
+    pub data: PathBuf,
+    /// The cluster key, if it is not in the data directory.
+    pub key_file: Option<PathBuf>,
+    pub on_new_log: NewLog,
+    /// The log may forget what it has acknowledged: a sync waits for a checkpoint.
+    pub volatile: bool,
+    /// The log stamps records with their append time.
+    pub append_time: bool,
+    /// Bytes of rows that are cached in memory, over all partitions.
+    pub cache_bytes: usize,
+    /// Where packs are kept, unless in the data directory.
+    pub objects: Option<Arc<dyn ObjectStore>>,
+}
+
+impl ServerConfig {
+    /// For a log that keeps what it acknowledges, as real Kafka does.
+    pub fn new(data: impl Into<PathBuf>) -> ServerConfig {
+        ServerConfig {
+            data: data.into(),
+            key_file: None,
+            on_new_log: NewLog::Refuse,
+            volatile: false,
+            append_time: true,
+            cache_bytes: 512 << 20,
+            objects: None,
+        }
+    }
+
+    /// For the embedded broker, whose log is new at each start.
+    pub fn embedded(data: impl Into<PathBuf>) -> ServerConfig {
+        ServerConfig {
+            on_new_log: NewLog::BeginEpoch,
+            volatile: true,
+            append_time: false,
+            ..ServerConfig::new(data)
+        }
+    }
+}
+
+/// What to do when the log is not the one that this server has applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewLog {
+    /// Stop and explain.
+    Refuse,
+    /// Keep the files, begin a new epoch: for a log that is new by design.
+    BeginEpoch,
+}
+
+/// A server in this process. Dropping it stops it as [`Server::stop`] does.
+pub struct Server {
+    phases: Arc<Phases>,
+    halt: watch::Sender<Halt>,
+    loop_thread: Option<JoinHandle<()>>,
+    services_thread: Option<JoinHandle<()>>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// Whether and how the server is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Halt {
+    No,
+    /// With a checkpoint of everything applied.
+    Clean,
+    /// At once, as a kill would.
+    Now,
+}
+
+impl Server {
+    /// Opens the data directory, compares it with the log and starts applying.
+    /// Blocks until that comparison is done, at most a few of the log's timeouts;
+    /// [`Server::ready`] says when the server answers.
+    pub fn start(config: ServerConfig, log: Arc<dyn Log>) -> Result<Server, ServerError> {
+        let data = Arc::new(DataDir::open(&config.data, config.key_file.as_deref())?);
+        let cluster = Arc::new(data.identity.cluster_key.clone());
+        let server = data.identity.server;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("kfs-server")
+            .enable_all()
+            .build()
+            .map_err(|e| ServerError::System { tried: "start the runtime", reason: e.to_string() })?;
+        let packs =
+            Packs::open(&data.packs(), cluster.id().0, config.objects.clone(), runtime.handle().clone())?;
+        let packs = Arc::new(packs);
+        let plan = start::plan(&data.state(), &config, &cluster, log.as_ref())?;
+
+        let phases = Arc::new(Phases::default());
+        let sessions = Arc::new(Sessions::default());
+        let (halt, halted) = watch::channel(Halt::No);
+        let (control, controlled) = mpsc::channel(CONTROL_QUEUE);
+        let (epoch, epoch_known) = oneshot::channel();
+        let own = Arc::new(OwnRecords::new(log.clone(), cluster.clone(), IncarnationId::random()));
+        let (checkpoints, checkpoints_wanted) = std::sync::mpsc::channel();
+        let checkpoint_thread = spawn("kfs-checkpoint", {
+            let (packs, control) = (packs.clone(), control.clone());
+            move || write_checkpoints(&packs, &checkpoints_wanted, &control)
+        })?;
+
+        let services = Services {
+            data: data.clone(),
+            log: log.clone(),
+            cluster: cluster.clone(),
+            packs: packs.clone(),
+            sessions: sessions.clone(),
+            phases: phases.clone(),
+            control: control.clone(),
+            own: own.clone(),
+            halted: halted.clone(),
+            chunks_from_end: plan.new_epoch,
+            runtime: runtime.handle().clone(),
+        };
+        let services_thread = spawn("kfs-ingest", move || services.run(epoch_known))?;
+
+        let apply = ApplyParts {
+            plan,
+            control: controlled,
+            reports: control,
+            checkpoints,
+            own,
+            answers: Answers::new(log, cluster),
+            packs,
+            sessions,
+            phases: phases.clone(),
+            opening: Opening {
+                server,
+                new_epoch: false,
+                append_time: config.append_time,
+                volatile: config.volatile,
+                epoch: Some(epoch),
+            },
+            halted,
+        };
+        let loop_thread = spawn("kfs-apply", {
+            let phases = phases.clone();
+            move || {
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply.run()));
+                // The sender of checkpoints has gone with the loop, so the writer ends too.
+                let _ = checkpoint_thread.join();
+                drop(data);
+                phases.ended(ended.unwrap_or_else(|panic| {
+                    Err(ServerError::Bug { during: "applied the log", reason: panic_reason(&*panic) })
+                }));
+            }
+        })?;
+        Ok(Server {
+            phases,
+            halt,
+            loop_thread: Some(loop_thread),
+            services_thread: Some(services_thread),
+            runtime: Some(runtime),
+        })
+    }
+
+    /// Blocks until the server answers, however long the log's replay takes, or
+    /// until it has failed.
+    pub fn ready(&self) -> Result<(), ServerError> {
+        self.phases.wait(|phase| phase.loop_ready && phase.services_ready)
+    }
+
+    /// Blocks until the server has ended by itself, which is always a failure.
+    pub fn failed(&self) -> ServerError {
+        match self.phases.wait(|_| false) {
+            Err(error) => error,
+            Ok(()) => ServerError::Stopped,
+        }
+    }
+
+    /// What stopped the server, if anything has.
+    pub fn failure(&self) -> Option<ServerError> {
+        self.phases.lock().ended.clone()?.err()
+    }
+
+    /// Applies no more, checkpoints everything applied, and ends.
+    pub fn stop(mut self) -> Result<(), ServerError> {
+        self.end(Halt::Clean)
+    }
+
+    /// Ends without a checkpoint, as a kill would. For tests.
+    pub fn crash(mut self) {
+        let _ = self.end(Halt::Now);
+    }
+
+    fn end(&mut self, how: Halt) -> Result<(), ServerError> {
+        self.halt.send_replace(how);
+        for thread in [self.loop_thread.take(), self.services_thread.take()].into_iter().flatten() {
+            // Panics have been caught and told of inside.
+            let _ = thread.join();
+        }
+        if let Some(runtime) = self.runtime.take() {
+            // Not a plain drop, which may not happen inside another runtime.
+            runtime.shutdown_background();
+        }
+        self.phases.lock().ended.clone().unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.loop_thread.is_some()
+            && let Err(error) = self.end(Halt::Clean)
+        {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// What the loop's thread builds itself from; partitions stay on that thread.
+struct ApplyParts {
+    plan: start::Plan,
+    control: mpsc::Receiver<Control>,
+    reports: mpsc::Sender<Control>,
+    checkpoints: std::sync::mpsc::Sender<(u32, Frozen)>,
+    own: Arc<OwnRecords>,
+    answers: Answers,
+    packs: Arc<Packs>,
+    sessions: Arc<Sessions>,
+    phases: Arc<Phases>,
+    opening: Opening,
+    halted: watch::Receiver<Halt>,
+}
+
+impl ApplyParts {
+    fn run(self) -> Result<(), ServerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|e| ServerError::System { tried: "start the loop", reason: e.to_string() })?;
+        let start::Plan { partitions, tail, new_epoch } = self.plan;
+        let mut apply = Apply {
+            partitions,
+            tail,
+            control: self.control,
+            reports: self.reports,
+            checkpoints: self.checkpoints,
+            own: self.own,
+            answers: self.answers,
+            packs: self.packs,
+            sessions: self.sessions,
+            phases: self.phases,
+            opening: Opening { new_epoch, ..self.opening },
+            halted: self.halted,
+            state: apply::State::default(),
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, apply.run())
+    }
+}
+
+/// What runs beside the loop, and what it shares.
+struct Services {
+    data: Arc<DataDir>,
+    log: Arc<dyn Log>,
+    cluster: Arc<ClusterKey>,
+    packs: Arc<Packs>,
+    sessions: Arc<Sessions>,
+    phases: Arc<Phases>,
+    control: mpsc::Sender<Control>,
+    own: Arc<OwnRecords>,
+    halted: watch::Receiver<Halt>,
+    chunks_from_end: bool,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Services {
+    /// Starts logins and downloads as soon as the epoch is known; then ingests, on this thread.
+    fn run(self, epoch: oneshot::Receiver<Epoch>) {
+        // The loop has ended before it came so far, and has said why.
+        let Ok(epoch) = epoch.blocking_recv() else { return };
+        if let Err(error) = self.serve(epoch) {
+            let report = self.control.send(Control::Failed(error));
+            // The loop may have ended already.
+            let _ = self.runtime.block_on(report);
+        }
+    }
+
+    fn serve(&self, epoch: Epoch) -> Result<(), ServerError> {
+        let asker = Asker { control: self.control.clone() };
+        let reads: Vec<_> =
+            (0..Topic::Reads.partitions()).map(|partition| (Topic::Reads, partition, Start::End)).collect();
+        let reads = self.log.read_from(&reads)?;
+        let auth = self.log.read_from(&[(Topic::Auth, 0, Start::End)])?;
+        let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.chunks_from_end)?;
+        self.runtime.spawn(download::serve(download::Downloads {
+            log: self.log.clone(),
+            packs: self.packs.clone(),
+            sessions: self.sessions.clone(),
+            asker: asker.clone(),
+            epoch,
+            tail: reads,
+        }));
+        self.runtime.spawn(login::serve(login::Logins {
+            log: self.log.clone(),
+            cluster: self.cluster.clone(),
+            own: self.own.clone(),
+            asker,
+            epoch,
+            tail: auth,
+        }));
+        self.data.note_epoch(epoch)?;
+        self.phases.services_ready();
+
+        let mut halted = self.halted.clone();
+        let stop = async move {
+            // An error means that the server is gone.
+            let _ = halted.wait_for(|halt| *halt != Halt::No).await;
+        };
+        self.runtime.block_on(ingest::run(chunks, &self.packs, &self.cluster, epoch, stop))
+    }
+}
+
+/// Writes what the loop has frozen, one checkpoint at a time, until the loop ends.
+fn write_checkpoints(
+    packs: &Packs,
+    wanted: &std::sync::mpsc::Receiver<(u32, Frozen)>,
+    control: &mpsc::Sender<Control>,
+) {
+    for (partition, frozen) in wanted {
+        let written = packs.flush().map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
+        // The loop may have ended without waiting for it.
+        let _ = control.blocking_send(Control::Checkpointed(partition, written));
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServerError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map_err(|e| ServerError::System { tried: "start a thread", reason: e.to_string() })
+}
+
+/// What the loop is told by the server's other parts.
+pub(crate) enum Control {
+    Checkpointed(u32, Result<Written, ServerError>),
+    Ask(Ask),
+    Failed(ServerError),
+}
+
+/// What logins and downloads ask the loop, which alone has the state.
+pub(crate) enum Ask {
+    /// The verdict on a login attempt, when its record is applied.
+    Decision { attempt: [u8; 16], reply: oneshot::Sender<Verdict> },
+    User { user: UserName, reply: oneshot::Sender<LoginView> },
+    /// Content that the rows hold.
+    Content { partition: u32, name: ChunkName, reply: oneshot::Sender<Option<Bytes>> },
+}
+
+/// What a login needs to know of the state.
+pub(crate) struct LoginView {
+    /// Log time of partition 0, which logins are bound to.
+    pub now: LogTime,
+    /// `None` if there is no such user.
+    pub home: Option<UserView>,
+}
+
+/// A user, and the partition where its namespace lives.
+pub(crate) struct UserView {
+    pub user: StoredUser,
+    /// Log time of the namespace's partition.
+    pub log_time: LogTime,
+    pub volatile: bool,
+}
+
+/// Asks the loop.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    control: mpsc::Sender<Control>,
+}
+
+impl Asker {
+    /// `None` when the server ends.
+    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
+        self.send(ask).await?.await.ok()
+    }
+
+    /// Only sends the question: the answer comes later.
+    pub async fn send<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<oneshot::Receiver<T>> {
+        let (reply, replied) = oneshot::channel();
+        self.control.send(Control::Ask(ask(reply))).await.ok()?;
+        Some(replied)
+    }
+}
+
+/// The sessions that live, by partition: what downloads are checked against.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    live: RwLock<BTreeMap<(u32, SessionId), Peer>>,
+}
+
+impl Sessions {
+    pub fn find(&self, partition: u32, session: SessionId) -> Option<Peer> {
+        self.live.read().expect("nobody panics while holding it").get(&(partition, session)).cloned()
+    }
+
+    fn opened(&self, partition: u32, peer: Peer) {
+        self.live.write().expect("nobody panics while holding it").insert((partition, peer.session), peer);
+    }
+
+    fn over(&self, partition: u32, session: SessionId) {
+        self.live.write().expect("nobody panics while holding it").remove(&(partition, session));
+    }
+}
+
+/// How far the server has come, for those who wait for it.
+#[derive(Default)]
+pub(crate) struct Phases {
+    phase: Mutex<Phase>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Phase {
+    loop_ready: bool,
+    services_ready: bool,
+    ended: Option<Result<(), ServerError>>,
+}
+
+impl Phases {
+    fn loop_ready(&self) {
+        self.lock().loop_ready = true;
+        self.changed.notify_all();
+    }
+
+    fn services_ready(&self) {
+        self.lock().services_ready = true;
+        self.changed.notify_all();
+    }
+
+    /// The first end counts.
+    fn ended(&self, how: Result<(), ServerError>) {
+        self.lock().ended.get_or_insert(how);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, until: impl Fn(&Phase) -> bool) -> Result<(), ServerError> {
+        let mut phase = self.lock();
+        loop {
+            match &phase.ended {
+                Some(Err(error)) => return Err(error.clone()),
+                Some(Ok(())) => return Err(ServerError::Stopped),
+                None if until(&phase) => return Ok(()),
+                None => phase = self.changed.wait(phase).expect("nobody panics while holding it"),
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Phase> {
+        self.phase.lock().expect("nobody panics while holding it")
+    }
+}
+
+/// Milliseconds since 1970 by this machine's clock.
+pub(crate) fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

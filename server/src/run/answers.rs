@@ -1,0 +1,100 @@
+//! Speaking to clients: seals answers and pushes and puts them where their
+//! session reads. A lost one is asked for again, so nothing here is retried.
+
+use crate::machine::effect::Peer;
+use bytes::Bytes;
+use proto::frame::Kind;
+use proto::keys::ClusterKey;
+use proto::log::{Appended, Log, Topic};
+use proto::message::{AdminAnswer, Answer, PushBody, Refusal};
+use proto::seal::{Context, Direction, Head, Key, seal};
+use proto::{Epoch, IncarnationId, NamespaceId, Position, PushNo, RequestNo, SessionId};
+use serde::Serialize;
+use std::sync::Arc;
+
+pub struct Answers {
+    log: Arc<dyn Log>,
+    cluster: Arc<ClusterKey>,
+    /// The latest append, to be waited for at a clean stop.
+    latest: Option<Appended>,
+}
+
+impl Answers {
+    pub fn new(log: Arc<dyn Log>, cluster: Arc<ClusterKey>) -> Answers {
+        Answers { log, cluster, latest: None }
+    }
+
+    pub fn answer(
+        &mut self,
+        epoch: Epoch,
+        to: &Peer,
+        number: RequestNo,
+        request: [u8; 32],
+        answer: &Answer,
+        payload: &Bytes,
+    ) {
+        let head =
+            Head { kind: Kind::Answer, namespace: to.namespace, epoch, sender: to.session.0, number: number.0 };
+        self.send(&to.key, &head, to.replies_partition, Some(request), answer, payload);
+    }
+
+    pub fn push(&mut self, epoch: Epoch, to: &Peer, number: PushNo, body: &PushBody) {
+        let head = Head { kind: Kind::Push, namespace: to.namespace, epoch, sender: to.session.0, number: number.0 };
+        self.send(&to.key, &head, to.replies_partition, None, body, &[]);
+    }
+
+    /// Tells a session that has ended so, under the key that outlives it.
+    pub fn session_ended(
+        &mut self,
+        session: SessionId,
+        replies_partition: u32,
+        number: RequestNo,
+        request: [u8; 32],
+        at: Position,
+    ) {
+        let answer = Answer { at, pushed: PushNo(0), result: Err(Refusal::SessionEnded), granted: Vec::new() };
+        let head = Head {
+            kind: Kind::Answer,
+            namespace: NamespaceId(0),
+            epoch: at.epoch,
+            sender: session.0,
+            number: number.0,
+        };
+        self.send(&self.cluster.chunk_key(session), &head, replies_partition, Some(request), &answer, &[]);
+    }
+
+    pub fn admin(
+        &mut self,
+        epoch: Epoch,
+        to: IncarnationId,
+        replies_partition: u32,
+        number: u64,
+        request: [u8; 32],
+        answer: &AdminAnswer,
+    ) {
+        let head = Head { kind: Kind::AdminAnswer, namespace: NamespaceId(0), epoch, sender: to.0, number };
+        self.send(&self.cluster.admin_key(), &head, replies_partition, Some(request), answer, &[]);
+    }
+
+    /// The latest append, if any is left to wait for.
+    pub fn latest(&mut self) -> Option<Appended> {
+        self.latest.take()
+    }
+
+    fn send<T: Serialize>(
+        &mut self,
+        key: &Key,
+        head: &Head,
+        partition: u32,
+        answers: Option<[u8; 32]>,
+        body: &T,
+        payload: &[u8],
+    ) {
+        let context = Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
+        match seal(key, head, &context, body, payload) {
+            Ok(sealed) => self.latest = Some(self.log.append(Topic::Replies, partition, sealed.record)),
+            // The machine keeps answers within a record; the client would wait in vain.
+            Err(error) => tracing::error!("cannot seal the {:?} {}: {error}", head.kind, head.number),
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! The loop: one thread that reads all request partitions as one stream, applies
+//! each record in order, and lets answers leave.
+//!
+//! * Latency first: a record is applied when it arrives, its answer queued before
+//!   the next one is looked at. Nothing here waits for the disk, except when a
+//!   checkpoint cannot keep up with changes (`Partition::is_full`).
+//! * Everything else (timers, checkpoints done, questions by logins and downloads)
+//!   is looked at after at most [`BATCH_RECORDS`] records.
+//! * What the log had at the start is applied first. Then this incarnation opens in
+//!   every partition, and the server is ready when all of these records have come back.
+
+use super::answers::Answers;
+use super::own::{OwnRecords, Sent};
+use super::partition::Partition;
+use super::{Ask, Control, Halt, LoginView, Phases, Sessions, UserView, unix_ms};
+use crate::error::ServerError;
+use crate::machine;
+use crate::machine::effect::{Applied, Effect, Verdict};
+use crate::packs::Packs;
+use crate::store::Frozen;
+use bytes::Bytes;
+use proto::frame::{HEADER_BYTES, Header, Kind};
+use proto::log::{LogError, REQUEST_PARTITIONS, Record, Tail, Topic};
+use proto::message::{ServerRecord, UserName};
+use proto::{Epoch, Position, ServerId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Records applied before anything else gets its turn.
+const BATCH_RECORDS: usize = 256;
+
+const TICK_EVERY: Duration = Duration::from_millis(500);
+
+/// A tick that has not come back after this long is taken for lost.
+const TICK_LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// A decision that has not landed is appended again after this long.
+const DELIVER_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Replayed records younger than this are answered: whoever sent them may still
+/// wait, and an answer that comes twice does no harm.
+const ANSWER_REPLAYED_MS: i64 = 60_000;
+
+/// Skipped records are told of at most this often.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a clean stop waits for the last answer to be sent.
+const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Login attempts whose decision is waited for; beyond it new ones are not answered.
+const ATTEMPTS_MAX: usize = 1024;
+
+/// What the loop is made of; see [`Apply::run`].
+pub struct Apply {
+    pub partitions: Vec<Partition>,
+    pub tail: Tail,
+    pub control: mpsc::Receiver<Control>,
+    /// The same queue's other end, for what the loop itself has under way.
+    pub reports: mpsc::Sender<Control>,
+    pub checkpoints: std::sync::mpsc::Sender<(u32, Frozen)>,
+    pub own: Arc<OwnRecords>,
+    pub answers: Answers,
+    pub packs: Arc<Packs>,
+    pub sessions: Arc<Sessions>,
+    pub phases: Arc<Phases>,
+    pub opening: Opening,
+    pub halted: watch::Receiver<Halt>,
+    pub state: State,
+}
+
+/// How this incarnation opens once everything is replayed.
+pub struct Opening {
+    pub server: ServerId,
+    /// Begin an epoch above every known one, whatever the partitions' state.
+    pub new_epoch: bool,
+    pub append_time: bool,
+    pub volatile: bool,
+    /// Told the epoch when it is known: from then on content can be ingested.
+    pub epoch: Option<oneshot::Sender<Epoch>>,
+}
+
+/// What the loop itself remembers.
+#[derive(Default)]
+pub struct State {
+    /// By login attempt: who waits for the decision.
+    attempts: BTreeMap<[u8; 16], oneshot::Sender<Verdict>>,
+    /// Decisions of partition 0 that have not landed yet.
+    deliveries: BTreeMap<Position, Delivery>,
+    /// Whether those that were open at the start have been asked for.
+    deliveries_known: bool,
+    opening_sent: bool,
+    ready: bool,
+    skipped: u64,
+    skipped_told: Option<Instant>,
+}
+
+/// A decision of partition 0 on its way to another partition.
+struct Delivery {
+    partition: u32,
+    record: ServerRecord,
+    sent: Instant,
+    /// The number of the record that carried it last.
+    number: u64,
+}
+
+/// What the loop does next.
+enum Next {
+    Record(Result<Record, LogError>),
+    Control(Control),
+    Halt(Halt),
+    Due,
+}
+
+impl Apply {
+    /// Runs until told to stop or something fails. A clean stop checkpoints.
+    pub async fn run(&mut self) -> Result<(), ServerError> {
+        self.register_sessions();
+        loop {
+            self.open_when_caught_up()?;
+            self.take_due_checkpoints();
+            let due = self.send_due_records();
+            self.wait_for_room().await?;
+            match self.next(due).await? {
+                Next::Record(record) => self.records(record)?,
+                Next::Control(control) => self.control(control)?,
+                Next::Halt(Halt::Clean) => return self.finish().await,
+                Next::Halt(_) => return Ok(()),
+                Next::Due => {}
+            }
+        }
+    }
+
+    async fn next(&mut self, due: Instant) -> Result<Next, ServerError> {
+        tokio::select! {
+            biased;
+            record = self.tail.next() => match record {
+                Some(record) => Ok(Next::Record(record)),
+                None => Err(ServerError::System { tried: "read the request log", reason: "it has ended".into() }),
+            },
+            control = self.control.recv() => match control {
+                Some(control) => Ok(Next::Control(control)),
+                None => Ok(Next::Halt(Halt::Now)),
+            },
+            halt = wait_halt(&mut self.halted) => Ok(Next::Halt(halt)),
+            () = tokio::time::sleep_until(due.into()) => Ok(Next::Due),
+        }
+    }
+
+    /// Applies a record and what has arrived behind it.
+    fn records(&mut self, first: Result<Record, LogError>) -> Result<(), ServerError> {
+        let now = Instant::now();
+        let mut next = Some(first);
+        let mut count = 0;
+        while let Some(record) = next.take() {
+            match record {
+                Ok(record) => self.record(record, now)?,
+                Err(error @ LogError::OutOfRange { .. }) => return Err(out_of_range(error)),
+                // It passes: reading goes on by itself.
+                Err(error) => tracing::warn!("{error}; waiting for Kafka"),
+            }
+            count += 1;
+            // Questions get their turn too, or a flood of records would starve logins.
+            if count < BATCH_RECORDS && !self.partitions.iter().any(Partition::is_full) {
+                next = self.tail.try_next();
+            }
+        }
+        while let Ok(control) = self.control.try_recv() {
+            self.control(control)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, now: Instant) -> Result<(), ServerError> {
+        let header = record.value.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
+        let by_server = header.as_ref().is_some_and(|header| header.kind == Kind::Server);
+        let partition = &mut self.partitions[record.partition as usize];
+        let replayed = record.offset < partition.existing_end;
+        let Some(applied) = partition.apply(&record, now, !by_server)? else { return Ok(()) };
+
+        let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
+        match applied {
+            Applied::Yes(effects) => {
+                let speak = !replayed || unix_ms() - record.append_time_ms < ANSWER_REPLAYED_MS;
+                let epoch = partition.machine.epoch();
+                for effect in effects {
+                    self.effect(record.partition, epoch, effect, speak, now)?;
+                }
+                if let Some(header) = own {
+                    self.own_record_applied(record.partition, header.number, now);
+                }
+            }
+            Applied::Skipped(reason) => {
+                if own.is_some_and(|header| header.number == 0) {
+                    let epoch = partition.machine.epoch();
+                    let reason = reason.to_owned();
+                    return Err(ServerError::NotOpened { partition: record.partition, epoch, reason });
+                }
+                self.skipped(&record, reason, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn effect(
+        &mut self,
+        partition: u32,
+        epoch: Epoch,
+        effect: Effect,
+        speak: bool,
+        now: Instant,
+    ) -> Result<(), ServerError> {
+        match effect {
+            // What the state depends on happens whether or not anyone is told.
+            Effect::Keep { name, content } => self.packs.keep(name, content)?,
+            // Packs are not rewritten yet, so freed content stays where it is.
+            Effect::Unreferenced { .. } => {}
+            Effect::SessionOpened { to } => self.sessions.opened(partition, to),
+            Effect::SessionOver { session } => self.sessions.over(partition, session),
+            Effect::Deliver { partition, decision, record } => self.deliver(partition, decision, record, now),
+            Effect::Decision { attempt, verdict } => {
+                if let Some(waiting) = self.state.attempts.remove(&attempt) {
+                    // Whoever waited may have given up.
+                    let _ = waiting.send(verdict);
+                }
+            }
+            Effect::Answer { after_checkpoint: Some(_), .. } if speak => {
+                self.partitions[partition as usize].await_checkpoint(effect, now);
+            }
+            effect if speak => self.speak(epoch, effect),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sends what only speaks to clients.
+    fn speak(&mut self, epoch: Epoch, effect: Effect) {
+        match effect {
+            Effect::Answer { to, number, request, answer, payload, .. } => {
+                self.answers.answer(epoch, &to, number, request, &answer, &payload);
+            }
+            Effect::Push { to, number, body } => self.answers.push(epoch, &to, number, &body),
+            Effect::SessionEnded { session, replies_partition, number, request, at } => {
+                self.answers.session_ended(session, replies_partition, number, request, at);
+            }
+            Effect::Admin { to, replies_partition, number, request, answer } => {
+                self.answers.admin(epoch, to, replies_partition, number, request, &answer);
+            }
+            Effect::Keep { .. }
+            | Effect::Unreferenced { .. }
+            | Effect::Decision { .. }
+            | Effect::Deliver { .. }
+            | Effect::SessionOpened { .. }
+            | Effect::SessionOver { .. } => {}
+        }
+    }
+
+    fn own_record_applied(&mut self, partition: u32, number: u64, now: Instant) {
+        let at = &mut self.partitions[partition as usize];
+        if number == 0 {
+            at.opened = true;
+            // A new epoch is made to last before anything is named by it.
+            at.checkpoint_soon(now);
+        }
+        if at.tick_under_way == Some(number) {
+            at.tick_under_way = None;
+        }
+        let landed = |(_, delivery): &(&Position, &Delivery)| {
+            delivery.partition == partition && delivery.number == number
+        };
+        if let Some(decision) = self.state.deliveries.iter().find(landed).map(|(decision, _)| *decision) {
+            self.state.deliveries.remove(&decision);
+            drop(self.own.append(0, ServerRecord::Landed { decision }));
+        }
+        if !self.state.ready && self.partitions.iter().all(|partition| partition.opened) {
+            self.state.ready = true;
+            self.phases.loop_ready();
+        }
+    }
+
+    fn deliver(&mut self, partition: u32, decision: Position, record: ServerRecord, now: Instant) {
+        // Before this incarnation is open nothing can be appended; then they are asked for.
+        if self.partitions[0].opened && !self.state.deliveries.contains_key(&decision) {
+            let Sent { number, .. } = self.own.append(partition, record.clone());
+            self.state.deliveries.insert(decision, Delivery { partition, record, sent: now, number });
+        }
+    }
+
+    fn skipped(&mut self, record: &Record, reason: &str, now: Instant) {
+        self.state.skipped += 1;
+        if self.state.skipped_told.is_none_or(|told| now.duration_since(told) >= WARN_EVERY) {
+            self.state.skipped_told = Some(now);
+            let hash = blake3::hash(&record.value).to_hex();
+            tracing::warn!(
+                "skipped the record at {}/{} (BLAKE3 {}): {reason}; {} skipped since the start",
+                Topic::Requests.suffix(),
+                record.offset,
+                &hash[..16],
+                self.state.skipped,
+            );
+        }
+    }
+
+    fn register_sessions(&self) {
+        for partition in &self.partitions {
+            for peer in partition.machine.sessions() {
+                self.sessions.opened(partition.number, peer);
+            }
+        }
+    }
+
+    /// Once everything that the log had is applied: opens this incarnation everywhere.
+    fn open_when_caught_up(&mut self) -> Result<(), ServerError> {
+        if self.state.opening_sent || !self.partitions.iter().all(Partition::is_caught_up) {
+            return Ok(());
+        }
+        self.state.opening_sent = true;
+        let known = self.partitions.iter().map(|partition| partition.machine.epoch()).max().unwrap_or_default();
+        if known == Epoch(0)
+            && let Some(foreign) = self.partitions.iter().find(|partition| partition.next_offset > 0)
+        {
+            return Err(ServerError::OtherCluster {
+                topic: Topic::Requests.suffix(),
+                partition: foreign.number,
+                records: foreign.next_offset,
+            });
+        }
+        let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
+
+        let supports = machine::MACHINE_VERSION;
+        for partition in 0..REQUEST_PARTITIONS {
+            let Opening { server, append_time, volatile, .. } = self.opening;
+            let record = if self.partitions[partition as usize].machine.epoch() == epoch {
+                ServerRecord::Incarnation { server, supports }
+            } else {
+                ServerRecord::Epoch { server, supports, append_time, volatile }
+            };
+            let Sent { appended, .. } = self.own.open(partition, epoch, record);
+            let reports = self.reports.clone();
+            tokio::task::spawn_local(async move {
+                if let Err(error) = appended.await {
+                    // Nobody listens any more when the loop has ended.
+                    let _ = reports.send(Control::Failed(error.into())).await;
+                }
+            });
+        }
+        if let Some(told) = self.opening.epoch.take() {
+            // The ingesting side may have failed already, which it says itself.
+            let _ = told.send(epoch);
+        }
+        tracing::info!("replayed the log; opening incarnation {} in epoch {}", self.own.incarnation(), epoch.0);
+        Ok(())
+    }
+
+    /// Sends ticks and deliveries that are due. Gives the time when anything is due next.
+    fn send_due_records(&mut self) -> Instant {
+        let now = Instant::now();
+        let mut next = now + Duration::from_secs(60);
+        for partition in &mut self.partitions {
+            next = partition.checkpoint_due().map_or(next, |due| next.min(due));
+            if !partition.opened || !partition.machine.needs_ticks() {
+                // The next tick's time begins when ticking does.
+                partition.ticked = None;
+                continue;
+            }
+            let due = partition.ticked.map_or(now, |ticked| {
+                ticked + if partition.tick_under_way.is_some() { TICK_LOST_AFTER } else { TICK_EVERY }
+            });
+            if due > now {
+                next = next.min(due);
+                continue;
+            }
+            let elapsed_ms = partition.ticked.map_or(0, |ticked| now.duration_since(ticked).as_millis() as u64);
+            let Sent { number, .. } = self.own.append(partition.number, ServerRecord::Tick { elapsed_ms });
+            partition.ticked = Some(now);
+            partition.tick_under_way = Some(number);
+            next = next.min(now + TICK_EVERY);
+        }
+
+        for delivery in self.state.deliveries.values_mut() {
+            if now.duration_since(delivery.sent) >= DELIVER_AGAIN_AFTER {
+                delivery.number = self.own.append(delivery.partition, delivery.record.clone()).number;
+                delivery.sent = now;
+            }
+            next = next.min(delivery.sent + DELIVER_AGAIN_AFTER);
+        }
+        // Decisions made before this start, by anyone.
+        if self.state.ready && !self.state.deliveries_known {
+            self.state.deliveries_known = true;
+            let zero = &mut self.partitions[0];
+            for effect in zero.machine.deliveries(&mut zero.store) {
+                if let Effect::Deliver { partition, decision, record } = effect {
+                    self.deliver(partition, decision, record, now);
+                }
+            }
+        }
+        next
+    }
+
+    fn take_due_checkpoints(&mut self) {
+        let now = Instant::now();
+        for partition in &mut self.partitions {
+            if partition.checkpoint_due().is_some_and(|due| due <= now)
+                && let Some(frozen) = partition.freeze()
+            {
+                // The thread ends only with the loop, or after an error that stops it.
+                let _ = self.checkpoints.send((partition.number, frozen));
+            }
+        }
+    }
+
+    /// Waits while a partition's changes exceed their bound.
+    async fn wait_for_room(&mut self) -> Result<(), ServerError> {
+        while self.partitions.iter().any(Partition::is_full) {
+            match self.control.recv().await {
+                Some(control) => self.control(control)?,
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), ServerError> {
+        match control {
+            Control::Checkpointed(partition, written) => {
+                let partition = &mut self.partitions[partition as usize];
+                let epoch = partition.machine.epoch();
+                for answer in partition.thaw(written?) {
+                    self.speak(epoch, answer);
+                }
+            }
+            Control::Failed(error) => return Err(error),
+            Control::Ask(ask) => self.asked(ask),
+        }
+        Ok(())
+    }
+
+    /// Answers a question. Whoever asked may have given up, so a lost answer is nothing.
+    fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Decision { attempt, reply } => {
+                if self.state.attempts.len() >= ATTEMPTS_MAX {
+                    self.state.attempts.retain(|_, waiting| !waiting.is_closed());
+                }
+                if self.state.attempts.len() < ATTEMPTS_MAX {
+                    self.state.attempts.insert(attempt, reply);
+                }
+            }
+            Ask::User { user, reply } => {
+                let now = self.partitions[0].machine.log_time();
+                let _ = reply.send(LoginView { now, home: self.user(&user) });
+            }
+            Ask::Content { partition, name, reply } => {
+                let found = self.partitions.get_mut(partition as usize);
+                let content: Option<Bytes> =
+                    found.and_then(|partition| machine::content(&mut partition.store, &name));
+                let _ = reply.send(content);
+            }
+        }
+    }
+
+    fn user(&mut self, user: &UserName) -> Option<UserView> {
+        let zero = &mut self.partitions[0];
+        let user = machine::user(&mut zero.store, user)?;
+        let home = self.partitions.get(user.partition as usize)?;
+        Some(UserView { log_time: home.machine.log_time(), volatile: home.machine.volatile(), user })
+    }
+
+    /// A clean end: everything applied is checkpointed, what waited for that is answered.
+    async fn finish(&mut self) -> Result<(), ServerError> {
+        loop {
+            for partition in &mut self.partitions {
+                if !partition.store.is_frozen()
+                    && let Some(frozen) = partition.freeze()
+                {
+                    let _ = self.checkpoints.send((partition.number, frozen));
+                }
+            }
+            if !self.partitions.iter().any(|partition| partition.store.is_frozen()) {
+                break;
+            }
+            match self.control.recv().await {
+                Some(control) => self.control(control)?,
+                None => break,
+            }
+        }
+        if let Some(latest) = self.answers.latest() {
+            // Its failure is nothing to a server that ends.
+            let _ = tokio::time::timeout(LAST_ANSWER_WAIT, latest).await;
+        }
+        Ok(())
+    }
+}
+
+async fn wait_halt(halted: &mut watch::Receiver<Halt>) -> Halt {
+    // An error means that whoever started the server is gone.
+    halted.wait_for(|halt| *halt != Halt::No).await.map_or(Halt::Now, |halt| *halt)
+}
+
+/// The tail's own words, in the loop's.
+fn out_of_range(error: LogError) -> ServerError {
+    match error {
+        LogError::OutOfRange { partition, offset, first, .. } if offset < first => {
+            ServerError::RecordsGone { topic: Topic::Requests.suffix(), partition, first, wanted: offset }
+        }
+        LogError::OutOfRange { partition, offset, next, .. } => ServerError::LogChanged {
+            topic: Topic::Requests.suffix(),
+            partition,
+            reason: format!("it now ends at offset {next}, before {offset}"),
+        },
+        other => other.into(),
+    }
+}

@@ -1,0 +1,185 @@
+//! One partition of the request log as the loop sees it: its rows, its machine,
+//! how far both have come, and when the next tick and checkpoint are due.
+
+use crate::error::ServerError;
+use crate::machine::Machine;
+use crate::machine::effect::{Applied, Effect};
+use crate::store::{Checkpoint, Frozen, PartitionStore, Written};
+use bytes::Bytes;
+use proto::frame::record_hash;
+use proto::log::{Record, Topic};
+use std::time::{Duration, Instant};
+
+/// How often a changed partition is checkpointed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+
+/// Likewise when nothing but servers' own records (ticks above all) has changed it.
+const CHECKPOINT_EVERY_IDLE: Duration = Duration::from_secs(60);
+
+/// `Sync`s that come within this time share a checkpoint.
+const SYNC_COALESCE: Duration = Duration::from_millis(10);
+
+/// Changed bytes at which a checkpoint is taken at once.
+const CHANGED_BYTES: usize = 32 << 20;
+
+/// Changed bytes at which applying waits for the checkpoint under way. With what
+/// that one writes, a partition's changes take at most about twice this.
+const CHANGED_BYTES_MAX: usize = 64 << 20;
+
+pub struct Partition {
+    pub number: u32,
+    pub store: PartitionStore,
+    pub machine: Machine,
+    /// The first offset that is not applied.
+    pub next_offset: u64,
+    /// What the log had when the server started ends here.
+    pub existing_end: u64,
+    /// The value of the last applied record; its hash is asked for at checkpoints only.
+    last: Option<Bytes>,
+    last_hash: Option<[u8; 32]>,
+    /// When the first change since the last checkpoint was applied, and whether a
+    /// client's record was among them.
+    changed: Option<(Instant, bool)>,
+    /// The offset that the last written checkpoint, and the one being written, has reached.
+    safe_offset: u64,
+    writing_offset: Option<u64>,
+    /// Answers that leave when a checkpoint covers their offset, in rising order.
+    awaiting: Vec<(u64, Effect)>,
+    sync_since: Option<Instant>,
+    /// Whether this incarnation is open here.
+    pub opened: bool,
+    /// When the last tick was sent, and its number while it has not been applied.
+    pub ticked: Option<Instant>,
+    pub tick_under_way: Option<u64>,
+}
+
+impl Partition {
+    pub fn new(
+        number: u32,
+        store: PartitionStore,
+        machine: Machine,
+        next_offset: u64,
+        last_hash: Option<[u8; 32]>,
+        existing_end: u64,
+    ) -> Partition {
+        Partition {
+            number,
+            store,
+            machine,
+            next_offset,
+            existing_end,
+            last: None,
+            last_hash,
+            changed: None,
+            safe_offset: next_offset,
+            writing_offset: None,
+            awaiting: Vec::new(),
+            sync_since: None,
+            opened: false,
+            ticked: None,
+            tick_under_way: None,
+        }
+    }
+
+    /// Whether everything that the log had at the start has been applied.
+    pub fn is_caught_up(&self) -> bool {
+        self.next_offset >= self.existing_end
+    }
+
+    /// Applies the next record. `None` for one that was applied before.
+    pub fn apply(&mut self, record: &Record, now: Instant, by_client: bool) -> Result<Option<Applied>, ServerError> {
+        if record.offset < self.next_offset {
+            return Ok(None);
+        }
+        if record.offset > self.next_offset {
+            return Err(ServerError::LogChanged {
+                topic: Topic::Requests.suffix(),
+                partition: self.number,
+                reason: format!("after offset {} comes {}", self.next_offset.saturating_sub(1), record.offset),
+            });
+        }
+
+        let (machine, store) = (&mut self.machine, &mut self.store);
+        let turn = std::panic::AssertUnwindSafe(|| {
+            machine.apply(store, record.offset, record.append_time_ms, &record.value)
+        });
+        // A row that cannot be read looks absent to the machine, which may give up;
+        // the store's own error is the better one to tell.
+        let applied = std::panic::catch_unwind(turn);
+        self.store.check()?;
+        let applied = applied.map_err(|panic| ServerError::Bug {
+            during: "applied a record",
+            reason: format!("{}/{}: {}", self.number, record.offset, panic_reason(&*panic)),
+        })??;
+
+        self.next_offset = record.offset + 1;
+        self.last = Some(record.value.clone());
+        let (since, client) = self.changed.unwrap_or((now, false));
+        self.changed = Some((since, client || by_client));
+        Ok(Some(applied))
+    }
+
+    /// Keeps an answer until a checkpoint covers what has been applied up to now.
+    pub fn await_checkpoint(&mut self, answer: Effect, now: Instant) {
+        self.awaiting.push((self.next_offset, answer));
+        self.checkpoint_soon(now);
+    }
+
+    /// Lets the next checkpoint be taken as if a sync waited for it.
+    pub fn checkpoint_soon(&mut self, now: Instant) {
+        self.sync_since.get_or_insert(now);
+    }
+
+    /// When the next checkpoint is due, if anything has changed.
+    pub fn checkpoint_due(&self) -> Option<Instant> {
+        if self.store.is_frozen() {
+            return None;
+        }
+        let (since, client) = self.changed?;
+        if self.store.changed_bytes() >= CHANGED_BYTES {
+            return Some(since);
+        }
+        // Partitions differ a little, so that their checkpoints do not coincide.
+        let stagger = Duration::from_millis(u64::from(self.number) * 40);
+        let regular = since + if client { CHECKPOINT_EVERY } else { CHECKPOINT_EVERY_IDLE } + stagger;
+        Some(self.sync_since.map_or(regular, |since| regular.min(since + SYNC_COALESCE)))
+    }
+
+    /// Whether applying here must wait for the checkpoint under way.
+    pub fn is_full(&self) -> bool {
+        self.store.is_frozen() && self.store.changed_bytes() >= CHANGED_BYTES_MAX
+    }
+
+    /// Begins a checkpoint of everything applied, unless nothing was.
+    pub fn freeze(&mut self) -> Option<Frozen> {
+        self.changed.take()?;
+        self.sync_since = None;
+        if let Some(last) = self.last.take() {
+            self.last_hash = Some(record_hash(&last));
+        }
+        self.writing_offset = Some(self.next_offset);
+        let checkpoint = Checkpoint {
+            epoch: self.machine.epoch(),
+            next_offset: self.next_offset,
+            last_hash: self.last_hash,
+            machine: self.machine.dump(),
+        };
+        Some(self.store.freeze(checkpoint))
+    }
+
+    /// Ends it; gives the answers that waited for it.
+    pub fn thaw(&mut self, written: Written) -> Vec<Effect> {
+        self.store.thaw(written);
+        if let Some(offset) = self.writing_offset.take() {
+            self.safe_offset = offset;
+        }
+        let covered = self.awaiting.partition_point(|(offset, _)| *offset <= self.safe_offset);
+        self.awaiting.drain(..covered).map(|(_, answer)| answer).collect()
+    }
+}
+
+/// What a panic said.
+pub fn panic_reason(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
+}

@@ -1,0 +1,121 @@
+//! Before the loop: opens every partition at its checkpoint and compares it with
+//! the log. A log that is not the one applied before is never applied on top of it.
+
+use super::partition::Partition;
+use super::{NewLog, ServerConfig};
+use crate::error::ServerError;
+use crate::machine::Machine;
+use crate::store::{Checkpoint, PartitionStore};
+use proto::frame::record_hash;
+use proto::keys::ClusterKey;
+use proto::log::{Log, LogError, REQUEST_PARTITIONS, Start, Tail, Topic};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the loop begins with.
+pub struct Plan {
+    pub partitions: Vec<Partition>,
+    /// All request partitions, each from its next offset.
+    pub tail: Tail,
+    /// The log is another one than before, and that was to be expected.
+    pub new_epoch: bool,
+}
+
+/// Opens the stores in `dir` and says where in the log each goes on.
+pub fn plan(
+    dir: &Path,
+    config: &ServerConfig,
+    cluster: &Arc<ClusterKey>,
+    log: &dyn Log,
+) -> Result<Plan, ServerError> {
+    let cache_bytes = config.cache_bytes / REQUEST_PARTITIONS as usize;
+    let opened: Result<Vec<_>, ServerError> = (0..REQUEST_PARTITIONS)
+        .map(|number| Ok(PartitionStore::open(dir, number, cluster.id().0, cache_bytes)?))
+        .collect();
+    let opened = opened?;
+    let bounds: Result<Vec<_>, LogError> =
+        (0..REQUEST_PARTITIONS).map(|number| log.bounds(Topic::Requests, number)).collect();
+    let bounds = bounds?;
+
+    let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
+    let new_epoch = match compare(&checkpoints, &bounds, log) {
+        Ok(()) => false,
+        Err(ServerError::LogChanged { .. } | ServerError::RecordsGone { .. })
+            if config.on_new_log == NewLog::BeginEpoch =>
+        {
+            true
+        }
+        Err(error) => return Err(error),
+    };
+
+    let mut partitions = Vec::new();
+    for (number, ((store, checkpoint), (first, end))) in (0..).zip(opened.into_iter().zip(bounds)) {
+        let machine = match &checkpoint {
+            Some(checkpoint) => Machine::restore(number, cluster.clone(), &checkpoint.machine)
+                .map_err(|e| ServerError::Restore { partition: number, reason: e.to_string() })?,
+            None => Machine::new(number, cluster.clone()),
+        };
+        let (next, last_hash) = match checkpoint {
+            // Nothing that such a log holds already belongs to the epoch that begins.
+            _ if new_epoch => (end, None),
+            Some(checkpoint) => (checkpoint.next_offset, checkpoint.last_hash),
+            None => (first, None),
+        };
+        partitions.push(Partition::new(number, store, machine, next, last_hash, end));
+    }
+    let starts: Vec<_> = partitions
+        .iter()
+        .map(|partition| (Topic::Requests, partition.number, Start::At(partition.next_offset)))
+        .collect();
+    let tail = log.read_from(&starts)?;
+    Ok(Plan { partitions, tail, new_epoch })
+}
+
+/// Whether the log still holds what was applied: it reaches as far, and the last
+/// applied record of each partition is the same.
+fn compare(checkpoints: &[Option<&Checkpoint>], bounds: &[(u64, u64)], log: &dyn Log) -> Result<(), ServerError> {
+    let topic = Topic::Requests.suffix();
+    let mut hashes = std::collections::BTreeMap::new();
+    for (partition, (checkpoint, &(first, end))) in (0..).zip(checkpoints.iter().zip(bounds)) {
+        let wanted = checkpoint.map_or(0, |checkpoint| checkpoint.next_offset);
+        if wanted < first {
+            return Err(ServerError::RecordsGone { topic, partition, first, wanted });
+        }
+        if wanted > end {
+            let reason = format!("it ends at offset {end}, this server has applied it up to {wanted}");
+            return Err(ServerError::LogChanged { topic, partition, reason });
+        }
+        // A last record that was trimmed cannot be compared any more.
+        if let Some(hash) = checkpoint.and_then(|checkpoint| checkpoint.last_hash)
+            && wanted > first
+        {
+            hashes.insert(partition, (wanted - 1, hash));
+        }
+    }
+
+    if hashes.is_empty() {
+        return Ok(());
+    }
+    let starts: Vec<_> =
+        hashes.iter().map(|(partition, (offset, _))| (Topic::Requests, *partition, Start::At(*offset))).collect();
+    let mut tail = log.read_from(&starts)?;
+    while !hashes.is_empty() {
+        let record = match tail.blocking_next() {
+            Some(Ok(record)) => record,
+            Some(Err(error)) => {
+                tracing::warn!("{error}; waiting for Kafka");
+                continue;
+            }
+            None => {
+                return Err(ServerError::System { tried: "read the request log", reason: "it has ended".into() });
+            }
+        };
+        // Later records of partitions that are compared already.
+        let Some((offset, hash)) = hashes.remove(&record.partition) else { continue };
+        if record.offset != offset || record_hash(&record.value) != hash {
+            let reason = format!("the record at offset {offset} is not the one that was applied");
+            return Err(ServerError::LogChanged { topic, partition: record.partition, reason });
+        }
+    }
+    Ok(())
+}
