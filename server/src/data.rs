@@ -14,8 +14,8 @@
 //! Keys and the server's id are drawn at random here, once, outside the machine.
 #![allow(clippy::disallowed_methods)]
 
-use proto::{Epoch, ServerId};
 use proto::keys::{ClusterId, ClusterKey, KeyFileError, KeyPair, PublicKey};
+use proto::{Epoch, ServerId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};

@@ -73,7 +73,9 @@ pub(crate) async fn run(
             }
             // It passes: reading goes on by itself.
             Some(Err(error)) => tracing::warn!("{error}; waiting for Kafka"),
-            None => return Err(ServerError::System { tried: "read uploaded content", reason: "the log has ended".into() }),
+            None => {
+                return Err(ServerError::System { tried: "read uploaded content", reason: "the log has ended".into() });
+            }
         }
     }
 }

@@ -6,25 +6,29 @@
 //! which the client opens its session in the namespace's partition itself.
 #![allow(clippy::disallowed_methods)] // Waits are bounded here, and partitions drawn.
 
-use crate::machine::{StoredUser, seal_ticket};
 use crate::machine::effect::Verdict;
+use crate::machine::{StoredUser, seal_ticket};
 use crate::run::own::OwnRecords;
 use crate::run::{Ask, Asker, LoginView, UserView, unix_ms};
 use proto::Epoch;
+use proto::NamespaceId;
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::{Log, REPLY_PARTITIONS, Tail, Topic};
 use proto::login::{CredentialId, Known, LoginError, ServerDone, public_key, server_finish, server_start};
 use proto::message::{LoginAnswer, LoginDone, LoginRequest, ServerRecord, Ticket, UserName};
 use proto::seal::{Context, Direction, Head, open, random, seal};
-use proto::NamespaceId;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 /// Logins worked on at once; more wait in the topic.
 const AT_ONCE: usize = 64;
+
+/// Attempts whose decision is waited for; beyond it new ones are not answered.
+const ATTEMPTS_MAX: usize = 1024;
 
 /// How long an attempt's record may take to come back. The client asks again anyway.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
@@ -37,11 +41,43 @@ const WINDOW_REQUESTS: u32 = 256;
 const WINDOW_BYTES: u64 = 32 << 20;
 const WINDOW_BYTES_VOLATILE: u64 = 2 << 20;
 
+/// Who waits for the decision on a login attempt.
+#[derive(Default)]
+pub(crate) struct Attempts {
+    waiting: Mutex<BTreeMap<[u8; 16], oneshot::Sender<Verdict>>>,
+}
+
+impl Attempts {
+    /// `None` when too many wait.
+    fn wait_for(&self, attempt: [u8; 16]) -> Option<oneshot::Receiver<Verdict>> {
+        let mut waiting = self.waiting.lock().expect("nobody panics while holding it");
+        if waiting.len() >= ATTEMPTS_MAX {
+            waiting.retain(|_, waiting| !waiting.is_closed());
+        }
+        if waiting.len() >= ATTEMPTS_MAX {
+            return None;
+        }
+        let (decided, decision) = oneshot::channel();
+        waiting.insert(attempt, decided);
+        Some(decision)
+    }
+
+    /// The decision has been applied, here or for another server.
+    pub fn decided(&self, attempt: [u8; 16], verdict: Verdict) {
+        let waiting = self.waiting.lock().expect("nobody panics while holding it").remove(&attempt);
+        if let Some(waiting) = waiting {
+            // Whoever waited may have given up.
+            let _ = waiting.send(verdict);
+        }
+    }
+}
+
 pub(crate) struct Logins {
     pub log: Arc<dyn Log>,
     pub cluster: Arc<ClusterKey>,
     pub own: Arc<OwnRecords>,
     pub asker: Asker,
+    pub attempts: Arc<Attempts>,
     pub epoch: Epoch,
     /// The topic `auth`.
     pub tail: Tail,
@@ -52,13 +88,14 @@ struct Service {
     cluster: Arc<ClusterKey>,
     own: Arc<OwnRecords>,
     asker: Asker,
+    attempts: Arc<Attempts>,
     epoch: Epoch,
 }
 
 /// Answers logins until the server's runtime ends.
 pub(crate) async fn serve(logins: Logins) {
-    let Logins { log, cluster, own, asker, epoch, mut tail } = logins;
-    let service = Arc::new(Service { log, cluster, own, asker, epoch });
+    let Logins { log, cluster, own, asker, attempts, epoch, mut tail } = logins;
+    let service = Arc::new(Service { log, cluster, own, asker, attempts, epoch });
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     while let Some(record) = tail.next().await {
         let record = match record {
@@ -86,7 +123,13 @@ impl Service {
     async fn answer(&self, frame: &Frame) {
         let header = frame.header();
         let context = Context { direction: Direction::ToServer, topic: Topic::Auth, partition: 0, answers: None };
-        let Ok(request) = open::<LoginRequest>(&public_key(), frame, &context) else { return };
+        let request = match open::<LoginRequest>(&public_key(), frame, &context) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!("skipped a login: {error}");
+                return;
+            }
+        };
         let answer = match request.body {
             LoginRequest::Start { user, credential, ke1 } => self.start(header.sender, user, credential, &ke1).await,
             LoginRequest::Finish { half_state, ke1, ke3 } => self.finish(header.sender, &half_state, &ke1, &ke3).await,
@@ -116,8 +159,8 @@ impl Service {
         credential: CredentialId,
         ke1: &[u8],
     ) -> Option<LoginAnswer> {
-        // Asked for before the record is written, so that the decision finds someone waiting.
-        let decision = self.asker.send(|reply| Ask::Decision { attempt, reply }).await?;
+        // Before the record is written, so that the decision finds someone waiting.
+        let decision = self.attempts.wait_for(attempt)?;
         let record = ServerRecord::LoginAttempt { attempt, user: user.clone(), credential: credential.clone() };
         if let Err(error) = self.own.append(0, record).appended.await {
             tracing::warn!("a login of {user} cannot be answered: {error}");
@@ -165,7 +208,12 @@ impl Service {
     }
 
     /// What a proven login gives.
-    fn grant(&self, done: &ServerDone, home: UserView, wrapped: Vec<u8>) -> Result<LoginAnswer, proto::seal::SealError> {
+    fn grant(
+        &self,
+        done: &ServerDone,
+        home: UserView,
+        wrapped: Vec<u8>,
+    ) -> Result<LoginAnswer, proto::seal::SealError> {
         let UserView { user, log_time, volatile } = home;
         let StoredUser { name, uid, gid, namespace, partition, public_key, namespace_keys, .. } = user;
         // A client reads the same number of `replies` and `bulk`; sessions may share one.

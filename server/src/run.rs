@@ -23,7 +23,7 @@ use crate::error::ServerError;
 use crate::ingest;
 use crate::login;
 use crate::machine::StoredUser;
-use crate::machine::effect::{Peer, Verdict};
+use crate::machine::effect::Peer;
 use crate::packs::Packs;
 use crate::store::{Frozen, Written};
 use answers::Answers;
@@ -41,11 +41,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Questions and reports that may wait for the loop.
 const CONTROL_QUEUE: usize = 1024;
+
+/// How long tasks may take to notice that the server has ended.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a server is started with.
 #[derive(Clone)]
@@ -81,12 +84,7 @@ impl ServerConfig {
 
     /// For the embedded broker, whose log is new at each start.
     pub fn embedded(data: impl Into<PathBuf>) -> ServerConfig {
-        ServerConfig {
-            on_new_log: NewLog::BeginEpoch,
-            volatile: true,
-            append_time: false,
-            ..ServerConfig::new(data)
-        }
+        ServerConfig { on_new_log: NewLog::BeginEpoch, volatile: true, append_time: false, ..ServerConfig::new(data) }
     }
 }
 
@@ -105,7 +103,39 @@ pub struct Server {
     halt: watch::Sender<Halt>,
     loop_thread: Option<JoinHandle<()>>,
     services_thread: Option<JoinHandle<()>>,
-    runtime: Option<tokio::runtime::Runtime>,
+    runtime: Option<Background>,
+}
+
+/// A runtime that may be ended from inside another one, as whoever stops a server
+/// may well be; ended, its tasks are gone, and what they held is released.
+struct Background(Option<tokio::runtime::Runtime>);
+
+impl Background {
+    fn start() -> Result<Background, ServerError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("kfs-server")
+            .enable_all()
+            .build()
+            .map_err(|e| ServerError::System { tried: "start the runtime", reason: e.to_string() })?;
+        Ok(Background(Some(runtime)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().expect("it is taken when dropped only").handle().clone()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            let end = move || runtime.shutdown_timeout(TASKS_END_WITHIN);
+            if let Ok(thread) = std::thread::Builder::new().spawn(end) {
+                // A panic there leaves nothing to do here.
+                let _ = thread.join();
+            }
+        }
+    }
 }
 
 /// Whether and how the server is to end.
@@ -126,19 +156,14 @@ impl Server {
         let data = Arc::new(DataDir::open(&config.data, config.key_file.as_deref())?);
         let cluster = Arc::new(data.identity.cluster_key.clone());
         let server = data.identity.server;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("kfs-server")
-            .enable_all()
-            .build()
-            .map_err(|e| ServerError::System { tried: "start the runtime", reason: e.to_string() })?;
-        let packs =
-            Packs::open(&data.packs(), cluster.id().0, config.objects.clone(), runtime.handle().clone())?;
+        let runtime = Background::start()?;
+        let packs = Packs::open(&data.packs(), cluster.id().0, config.objects.clone(), runtime.handle())?;
         let packs = Arc::new(packs);
         let plan = start::plan(&data.state(), &config, &cluster, log.as_ref())?;
 
         let phases = Arc::new(Phases::default());
         let sessions = Arc::new(Sessions::default());
+        let attempts = Arc::new(login::Attempts::default());
         let (halt, halted) = watch::channel(Halt::No);
         let (control, controlled) = mpsc::channel(CONTROL_QUEUE);
         let (epoch, epoch_known) = oneshot::channel();
@@ -155,12 +180,13 @@ impl Server {
             cluster: cluster.clone(),
             packs: packs.clone(),
             sessions: sessions.clone(),
+            attempts: attempts.clone(),
             phases: phases.clone(),
             control: control.clone(),
             own: own.clone(),
             halted: halted.clone(),
             chunks_from_end: plan.new_epoch,
-            runtime: runtime.handle().clone(),
+            runtime: runtime.handle(),
         };
         let services_thread = spawn("kfs-ingest", move || services.run(epoch_known))?;
 
@@ -173,6 +199,7 @@ impl Server {
             answers: Answers::new(log, cluster),
             packs,
             sessions,
+            attempts,
             phases: phases.clone(),
             opening: Opening {
                 server,
@@ -239,10 +266,7 @@ impl Server {
             // Panics have been caught and told of inside.
             let _ = thread.join();
         }
-        if let Some(runtime) = self.runtime.take() {
-            // Not a plain drop, which may not happen inside another runtime.
-            runtime.shutdown_background();
-        }
+        self.runtime = None;
         self.phases.lock().ended.clone().unwrap_or(Ok(()))
     }
 }
@@ -267,6 +291,7 @@ struct ApplyParts {
     answers: Answers,
     packs: Arc<Packs>,
     sessions: Arc<Sessions>,
+    attempts: Arc<login::Attempts>,
     phases: Arc<Phases>,
     opening: Opening,
     halted: watch::Receiver<Halt>,
@@ -289,6 +314,7 @@ impl ApplyParts {
             answers: self.answers,
             packs: self.packs,
             sessions: self.sessions,
+            attempts: self.attempts,
             phases: self.phases,
             opening: Opening { new_epoch, ..self.opening },
             halted: self.halted,
@@ -305,6 +331,7 @@ struct Services {
     cluster: Arc<ClusterKey>,
     packs: Arc<Packs>,
     sessions: Arc<Sessions>,
+    attempts: Arc<login::Attempts>,
     phases: Arc<Phases>,
     control: mpsc::Sender<Control>,
     own: Arc<OwnRecords>,
@@ -345,6 +372,7 @@ impl Services {
             cluster: self.cluster.clone(),
             own: self.own.clone(),
             asker,
+            attempts: self.attempts.clone(),
             epoch,
             tail: auth,
         }));
@@ -389,11 +417,16 @@ pub(crate) enum Control {
 
 /// What logins and downloads ask the loop, which alone has the state.
 pub(crate) enum Ask {
-    /// The verdict on a login attempt, when its record is applied.
-    Decision { attempt: [u8; 16], reply: oneshot::Sender<Verdict> },
-    User { user: UserName, reply: oneshot::Sender<LoginView> },
+    User {
+        user: UserName,
+        reply: oneshot::Sender<LoginView>,
+    },
     /// Content that the rows hold.
-    Content { partition: u32, name: ChunkName, reply: oneshot::Sender<Option<Bytes>> },
+    Content {
+        partition: u32,
+        name: ChunkName,
+        reply: oneshot::Sender<Option<Bytes>>,
+    },
 }
 
 /// What a login needs to know of the state.
@@ -421,14 +454,9 @@ pub(crate) struct Asker {
 impl Asker {
     /// `None` when the server ends.
     pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
-        self.send(ask).await?.await.ok()
-    }
-
-    /// Only sends the question: the answer comes later.
-    pub async fn send<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<oneshot::Receiver<T>> {
         let (reply, replied) = oneshot::channel();
         self.control.send(Control::Ask(ask(reply))).await.ok()?;
-        Some(replied)
+        replied.await.ok()
     }
 }
 
@@ -504,3 +532,6 @@ impl Phases {
 pub(crate) fn unix_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,7 @@ use super::{Admin, AdminError};
 use proto::NamespaceId;
 use proto::keys::{ClusterKey, KeyPair, NamespaceKey, PublicKey};
 use proto::login::{CredentialId, DeviceCredential, register};
-use proto::message::{
-    self, AdminOutcome, NewCredential, NewUser, Refusal, SealedNamespaceKey, UserInfo, UserName,
-};
+use proto::message::{self, AdminOutcome, NewCredential, NewUser, Refusal, SealedNamespaceKey, UserInfo, UserName};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
@@ -80,7 +78,8 @@ impl Admin {
         recovery: &KeyPair,
     ) -> Result<(), AdminError> {
         let tried = format!("change the password of {name}");
-        let keys = |reason: &dyn std::fmt::Display| AdminError::Keys { tried: tried.clone(), reason: reason.to_string() };
+        let keys =
+            |reason: &dyn std::fmt::Display| AdminError::Keys { tried: tried.clone(), reason: reason.to_string() };
         let pair = KeyPair::generate();
         let credential = register_one(&self.cluster, name, CredentialId::Password, password, &pair)?;
         for _ in 0..TRIES {
@@ -90,7 +89,8 @@ impl Admin {
             };
             let mut resealed = Vec::new();
             for old in namespace_keys.iter().filter(|key| key.recipient == recovery.public().as_bytes()) {
-                let key = recovery.open_namespace_key(info.namespace, old.key_epoch, &old.sealed).map_err(|e| keys(&e))?;
+                let key =
+                    recovery.open_namespace_key(info.namespace, old.key_epoch, &old.sealed).map_err(|e| keys(&e))?;
                 resealed.push(old.clone());
                 resealed.push(seal_to(&key, &pair.public(), info.namespace).map_err(|e| keys(&e))?);
             }
@@ -217,8 +217,7 @@ struct Registered {
 impl Registered {
     fn new(cluster: &ClusterKey, spec: &UserSpec) -> Result<Registered, AdminError> {
         let pair = KeyPair::generate();
-        let mut credentials =
-            vec![register_one(cluster, &spec.name, CredentialId::Password, &spec.password, &pair)?];
+        let mut credentials = vec![register_one(cluster, &spec.name, CredentialId::Password, &spec.password, &pair)?];
         if let Some(device) = &spec.device {
             let secret = device.secret.as_password();
             credentials.push(register_one(cluster, &spec.name, device.id(), secret, &pair)?);
@@ -252,7 +251,9 @@ fn register_all(cluster: &ClusterKey, specs: &[UserSpec]) -> Result<Vec<Register
     std::thread::scope(|scope| {
         let workers: Vec<_> = specs
             .chunks(share)
-            .map(|part| scope.spawn(|| part.iter().map(|spec| Registered::new(cluster, spec)).collect::<Result<Vec<_>, _>>()))
+            .map(|part| {
+                scope.spawn(|| part.iter().map(|spec| Registered::new(cluster, spec)).collect::<Result<Vec<_>, _>>())
+            })
             .collect();
         let mut all = Vec::with_capacity(specs.len());
         for worker in workers {

@@ -33,8 +33,7 @@ impl Answers {
         answer: &Answer,
         payload: &Bytes,
     ) {
-        let head =
-            Head { kind: Kind::Answer, namespace: to.namespace, epoch, sender: to.session.0, number: number.0 };
+        let head = Head { kind: Kind::Answer, namespace: to.namespace, epoch, sender: to.session.0, number: number.0 };
         self.send(&to.key, &head, to.replies_partition, Some(request), answer, payload);
     }
 

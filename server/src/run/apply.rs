@@ -14,8 +14,9 @@ use super::own::{OwnRecords, Sent};
 use super::partition::Partition;
 use super::{Ask, Control, Halt, LoginView, Phases, Sessions, UserView, unix_ms};
 use crate::error::ServerError;
+use crate::login::Attempts;
 use crate::machine;
-use crate::machine::effect::{Applied, Effect, Verdict};
+use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
 use bytes::Bytes;
@@ -49,9 +50,6 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How long a clean stop waits for the last answer to be sent.
 const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// Login attempts whose decision is waited for; beyond it new ones are not answered.
-const ATTEMPTS_MAX: usize = 1024;
-
 /// What the loop is made of; see [`Apply::run`].
 pub struct Apply {
     pub partitions: Vec<Partition>,
@@ -64,6 +62,7 @@ pub struct Apply {
     pub answers: Answers,
     pub packs: Arc<Packs>,
     pub sessions: Arc<Sessions>,
+    pub attempts: Arc<Attempts>,
     pub phases: Arc<Phases>,
     pub opening: Opening,
     pub halted: watch::Receiver<Halt>,
@@ -84,8 +83,6 @@ pub struct Opening {
 /// What the loop itself remembers.
 #[derive(Default)]
 pub struct State {
-    /// By login attempt: who waits for the decision.
-    attempts: BTreeMap<[u8; 16], oneshot::Sender<Verdict>>,
     /// Decisions of partition 0 that have not landed yet.
     deliveries: BTreeMap<Position, Delivery>,
     /// Whether those that were open at the start have been asked for.
@@ -219,12 +216,7 @@ impl Apply {
             Effect::SessionOpened { to } => self.sessions.opened(partition, to),
             Effect::SessionOver { session } => self.sessions.over(partition, session),
             Effect::Deliver { partition, decision, record } => self.deliver(partition, decision, record, now),
-            Effect::Decision { attempt, verdict } => {
-                if let Some(waiting) = self.state.attempts.remove(&attempt) {
-                    // Whoever waited may have given up.
-                    let _ = waiting.send(verdict);
-                }
-            }
+            Effect::Decision { attempt, verdict } => self.attempts.decided(attempt, verdict),
             Effect::Answer { after_checkpoint: Some(_), .. } if speak => {
                 self.partitions[partition as usize].await_checkpoint(effect, now);
             }
@@ -266,9 +258,8 @@ impl Apply {
         if at.tick_under_way == Some(number) {
             at.tick_under_way = None;
         }
-        let landed = |(_, delivery): &(&Position, &Delivery)| {
-            delivery.partition == partition && delivery.number == number
-        };
+        let landed =
+            |(_, delivery): &(&Position, &Delivery)| delivery.partition == partition && delivery.number == number;
         if let Some(decision) = self.state.deliveries.iter().find(landed).map(|(decision, _)| *decision) {
             self.state.deliveries.remove(&decision);
             drop(self.own.append(0, ServerRecord::Landed { decision }));
@@ -439,22 +430,13 @@ impl Apply {
     /// Answers a question. Whoever asked may have given up, so a lost answer is nothing.
     fn asked(&mut self, ask: Ask) {
         match ask {
-            Ask::Decision { attempt, reply } => {
-                if self.state.attempts.len() >= ATTEMPTS_MAX {
-                    self.state.attempts.retain(|_, waiting| !waiting.is_closed());
-                }
-                if self.state.attempts.len() < ATTEMPTS_MAX {
-                    self.state.attempts.insert(attempt, reply);
-                }
-            }
             Ask::User { user, reply } => {
                 let now = self.partitions[0].machine.log_time();
                 let _ = reply.send(LoginView { now, home: self.user(&user) });
             }
             Ask::Content { partition, name, reply } => {
                 let found = self.partitions.get_mut(partition as usize);
-                let content: Option<Bytes> =
-                    found.and_then(|partition| machine::content(&mut partition.store, &name));
+                let content: Option<Bytes> = found.and_then(|partition| machine::content(&mut partition.store, &name));
                 let _ = reply.send(content);
             }
         }

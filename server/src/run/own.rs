@@ -51,8 +51,7 @@ impl OwnRecords {
         let (epoch, number) = *next;
         next.1 += 1;
         let head = Head { kind: Kind::Server, namespace: NamespaceId(0), epoch, sender: self.incarnation.0, number };
-        let context =
-            Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition, answers: None };
+        let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition, answers: None };
         match seal(&self.cluster.server_key(epoch), &head, &context, &ServerBody { record }, &[]) {
             Ok(sealed) => {
                 let appended = self.log.append(Topic::Requests, partition, sealed.record.clone());

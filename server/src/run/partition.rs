@@ -100,9 +100,8 @@ impl Partition {
         }
 
         let (machine, store) = (&mut self.machine, &mut self.store);
-        let turn = std::panic::AssertUnwindSafe(|| {
-            machine.apply(store, record.offset, record.append_time_ms, &record.value)
-        });
+        let turn =
+            std::panic::AssertUnwindSafe(|| machine.apply(store, record.offset, record.append_time_ms, &record.value));
         // A row that cannot be read looks absent to the machine, which may give up;
         // the store's own error is the better one to tell.
         let applied = std::panic::catch_unwind(turn);

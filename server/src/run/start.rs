@@ -22,12 +22,7 @@ pub struct Plan {
 }
 
 /// Opens the stores in `dir` and says where in the log each goes on.
-pub fn plan(
-    dir: &Path,
-    config: &ServerConfig,
-    cluster: &Arc<ClusterKey>,
-    log: &dyn Log,
-) -> Result<Plan, ServerError> {
+pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &dyn Log) -> Result<Plan, ServerError> {
     let cache_bytes = config.cache_bytes / REQUEST_PARTITIONS as usize;
     let opened: Result<Vec<_>, ServerError> = (0..REQUEST_PARTITIONS)
         .map(|number| Ok(PartitionStore::open(dir, number, cluster.id().0, cache_bytes)?))

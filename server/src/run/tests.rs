@@ -1,0 +1,349 @@
+//! Whole servers over the log in memory, spoken to as a client would.
+
+use super::*;
+use crate::admin::Admin;
+use crate::admin::users::UserSpec;
+use crate::data::{self, Identity};
+use proto::chunk::Uploader;
+use proto::chunk::chunk_record;
+use proto::frame::{Frame, Kind, record_hash};
+use proto::keys::KeyPair;
+use proto::log::memory::MemoryLog;
+use proto::log::{Record, Tail};
+use proto::login::{ClientDone, ClientLogin, CredentialId, public_key};
+use proto::message::{
+    Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp, View,
+};
+use proto::seal::{Context, Direction, Head, hash_of, open, random, seal};
+use proto::{Ino, NamespaceId, RequestNo, Time};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+struct Place {
+    dir: tempfile::TempDir,
+    log: MemoryLog,
+}
+
+impl Place {
+    fn new() -> Place {
+        // Shown when a test fails.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        data::init(&dir.path().join("data"), &dir.path().join("recovery.key")).expect("initialises");
+        Place { dir, log: MemoryLog::new() }
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn start(&self) -> Server {
+        let server = self.try_start(NewLog::Refuse).expect("starts");
+        server.ready().expect("becomes ready");
+        server
+    }
+
+    fn try_start(&self, on_new_log: NewLog) -> Result<Server, ServerError> {
+        let config = ServerConfig { on_new_log, ..ServerConfig::embedded(self.data()) };
+        Server::start(config, Arc::new(self.log.clone()))
+    }
+
+    async fn admin(&self) -> Admin {
+        let identity = Identity::read(&self.data(), None).expect("reads");
+        let epoch = data::epoch(&self.data()).expect("known");
+        Admin::connect(&identity, epoch, Arc::new(self.log.clone()), WAIT).await.expect("connects")
+    }
+
+    async fn add_user(&self, name: &str, password: &[u8]) {
+        self.admin().await.user_add(&[spec(name, password)]).await.expect("adds");
+    }
+}
+
+fn spec(name: &str, password: &[u8]) -> UserSpec {
+    let password = Zeroizing::new(password.to_vec());
+    UserSpec { name: UserName::new(name).expect("a name"), uid: 1, gid: 2, password, device: None }
+}
+
+async fn next(tail: &mut Tail) -> Record {
+    tokio::time::timeout(WAIT, tail.next()).await.expect("in time").expect("a record").expect("no trouble")
+}
+
+/// The next record of `tail` that opens as an answer of this kind.
+async fn opened<T: DeserializeOwned>(
+    tail: &mut Tail,
+    kind: Kind,
+    key: &proto::seal::Key,
+    topic: Topic,
+    partition: u32,
+    answers: [u8; 32],
+) -> (T, Bytes) {
+    loop {
+        let frame = Frame::parse(next(tail).await.value).expect("a frame");
+        let context = Context { direction: Direction::ToClient, topic, partition, answers: Some(answers) };
+        if frame.header().kind == kind
+            && let Ok(opened) = open::<T>(key, &frame, &context)
+        {
+            return (opened.body, frame.payload());
+        }
+    }
+}
+
+/// A client with as little sense of its own as possible.
+struct Client {
+    log: MemoryLog,
+    done: LoginDone,
+    key: proto::seal::Key,
+    replies: Tail,
+    bulk: Tail,
+    number: u64,
+}
+
+async fn login_step(log: &MemoryLog, attempt: [u8; 16], number: u64, request: &LoginRequest) -> LoginAnswer {
+    let mut auth = log.read_from(&[(Topic::Auth, 0, Start::End)]).expect("reads");
+    let head = Head { kind: Kind::Login, namespace: NamespaceId(0), epoch: Epoch(0), sender: attempt, number };
+    let context = Context { direction: Direction::ToServer, topic: Topic::Auth, partition: 0, answers: None };
+    let sealed = seal(&public_key(), &head, &context, request, &[]).expect("seals");
+    let hash = record_hash(&sealed.record);
+    log.append(Topic::Auth, 0, sealed.record).await.expect("appends");
+    opened(&mut auth, Kind::LoginAnswer, &public_key(), Topic::Auth, 0, hash).await.0
+}
+
+async fn login(log: &MemoryLog, user: &str, password: &[u8]) -> Result<(ClientDone, LoginDone), LoginAnswer> {
+    let attempt = random();
+    let (client, ke1) = ClientLogin::start(password).expect("starts");
+    let user_name = UserName::new(user).expect("a name");
+    let start = LoginRequest::Start { user: user_name, credential: CredentialId::Password, ke1: ke1.clone() };
+    let (ke2, half_state) = match login_step(log, attempt, 1, &start).await {
+        LoginAnswer::Challenge { ke2, half_state } => (ke2, half_state),
+        other => return Err(other),
+    };
+    let Ok(done) = client.finish(password, &ke2, user, &CredentialId::Password) else {
+        return Err(LoginAnswer::Refused);
+    };
+    let finish = LoginRequest::Finish { half_state, ke1, ke3: done.ke3.clone() };
+    match login_step(log, attempt, 2, &finish).await {
+        LoginAnswer::Done { sealed } => {
+            let given = LoginDone::open(&done.session_secret.login_key(), done.session, &sealed).expect("opens");
+            Ok((done, given))
+        }
+        other => Err(other),
+    }
+}
+
+impl Client {
+    async fn open(log: &MemoryLog, user: &str, password: &[u8]) -> Client {
+        let (proof, done) = login(log, user, password).await.expect("logs in");
+        let pair = KeyPair::unwrap(&done.wrapped_private_key, &proof.export_key, user, &CredentialId::Password);
+        let pair = pair.expect("the private key opens");
+        for key in &done.namespace_keys {
+            pair.open_namespace_key(done.namespace, key.key_epoch, &key.sealed).expect("the namespace's key opens");
+        }
+        let replies = log.read_from(&[(Topic::Replies, done.replies_partition, Start::End)]).expect("reads");
+        let bulk = log.read_from(&[(Topic::Bulk, done.bulk_partition, Start::End)]).expect("reads");
+        let key = proof.session_secret.partition_key(done.partition);
+        let mut client = Client { log: log.clone(), done, key, replies, bulk, number: 0 };
+        let ticket = client.done.ticket.clone();
+        let answer = client.send(Kind::Open, 0, &Open { predecessors: Vec::new() }, &ticket).await;
+        assert!(matches!(answer.result, Ok(Outcome::Opened { .. })), "{answer:?}");
+        client
+    }
+
+    async fn call(&mut self, op: Op) -> Answer {
+        self.number += 1;
+        let acked = Acked { floor: RequestNo(self.number - 1), also: Vec::new() };
+        let request = Request { acked, time: Time::from_millis(0), op };
+        self.send(Kind::Request, self.number, &request, &[]).await
+    }
+
+    async fn send<T: Serialize>(&mut self, kind: Kind, number: u64, body: &T, payload: &[u8]) -> Answer {
+        let hash = self.append(kind, Topic::Requests, number, body, payload).await;
+        let partition = self.done.replies_partition;
+        opened(&mut self.replies, Kind::Answer, &self.key, Topic::Replies, partition, hash).await.0
+    }
+
+    async fn append<T: Serialize>(&self, kind: Kind, topic: Topic, number: u64, body: &T, payload: &[u8]) -> [u8; 32] {
+        let LoginDone { namespace, epoch, session, partition, .. } = self.done;
+        let head = Head { kind, namespace, epoch, sender: session.0, number };
+        let context = Context { direction: Direction::ToServer, topic, partition, answers: None };
+        let sealed = seal(&self.key, &head, &context, body, payload).expect("seals");
+        let hash = record_hash(&sealed.record);
+        self.log.append(topic, partition, sealed.record).await.expect("appends");
+        hash
+    }
+
+    async fn upload(&self, content: &[u8]) -> ChunkName {
+        let LoginDone { namespace, epoch, session, partition, .. } = self.done;
+        let upload = Uploader { namespace, epoch, session, partition };
+        let hash = hash_of(content);
+        let sealed = chunk_record(&self.done.chunk_key, &upload, content, hash).expect("seals");
+        let offset = self.log.append(Topic::Chunks, partition, sealed.record).await.expect("appends");
+        ChunkName { topic: Topic::Chunks, epoch, partition, offset, index: 0, session, hash }
+    }
+
+    async fn download(&mut self, name: ChunkName) -> (Served, Bytes) {
+        let hash = self.append(Kind::Read, Topic::Reads, 1, &Download { chunks: vec![name] }, &[]).await;
+        let partition = self.done.bulk_partition;
+        opened(&mut self.bulk, Kind::Served, &self.key, Topic::Bulk, partition, hash).await
+    }
+
+    async fn root(&mut self) -> Answer {
+        let ino = Ino::root(self.done.namespace);
+        self.call(Op::View(View::Getattr { ino })).await
+    }
+}
+
+fn mkdir(dir: Ino, name: &str) -> Op {
+    use proto::message::{FileKind, NewInode, Owner, Upload};
+    let name = proto::Name::new(name.as_bytes()).expect("a name");
+    let (uid, gid) = (Owner::Namespace, Owner::Namespace);
+    let new = NewInode { kind: FileKind::Dir, mode: 0o755, uid, gid, rdev: 0, target: None };
+    Op::Upload(Upload::Create { dir, name, new })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_a_view_a_chunk_and_a_restart() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert!(matches!(client.root().await.result, Ok(Outcome::Entry(_))));
+    let root = Ino::root(client.done.namespace);
+    assert!(matches!(client.call(mkdir(root, "a")).await.result, Ok(Outcome::Entry(_))));
+
+    let name = client.upload(&[7; 100_000]).await;
+    assert_eq!(client.download(name).await, (Served::Chunk(name), Bytes::from(vec![7; 100_000])));
+
+    // A clean stop loses nothing, and the session goes on.
+    server.stop().expect("stops cleanly");
+    let server = place.start();
+    let again = client.call(mkdir(root, "a")).await;
+    assert_eq!(again.result, Err(proto::message::Refusal::Exists));
+    assert_eq!(client.download(name).await.0, Served::Chunk(name));
+
+    // Nor does a crash: what no checkpoint holds is applied again.
+    assert!(matches!(client.call(mkdir(root, "b")).await.result, Ok(Outcome::Entry(_))));
+    let late = client.upload(&[8; 1000]).await;
+    assert_eq!(client.download(late).await.0, Served::Chunk(late));
+    server.crash();
+    let server = place.start();
+    assert_eq!(client.call(mkdir(root, "b")).await.result, Err(proto::message::Refusal::Exists));
+    assert_eq!(client.download(late).await, (Served::Chunk(late), Bytes::from(vec![8; 1000])));
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_on_a_volatile_log_waits_for_a_checkpoint() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert!(client.done.volatile);
+    let root = Ino::root(client.done.namespace);
+    client.call(mkdir(root, "a")).await;
+    let answer = client.call(Op::Session(SessionOp::Sync)).await;
+    assert_eq!(answer.result, Ok(Outcome::Done));
+    server.crash();
+
+    let partition = client.done.partition;
+    let cluster = Identity::read(&place.data(), None).expect("reads").cluster_key.id().0;
+    let state = place.data().join("state");
+    let (_, checkpoint) = crate::store::PartitionStore::open(&state, partition, cluster, 1 << 20).expect("opens");
+    assert!(checkpoint.expect("taken").next_offset > answer.at.offset);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passwords_are_checked_changed_and_guessing_is_slowed() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    assert_eq!(login(&place.log, "ann", b"wrong").await.err(), Some(LoginAnswer::Refused));
+    assert_eq!(login(&place.log, "nobody", b"secret").await.err(), Some(LoginAnswer::Refused));
+
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let recovery = KeyPair::read_recovery(&place.dir.path().join("recovery.key")).expect("reads");
+    let name = UserName::new("ann").expect("a name");
+    place.admin().await.user_passwd(&name, b"new secret", &recovery).await.expect("changes");
+    assert_eq!(login(&place.log, "ann", b"secret").await.err(), Some(LoginAnswer::Refused));
+    Client::open(&place.log, "ann", b"new secret").await;
+    // The sessions of the old password end, once the decision has landed.
+    let told = async {
+        let chunk_key = client.done.chunk_key.clone();
+        client.number += 1;
+        let acked = Acked { floor: RequestNo(client.number - 1), also: Vec::new() };
+        let op = Op::Session(SessionOp::Renew);
+        let request = Request { acked, time: Time::from_millis(0), op };
+        let hash = client.append(Kind::Request, Topic::Requests, client.number, &request, &[]).await;
+        let partition = client.done.replies_partition;
+        opened::<Answer>(&mut client.replies, Kind::Answer, &chunk_key, Topic::Replies, partition, hash).await.0
+    };
+    assert_eq!(told.await.result, Err(proto::message::Refusal::SessionEnded));
+
+    let mut answers = Vec::new();
+    for _ in 0..7 {
+        answers.push(login(&place.log, "ann", b"guess").await.err());
+    }
+    assert!(matches!(answers.last(), Some(Some(LoginAnswer::SlowDown { .. }))), "{answers:?}");
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_imported_all_or_none() {
+    let place = Place::new();
+    let server = place.start();
+    let mut admin = place.admin().await;
+    assert_eq!(admin.user_import("f", "ann:a\nbob:b\n", 1, 2).await.expect("imports"), 2);
+    let error = admin.user_import("f", "carl:c\nbob:b\n", 1, 2).await.expect_err("bob exists").to_string();
+    assert!(error.contains("line 2: the user bob exists already"), "{error}");
+    let names = |users: Vec<proto::message::UserInfo>| -> Vec<String> {
+        users.into_iter().map(|user| user.name.to_string()).collect()
+    };
+    assert_eq!(names(admin.user_list().await.expect("lists")), ["ann", "bob"]);
+    admin.user_remove(&UserName::new("ann").expect("a name")).await.expect("removes");
+    assert_eq!(names(admin.user_list().await.expect("lists")), ["bob"]);
+    assert_eq!(login(&place.log, "ann", b"a").await.err(), Some(LoginAnswer::Refused));
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_log_is_refused_or_begins_an_epoch() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    client.call(mkdir(root, "a")).await;
+    let before = client.done.epoch;
+    server.stop().expect("stops cleanly");
+
+    place.log = MemoryLog::new();
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("recreated, truncated"), "{error}");
+    let server = place.try_start(NewLog::BeginEpoch).expect("starts");
+    server.ready().expect("becomes ready");
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert_eq!(client.done.epoch, Epoch(before.0 + 1));
+    assert_eq!(client.call(mkdir(root, "a")).await.result, Err(proto::message::Refusal::Exists));
+    let name = client.upload(&[9; 1000]).await;
+    assert_eq!(client.download(name).await.0, Served::Chunk(name));
+    server.stop().expect("stops cleanly");
+}
+
+#[test]
+fn anothers_topics_and_a_directory_in_use_are_refused() {
+    let place = Place::new();
+    let server = place.start();
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("in use"), "{error}");
+    server.stop().expect("stops cleanly");
+
+    let other = Place { log: place.log.clone(), ..Place::new() };
+    let server = other.try_start(NewLog::Refuse).expect("starts");
+    let error = server.ready().expect_err("refused").to_string();
+    assert!(error.contains("another kfs cluster"), "{error}");
+    assert!(!Path::new(&other.data().join("epoch")).exists());
+}
