@@ -296,7 +296,7 @@ mod tests {
         let problems = read_import(text, 1, 2, &existing).err().expect("refused");
         let lines: Vec<_> = problems.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [3, 4, 5, 6, 7]);
-        let good = read_import("ann:secret\ncarl:a:b\n", 1, 2, &existing).ok().expect("good");
+        let good = read_import("ann:secret\ncarl:a:b\n", 1, 2, &existing).expect("good");
         assert_eq!(good.len(), 2);
         assert_eq!(good[1].password.as_slice(), b"a:b");
     }
