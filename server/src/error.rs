@@ -45,7 +45,7 @@ pub enum ServerError {
     System { tried: &'static str, reason: String },
     #[error("a bug, or damage to the state, stopped the server while it {during}: {reason}")]
     Bug { during: &'static str, reason: String },
-    #[error("the server was stopped before it was ready")]
+    #[error("the server was stopped")]
     Stopped,
 }
 

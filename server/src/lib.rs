@@ -17,4 +17,4 @@ mod run;
 pub mod store;
 
 pub use error::ServerError;
-pub use run::{NewLog, Server, ServerConfig};
+pub use run::{NewLog, Server, ServerConfig, Waiter};

@@ -234,15 +234,12 @@ impl Server {
     /// Blocks until the server answers, however long the log's replay takes, or
     /// until it has failed.
     pub fn ready(&self) -> Result<(), ServerError> {
-        self.phases.wait(|phase| phase.loop_ready && phase.services_ready)
+        self.waiter().ready()
     }
 
-    /// Blocks until the server has ended by itself, which is always a failure.
-    pub fn failed(&self) -> ServerError {
-        match self.phases.wait(|_| false) {
-            Err(error) => error,
-            Ok(()) => ServerError::Stopped,
-        }
+    /// For a thread that watches the server while another one may stop it.
+    pub fn waiter(&self) -> Waiter {
+        Waiter { phases: self.phases.clone() }
     }
 
     /// What stopped the server, if anything has.
@@ -277,6 +274,27 @@ impl Drop for Server {
             && let Err(error) = self.end(Halt::Clean)
         {
             tracing::error!("{error}");
+        }
+    }
+}
+
+/// Waits for what becomes of a [`Server`].
+#[derive(Clone)]
+pub struct Waiter {
+    phases: Arc<Phases>,
+}
+
+impl Waiter {
+    /// As [`Server::ready`].
+    pub fn ready(&self) -> Result<(), ServerError> {
+        self.phases.wait(|phase| phase.loop_ready && phase.services_ready)
+    }
+
+    /// Blocks until the server has ended, and says why: [`ServerError::Stopped`] if it was told to.
+    pub fn failed(&self) -> ServerError {
+        match self.phases.wait(|_| false) {
+            Err(error) => error,
+            Ok(()) => ServerError::Stopped,
         }
     }
 }
