@@ -24,6 +24,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Try everything: embedded broker, server, a user and a mounted DIR.
+    Dev(crate::dev::DevArgs),
     /// List a directory.
     Ls(list::LsArgs),
     /// Upload files or directories.
@@ -89,6 +91,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     };
     let done = match args.command {
+        Command::Dev(args) => crate::dev::run(args),
         Command::Status(args) => status::run(args),
         Command::Ls(args) => with_remote(args.access.clone(), async |remote| list::ls(remote, &args).await),
         Command::Stat(args) => with_remote(args.access.clone(), async |remote| list::stat(remote, &args).await),

@@ -3,7 +3,7 @@
 pub mod cli;
 pub mod client;
 pub mod connect;
-
+pub mod dev;
 pub mod error;
 pub mod fs;
 pub mod fuse;
