@@ -119,7 +119,7 @@ impl Machine {
             epoch: Epoch(0),
             append_time: false,
             volatile: false,
-            version: MACHINE_VERSION,
+            version: 1,
             applied: None,
             hash: [0; 32],
             now: LogTime(0),
