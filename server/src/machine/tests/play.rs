@@ -48,7 +48,7 @@ enum Step {
 
 /// Random choices, from which an operation on what there is can be made.
 #[derive(Clone, Debug)]
-struct Pick {
+pub struct Pick {
     what: u8,
     dirs: (usize, usize),
     names: (usize, usize),
@@ -57,7 +57,7 @@ struct Pick {
     len: u32,
 }
 
-fn picks() -> impl Strategy<Value = Pick> {
+pub fn picks() -> impl Strategy<Value = Pick> {
     (0..24_u8, (any::<usize>(), any::<usize>()), (0..4_usize, 0..4_usize), any::<usize>(), 0..60_u64, 1..30_u32)
         .prop_map(|(what, dirs, names, ino, offset, len)| Pick { what, dirs, names, ino, offset, len })
 }
@@ -78,11 +78,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 impl Pick {
-    fn op(&self, model: &Model) -> (Op, Vec<u8>) {
+    /// The operation, and its payload.
+    pub fn op(&self, dirs: &[Ino], files: &[Ino]) -> (Op, Vec<u8>) {
         const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-        let (dirs, files) = (model.inodes(true), model.inodes(false));
         let (dir, other) = (dirs[self.dirs.0 % dirs.len()], dirs[self.dirs.1 % dirs.len()]);
-        let all: Vec<Ino> = dirs.iter().chain(&files).copied().collect();
+        let all: Vec<Ino> = dirs.iter().chain(files).copied().collect();
         let any = all[self.ino % all.len()];
         let file = files.get(self.ino % files.len().max(1)).copied().unwrap_or(ROOT);
         let (at, to) = (NAMES[self.names.0], NAMES[self.names.1]);
@@ -256,7 +256,7 @@ impl Play {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Request { who, pick } => {
-                let (op, payload) = pick.op(&self.model);
+                let (op, payload) = pick.op(&self.model.inodes(true), &self.model.inodes(false));
                 self.request(*who, op, &payload);
             }
             Step::Again { who, back } => self.again(*who, *back),
@@ -368,10 +368,8 @@ impl Play {
         for player in &self.players {
             assert!(player.sent.iter().all(|sent| sent.answered), "every request is answered in the end");
         }
-        let (machine, kv) = self.world.replayed();
-        assert_eq!(kv, self.world.kv);
-        assert_eq!(machine.dump(), self.world.machine.dump());
-        assert_eq!(machine.state_hash(), self.world.machine.state_hash());
+        self.world.assert_replayable();
+        super::audit::audit(&self.world);
     }
 }
 
@@ -392,7 +390,7 @@ impl Player {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_play_keeps_its_promises(steps in steps()) {
