@@ -110,7 +110,11 @@ impl Session {
     }
 
     fn acknowledge(&mut self, acked: &Acked) {
-        self.remembered = self.remembered.split_off(&RequestNo(acked.floor.0.saturating_add(1)));
+        while let Some(first) = self.remembered.first_entry()
+            && *first.key() <= acked.floor
+        {
+            first.remove();
+        }
         for number in acked.also.iter().take(Acked::MAX_ALSO) {
             self.remembered.remove(number);
         }

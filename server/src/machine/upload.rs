@@ -207,9 +207,12 @@ impl Turn<'_> {
         let covering = covering(&attr);
         self.changes.push(covering);
         self.grants.push(covering);
+        let content = Promise::Content(attr.ino);
         if attr.kind == FileKind::File {
-            self.reads.push(Promise::Content(attr.ino));
-            self.grants.push(Promise::Content(attr.ino));
+            self.reads.push(content);
+        }
+        if self.changes.contains(&content) {
+            self.grants.push(content);
         }
         attr
     }

@@ -71,7 +71,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => who().prop_map(|who| Step::See { who }),
         1 => who().prop_map(|who| Step::Lose { who }),
         4 => who().prop_map(|who| Step::Confirm { who }),
-        2 => (100..4000_u64).prop_map(|ms| Step::Tick { ms }),
+        2 => (100..12_000_u64).prop_map(|ms| Step::Tick { ms }),
         1 => Just(Step::Restart),
     ];
     prop::collection::vec(step, 1..120)
@@ -300,7 +300,9 @@ impl Play {
     fn request(&mut self, who: usize, op: Op, payload: &[u8]) {
         let (offset, at) = (self.offset(), self.world.machine.log_time());
         let player = &mut self.players[who];
-        if op.is_change() {
+        // An own change is learnt from its answer; and what has once lapsed is not
+        // promised again by speaking again.
+        if op.is_change() || at >= player.relied_until {
             player.forget_all(Position { epoch: Epoch(1), partition: PARTITION, offset, index: 0 });
         }
         let number = player.client.number + 1;
