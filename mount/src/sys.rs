@@ -86,3 +86,4 @@ pub mod options;
 pub mod signals;
 pub mod umount;
 pub mod users_of;
+mod utab;

@@ -104,7 +104,14 @@ pub fn attach(source: &OsStr, dir: &Path, options: &MountOptions) -> Result<Atta
     let dir = usable_mountpoint(dir, options)?;
     let fd = if is_root() { mount_as_root(source, &dir, options)? } else { mount_by_helper(source, &dir, options)? };
     match MountIdentity::at(&dir) {
-        Ok(Some((identity, entry))) if entry.is_kfs() => Ok(Attached { fd, identity }),
+        Ok(Some((identity, entry))) if entry.is_kfs() => {
+            if is_root()
+                && let Err(e) = super::utab::add(source, &dir)
+            {
+                tracing::debug!("no entry in utab, so umount(8) may not drain: {e}");
+            }
+            Ok(Attached { fd, identity })
+        }
         Ok(_) => Err(AttachError::Other { dir, why: io::Error::other("the mount has gone again") }),
         Err(why) => Err(AttachError::Other { dir, why }),
     }

@@ -89,7 +89,13 @@ pub fn detach(identity: &MountIdentity, how: How) -> Result<Detached, DetachErro
         by_helper(&dir, how != How::Idle)
     };
     match result {
-        Ok(()) => Ok(Detached::Done),
+        Ok(()) => {
+            if is_root() {
+                // Left over, it would only be passed over.
+                let _ = super::utab::remove(&entry.source, &dir);
+            }
+            Ok(Detached::Done)
+        }
         // Someone else may have been quicker.
         Err(_) if read().is_ok_and(|mounts| identity.find(&mounts).is_none()) => Ok(Detached::WasGone),
         Err(e) => Err(e),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mount::sys::attach::{AttachError, Attached, READ_AHEAD_KIB, attach, preflight, set_read_ahead};
@@ -18,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("attach::unusable_mountpoints_are_refused", Mounting, unusable_mountpoints_are_refused),
     ("attach::a_dead_kfs_mount_is_replaced", Mounting, a_dead_kfs_mount_is_replaced),
     ("attach::a_dead_foreign_mount_is_left_alone", Mounting, a_dead_foreign_mount_is_left_alone),
+    ("attach::umount_8_finds_the_helper_through_utab", Mounting, utab),
     ("attach::no_dev_fuse_says_modprobe", RealRoot, no_dev_fuse_says_modprobe),
     ("attach::read_ahead_is_set", RealRoot, read_ahead_is_set),
     ("detach::a_busy_mount_stays_unless_lazy", Mounting, a_busy_mount_stays_unless_lazy),
@@ -113,6 +115,40 @@ fn no_dev_fuse_says_modprobe(dir: &Path) {
     rustix::mount::unmount("/dev", rustix::mount::UnmountFlags::DETACH).expect("unmounts");
     let error = result.expect_err("there is no device");
     assert!(matches!(error, AttachError::NoDevFuse) && error.to_string().contains("modprobe fuse"), "{error}");
+}
+
+fn utab(dir: &Path) {
+    let (dir, file) = (subdir(dir, "a b"), "/run/mount/utab");
+    std::fs::create_dir_all("/run/mount").expect("made");
+    let others = "SRC=x TARGET=/x ROOT=/ OPTS=x-y\n";
+    std::fs::write(file, others).expect("written");
+    let text = || std::fs::read_to_string(file).expect("readable");
+    let mounted = attach(OsStr::new("h:1/c d"), &dir, &MountOptions::default()).expect("mounts");
+    let ours = format!(
+        "SRC=h:1/c\\040d TARGET={} ROOT=/ OPTS=_netdev,uhelper=fuse.kfs\n",
+        dir.to_str().expect("text").replace(' ', "\\040")
+    );
+    assert_eq!(text(), format!("{others}{ours}"));
+    let session = serve(mounted.fd);
+    // A /sbin with nothing but a helper that notes how it was called.
+    mount(Some(c"sbin"), Path::new("/sbin"), Some(c"tmpfs"), 0, None);
+    let called = dir.with_file_name("called");
+    let script = format!("#!/bin/sh\necho \"$0 $*\" > {}\n", called.display());
+    std::fs::write("/sbin/umount.fuse.kfs", script).expect("written");
+    std::fs::set_permissions("/sbin/umount.fuse.kfs", PermissionsExt::from_mode(0o755)).expect("ours");
+    let umount = std::process::Command::new("umount").arg(&dir).status();
+    rustix::mount::unmount("/sbin", rustix::mount::UnmountFlags::DETACH).expect("unmounts");
+    assert!(umount.expect("runs").success());
+    let call = std::fs::read_to_string(called).expect("the helper was called");
+    assert_eq!(call.trim(), format!("/sbin/umount.fuse.kfs {}", dir.display()));
+    // umount(8) takes the entry away when its helper has succeeded.
+    assert_eq!(text(), others);
+    detach(&mounted.identity, How::Idle).expect("idle");
+    session.join().expect("no panic").expect("served");
+    let again = attach(OsStr::new("h:1/c d"), &dir, &MountOptions::default()).expect("mounts");
+    assert_eq!(text(), format!("{others}{ours}"));
+    detach(&again.identity, How::Lazy).expect("detached");
+    assert_eq!(text(), others, "our own unmount takes it away too");
 }
 
 fn read_ahead_is_set(dir: &Path) {
