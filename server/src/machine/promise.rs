@@ -197,7 +197,7 @@ impl Machine {
     }
 
     /// Promises things to a session, as far as it may have promises.
-    fn grant(&mut self, turn: &mut Turn, id: SessionId, things: Vec<Promise>) -> Vec<Promise> {
+    pub(super) fn grant(&mut self, turn: &mut Turn, id: SessionId, things: Vec<Promise>) -> Vec<Promise> {
         let now = self.live.now;
         let session = self.live.sessions.get_mut(&id).expect("a request's session lives");
         if now < session.barred_until {

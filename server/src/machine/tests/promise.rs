@@ -1,3 +1,4 @@
+use super::super::rows::Turn;
 use super::*;
 
 fn confirm(pushes: &[u64]) -> Op {
@@ -153,4 +154,22 @@ fn a_restart_forgets_no_promise_and_no_held_answer() {
     let effects = world.send(&mut b, confirm(&[1]));
     assert_eq!(answers(&effects, a.id).len(), 1);
     assert!(!world.machine.sessions().any(|peer| peer.session == SessionId([0; 16])));
+}
+
+#[test]
+fn the_oldest_of_too_many_promises_is_revoked() {
+    let mut world = World::new();
+    let (mut a, mut b) = (world.open(1), world.open(2));
+    world.getattr(&mut b, ROOT);
+    let many = (0..65_536).map(|n| Promise::Dir(Ino::new(NAMESPACE, 1000 + n))).collect();
+    let mut turn = Turn::new(&mut world.kv, &[0; 32], Position::default(), world.machine.log_time());
+    assert_eq!(world.machine.grant(&mut turn, b.id, many).len(), 65_536);
+    let (_, effects) = turn.finish();
+    assert_eq!(pushes(&effects, &b), [(PushNo(1), Push::Invalidate(vec![Promise::Dir(ROOT)]))]);
+
+    // Until it has confirmed, it relies on what was revoked.
+    let effects = world.send(&mut a, create(ROOT, "g", FileKind::File));
+    assert!(pushes(&effects, &b).is_empty() && answer_of(&effects, &a).is_none());
+    let effects = world.send(&mut b, confirm(&[1]));
+    assert!(answer_of(&effects, &a).is_some());
 }
