@@ -23,6 +23,7 @@ mod prefetch;
 mod read;
 mod seal;
 mod stamps;
+mod upload;
 mod watch;
 mod writeback;
 mod xattrs;
@@ -121,7 +122,7 @@ struct Inner {
     files: Files,
     handles: Handles,
     budget: Budget,
-    uploads: tokio::sync::Semaphore,
+    uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
     statfs: std::sync::Mutex<Option<(std::time::Instant, Statfs)>>,
     kernel: OnceLock<Box<dyn Kernel>>,
@@ -169,7 +170,7 @@ impl Fs {
                 files: Files::default(),
                 handles: Handles::default(),
                 budget: Budget::new(config.dirty_bytes),
-                uploads: tokio::sync::Semaphore::new(UPLOADS),
+                uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),
                 statfs: std::sync::Mutex::new(None),
                 kernel: OnceLock::new(),

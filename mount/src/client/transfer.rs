@@ -44,6 +44,8 @@ const MAX_READS: usize = 4096;
 #[derive(Default)]
 pub(super) struct Transfers {
     uploads: Mutex<Uploads>,
+    /// Held by the upload that is next to get room.
+    turn: tokio::sync::Mutex<()>,
     room: Notify,
     downloads: Mutex<Downloads>,
     asked: Notify,
@@ -228,7 +230,10 @@ impl Transfers {
     }
 
     /// Waits until `bytes` more fit; a chunk alone always does.
+    /// Whoever asks first gets it first: a caller that quotes its chunks in order
+    /// would else wait for room that only its own later chunks hold.
     async fn reserve(&self, inner: &Inner, bytes: u64) -> Result<Reserved<'_>, CallError> {
+        let _turn = self.turn.lock().await;
         loop {
             // Registered before looking, so that room made meanwhile is not missed.
             let room = self.room.notified();

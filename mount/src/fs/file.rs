@@ -67,8 +67,11 @@ pub struct State {
     pub last_seq: u64,
     /// Packs up to this one leave as soon as they can.
     pub commit_upto: u64,
+    /// Packs that wait to be sealed and uploaded, in order.
+    pub uploads: VecDeque<(u64, Bytes)>,
     pub answers: VecDeque<Sent>,
-    /// A task takes the answers, and one looks after what is left lying.
+    /// A task uploads, one takes the answers, and one looks after what is left lying.
+    pub uploading: bool,
     pub answering: bool,
     pub ticking: bool,
     /// What went wrong behind the program's back; told once.
@@ -115,7 +118,9 @@ impl File {
                 packs: VecDeque::new(),
                 last_seq: 0,
                 commit_upto: 0,
+                uploads: VecDeque::new(),
                 answers: VecDeque::new(),
+                uploading: false,
                 answering: false,
                 ticking: false,
                 failure: None,

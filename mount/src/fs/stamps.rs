@@ -16,13 +16,10 @@ pub struct Life(u64);
 
 /// Promises whose lives are counted at once; beyond it those that are over are forgotten.
 const MAX_LIVES: usize = 1 << 17;
-/// Continuations that have overtaken the one before them and wait for it.
-const MAX_LINKS: usize = 1024;
 
 #[derive(Default)]
 pub struct Stamps {
     lives: HashMap<Promise, (Grant, Life)>,
-    links: HashMap<(Promise, Grant), Grant>,
     next: u64,
 }
 
@@ -33,35 +30,85 @@ impl Stamps {
         (promises.grant(promise)? == *grant).then_some(*life)
     }
 
-    /// An own change's answer says that what counted before goes on.
+    /// An own change's answer says that what counted before goes on; whoever says
+    /// so brings the caches up to that change in the same step. One that has
+    /// overtaken another's answer changes nothing: the life ends, and with it
+    /// what would miss the other's effect.
     pub fn go_on(&mut self, continued: &Continued) {
-        if self.links.len() >= MAX_LINKS {
-            self.links.clear();
-        }
-        self.links.insert((continued.promise, continued.before), continued.now);
-        let Some((grant, _)) = self.lives.get_mut(&continued.promise) else { return };
-        while let Some(now) = self.links.remove(&(continued.promise, *grant)) {
-            *grant = now;
+        if let Some((grant, _)) = self.lives.get_mut(&continued.promise)
+            && *grant == continued.before
+        {
+            *grant = continued.now;
         }
     }
 
-    /// An answer has granted this. Its life, unless it is over already.
+    /// An answer has granted this. The life that its facts belong to, unless they
+    /// are over already. That life may have gone on since, by a change of our own
+    /// whose answer is not taken in yet: then its effect comes over these facts.
     pub fn granted(&mut self, promises: &Promises, promise: Promise, grant: Grant) -> Option<Life> {
+        if let Some((known, life)) = self.lives.get(&promise)
+            && *known == grant
+        {
+            return Some(*life);
+        }
         if promises.grant(&promise) != Some(grant) {
             return None;
         }
         if self.lives.len() >= MAX_LIVES {
             self.lives.retain(|promise, (grant, _)| promises.grant(promise) == Some(*grant));
         }
-        let next = &mut self.next;
-        let (known, life) = self.lives.entry(promise).or_insert_with(|| {
-            *next += 1;
-            (grant, Life(*next))
-        });
-        if *known != grant {
-            *next += 1;
-            (*known, *life) = (grant, Life(*next));
-        }
-        Some(*life)
+        self.next += 1;
+        let life = Life(self.next);
+        self.lives.insert(promise, (grant, life));
+        Some(life)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{Epoch, Ino, Position};
+    use std::time::Instant;
+
+    const P: Promise = Promise::Content(Ino(7));
+
+    fn at(offset: u64) -> Position {
+        Position { epoch: Epoch(1), partition: 0, offset, index: 0 }
+    }
+
+    #[test]
+    fn changes_of_our_own_are_all_taken_in_though_the_client_is_ahead() {
+        let promises = Promises::new(Instant::now());
+        promises.extend(0, 0);
+        let first = promises.granted(at(1), &[P])[0].1;
+        let mut stamps = Stamps::default();
+        let life = stamps.granted(&promises, P, first).expect("it counts");
+        // The client has both answers before the first is taken in here.
+        let (one, continued_one) = promises.changed_here(1, at(2), &[P], &[P]);
+        let (two, continued_two) = promises.changed_here(1, at(3), &[P], &[P]);
+        assert_eq!(stamps.life(&promises, &P), None, "what is not taken in yet may be missing");
+        stamps.go_on(&continued_one[0]);
+        assert_eq!(stamps.granted(&promises, P, one[0].1), Some(life), "its effect belongs to the same life");
+        assert_eq!(stamps.life(&promises, &P), None);
+        stamps.go_on(&continued_two[0]);
+        assert_eq!(stamps.granted(&promises, P, two[0].1), Some(life));
+        assert_eq!(stamps.life(&promises, &P), Some(life));
+    }
+
+    #[test]
+    fn a_change_taken_in_out_of_order_begins_anew() {
+        let promises = Promises::new(Instant::now());
+        promises.extend(0, 0);
+        let first = promises.granted(at(1), &[P])[0].1;
+        let mut stamps = Stamps::default();
+        let life = stamps.granted(&promises, P, first).expect("it counts");
+        let (one, continued_one) = promises.changed_here(1, at(2), &[P], &[P]);
+        let (two, continued_two) = promises.changed_here(1, at(3), &[P], &[P]);
+        stamps.go_on(&continued_two[0]);
+        let anew = stamps.granted(&promises, P, two[0].1).expect("it counts");
+        assert_ne!(anew, life);
+        stamps.go_on(&continued_one[0]);
+        assert_eq!(stamps.granted(&promises, P, one[0].1), None);
+        assert_eq!(stamps.life(&promises, &P), Some(anew));
     }
 }

@@ -12,10 +12,9 @@ use super::Fs;
 use super::dirty::Segment;
 use super::extents::Extent;
 use super::file::{File, FileHandle, Progress, State};
-use super::pack::{self, Pack, Sealed, Stage};
+use super::pack::{self, Pack, Stage};
 use crate::client::{CallError, Patience, Reply, Submitted};
 use crate::error::FsError;
-use bytes::Bytes;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
 use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
@@ -29,8 +28,6 @@ const TICK: Duration = Duration::from_millis(50);
 const LIE_AT_MOST: Duration = Duration::from_millis(500);
 /// Content that one request quotes before more is waited for, in bytes.
 const COMMIT_BYTES: usize = 8 << 20;
-/// The same where the log forgets and little may be under way, in bytes.
-const COMMIT_BYTES_VOLATILE: usize = 512 << 10;
 
 /// A request for some packs.
 pub struct Sent {
@@ -144,7 +141,7 @@ impl Fs {
     }
 
     /// Takes ranges out of the buffer: inline ones are ready at once, others are
-    /// sealed and uploaded by a task each.
+    /// queued for the file's uploader.
     fn enqueue(&self, file: &Arc<File>, state: &mut State, segments: Vec<Segment>, append: bool) {
         if state.dirty.is_empty() {
             state.dirty_since = None;
@@ -155,58 +152,23 @@ impl Fs {
             let stage = match draft.inline {
                 true => self.seal_inline(state, &draft),
                 false => {
-                    self.inner.runtime.spawn(self.clone().upload(file.clone(), seq, draft.plain.clone()));
+                    state.uploads.push_back((seq, draft.plain.clone()));
                     Stage::Uploading
                 }
             };
             state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append });
         }
-    }
-
-    fn seal_inline(&self, state: &mut State, draft: &pack::Draft) -> Stage {
-        let seal = |part: &pack::Part| {
-            let plain = &draft.plain[part.from as usize..(part.from + part.len) as usize];
-            let sealed = self.inner.client.keys().seal_content(plain)?;
-            Ok::<_, crate::client::KeyError>(Sealed { sealed: sealed.sealed, hash: sealed.hash, key: sealed.key })
-        };
-        match draft.parts.iter().map(seal).collect() {
-            Ok(sealed) => Stage::Inline(sealed),
-            Err(error) => {
-                state.failure = Some(FsError::Sealed { what: "written content", reason: error.to_string() });
-                Stage::Failed
-            }
+        if !state.uploads.is_empty() && !state.uploading {
+            state.uploading = true;
+            self.inner.runtime.spawn(self.clone().upload_all(file.clone()));
         }
-    }
-
-    async fn upload(self, file: Arc<File>, seq: u64, plain: Bytes) {
-        let client = self.inner.client.clone();
-        let sealing = async {
-            let _slot = self.inner.uploads.acquire().await.expect("never closed");
-            let fail = |reason: String| FsError::Sealed { what: "written content", reason };
-            let keys = client.clone();
-            let seal = move || keys.keys().seal_content(&plain);
-            let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| fail(e.to_string()))?;
-            let sealed = sealed.map_err(|e| fail(e.to_string()))?;
-            let name = client.upload_chunk(sealed.sealed, &Patience::for_ever()).await?;
-            Ok::<_, FsError>(Stage::Chunk(name, sealed.key))
-        };
-        let stage = sealing.await;
-        let mut state = file.state();
-        let stage = stage.unwrap_or_else(|error| {
-            state.failure = Some(lost(file.ino, &error));
-            Stage::Failed
-        });
-        if let Some(pack) = state.packs.iter_mut().find(|p| p.seq == seq) {
-            pack.stage = stage;
-        }
-        drop(state);
-        self.pump(&file, false);
     }
 
     /// Sends what can leave, in order. Small batches wait for the packs behind
     /// them unless `force` or nothing is to come.
     pub(super) fn pump(&self, file: &Arc<File>, force: bool) {
-        let enough = if self.inner.client.volatile() { COMMIT_BYTES_VOLATILE } else { COMMIT_BYTES };
+        // Well before uploads have to wait for these to be quoted.
+        let enough = COMMIT_BYTES.min(self.inner.client.window_bytes() as usize / 4);
         let mut state = file.state();
         loop {
             let failed = state
@@ -529,7 +491,7 @@ impl Fs {
     }
 }
 
-fn lost(ino: Ino, error: &FsError) -> FsError {
+pub(super) fn lost(ino: Ino, error: &FsError) -> FsError {
     FsError::Lost { ino: ino.0, reason: error.to_string(), errno: i32::from(error.errno()) }
 }
 

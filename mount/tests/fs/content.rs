@@ -1,0 +1,206 @@
+//! Reading and writing.
+
+use crate::place::{ME, Place};
+use mount::client::Patience;
+use mount::fs::{CreateHow, Fs, ROOT, SetAttr};
+use std::time::Duration;
+
+fn patience() -> Patience {
+    Patience::within(Duration::from_secs(60))
+}
+
+/// Numbers that only the seed decides.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut numbers = Numbers(seed | 1);
+    (0..len).map(|_| numbers.below(256) as u8).collect()
+}
+
+async fn make(fs: &Fs, name: &str, how: CreateHow) -> (u64, u64) {
+    let (stat, opened) = fs.create(ME, ROOT, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
+    (stat.ino, opened.handle)
+}
+
+async fn write_all(fs: &Fs, handle: u64, mut offset: u64, data: &[u8]) {
+    for part in data.chunks(1 << 20) {
+        assert_eq!(fs.write(handle, offset, part, &patience()).await.expect("writes"), part.len() as u32);
+        offset += part.len() as u64;
+    }
+}
+
+async fn read_all(fs: &Fs, ino: u64) -> Vec<u8> {
+    let p = patience();
+    let opened = fs.open(ino, false, &p).await.expect("opens");
+    let mut out = Vec::new();
+    loop {
+        let data = fs.read(opened.handle, out.len() as u64, 128 << 10, &p).await.expect("reads");
+        if data.is_empty() {
+            break;
+        }
+        out.extend_from_slice(&data);
+    }
+    fs.flush(opened.handle, &p).await.expect("closes");
+    fs.release(opened.handle).expect("closes");
+    out
+}
+
+async fn close(fs: &Fs, handle: u64) {
+    fs.flush(handle, &patience()).await.expect("closes");
+    fs.release(handle).expect("closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_closed_is_read_back_here_and_elsewhere() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    for (i, len) in [0, 1, 4000, 5000, 64 << 10, (64 << 10) + 1, 512 << 10, (3 << 20) + 17].into_iter().enumerate() {
+        let (ino, handle) = make(&fs, &format!("f{i}"), CreateHow::default()).await;
+        let data = bytes(i as u64 + 1, len);
+        write_all(&fs, handle, 0, &data).await;
+        assert_eq!(fs.getattr(ino, &patience()).await.expect("is there").size, len as u64);
+        close(&fs, handle).await;
+        assert!(read_all(&fs, ino).await == data, "{len} bytes here");
+        assert!(read_all(&other, ino).await == data, "{len} bytes elsewhere");
+        assert_eq!(other.getattr(ino, &patience()).await.expect("is there").size, len as u64);
+    }
+    assert_eq!(fs.dirty_bytes(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_writes_reads_and_truncations_agree_with_a_byte_vector() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    for seed in 1..6 {
+        let mut numbers = Numbers(seed * 0x9e37_79b9);
+        let (ino, handle) = make(&fs, &format!("r{seed}"), CreateHow::default()).await;
+        let mut model: Vec<u8> = Vec::new();
+        for step in 0..120 {
+            let offset = numbers.below(2 << 20) as usize;
+            match numbers.below(10) {
+                0 => {
+                    fs.setattr(ino, SetAttr { size: Some(offset as u64), ..SetAttr::default() }, &p)
+                        .await
+                        .expect("cuts");
+                    model.resize(offset, 0);
+                }
+                1 => fs.fsync(handle, &p).await.expect("syncs"),
+                2 => tokio::time::sleep(Duration::from_millis(numbers.below(80))).await,
+                3 | 4 => {
+                    let len = numbers.below(300_000) as u32;
+                    let read = fs.read(handle, offset as u64, len, &p).await.expect("reads");
+                    let from = offset.min(model.len());
+                    let to = (offset + len as usize).min(model.len());
+                    assert!(read[..] == model[from..to.max(from)], "seed {seed}, step {step}");
+                }
+                what => {
+                    let len = if what < 8 { numbers.below(5000) } else { numbers.below(900_000) } as usize + 1;
+                    let data = bytes(seed * 1000 + step, len);
+                    write_all(&fs, handle, offset as u64, &data).await;
+                    model.resize(model.len().max(offset + len), 0);
+                    model[offset..offset + len].copy_from_slice(&data);
+                }
+            }
+            assert_eq!(
+                fs.getattr(ino, &p).await.expect("is there").size,
+                model.len() as u64,
+                "seed {seed}, step {step}"
+            );
+        }
+        close(&fs, handle).await;
+        assert!(read_all(&fs, ino).await == model, "seed {seed} here");
+        assert!(read_all(&other, ino).await == model, "seed {seed} elsewhere");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mounts_with_one_file_open_append_without_loss() {
+    let place = Place::in_memory().await;
+    let (one, two) = (place.fs().await, place.fs().await);
+    let append = CreateHow { append: true, exclusive: false };
+    let (ino, a) = make(&one, "log", append).await;
+    let b = two.open(ino, true, &patience()).await.expect("opens").handle;
+    for i in 0..40 {
+        let line = |who: &str| format!("{who} {i:05}\n").into_bytes();
+        write_all(&one, a, 0, &line("one")).await;
+        write_all(&two, b, 0, &line("two")).await;
+        if i % 3 == 0 {
+            one.flush(a, &patience()).await.expect("flushes");
+        }
+        if i % 4 == 0 {
+            two.flush(b, &patience()).await.expect("flushes");
+        }
+    }
+    close(&one, a).await;
+    close(&two, b).await;
+    let here = String::from_utf8(read_all(&one, ino).await).expect("text");
+    let there = String::from_utf8(read_all(&two, ino).await).expect("text");
+    assert_eq!(here, there);
+    assert_eq!(here.lines().count(), 80, "{here}");
+    for who in ["one", "two"] {
+        let lines: Vec<&str> = here.lines().filter(|line| line.starts_with(who)).collect();
+        assert_eq!(lines, (0..40).map(|i| format!("{who} {i:05}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sparse_files_are_large_and_holes_are_zeros() {
+    let place = Place::in_memory().await;
+    let fs = place.fs().await;
+    let (ino, handle) = make(&fs, "sparse", CreateHow::default()).await;
+    let far = (1 << 40) - 5;
+    write_all(&fs, handle, far, b"end").await;
+    write_all(&fs, handle, 1 << 30, b"middle").await;
+    fs.fsync(handle, &patience()).await.expect("syncs");
+    let stat = fs.getattr(ino, &patience()).await.expect("is there");
+    assert_eq!(stat.size, (1 << 40) - 2);
+    assert!(stat.blocks < 1024);
+    let read = fs.read(handle, (1 << 30) - 2, 10, &patience()).await.expect("reads");
+    assert_eq!(&read[..], b"\0\0middle\0\0");
+    assert_eq!(&fs.read(handle, far - 1, 100, &patience()).await.expect("reads")[..], b"\0end");
+    close(&fs, handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handles_outlive_names() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let (ino, handle) = make(&fs, "f", CreateHow::default()).await;
+    write_all(&fs, handle, 0, b"content").await;
+    let theirs = other.open(ino, false, &p).await.expect("opens").handle;
+    other.unlink(ROOT, b"f", &p).await.expect("takes away");
+    write_all(&fs, handle, 7, b" and more").await;
+    fs.fsync(handle, &p).await.expect("syncs");
+    assert_eq!(fs.getattr(ino, &p).await.expect("is there").nlink, 0);
+    assert_eq!(&other.read(theirs, 0, 100, &p).await.expect("reads")[..], b"content and more");
+    close(&fs, handle).await;
+    assert_eq!(&other.read(theirs, 0, 100, &p).await.expect("reads")[..], b"content and more");
+    close(&other, theirs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_buffer_holds_is_written_in_bounded_memory() {
+    let place = Place::on_broker().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let (ino, handle) = make(&fs, "big", CreateHow::default()).await;
+    let part = bytes(3, 1 << 20);
+    for i in 0..100 {
+        write_all(&fs, handle, i << 20, &part).await;
+        assert!(fs.dirty_bytes() <= 64 << 20);
+    }
+    close(&fs, handle).await;
+    let read = read_all(&other, ino).await;
+    assert_eq!(read.len(), 100 << 20);
+    assert!(read.chunks(1 << 20).all(|chunk| chunk == part));
+}

@@ -1,0 +1,99 @@
+//! A cluster in this process: its log, its data, its server, one user.
+
+use mount::client::{Client, ClientConfig, Secret};
+use mount::fs::{Caller, Fs, FsConfig, Owners};
+use proto::log::Log;
+use proto::log::embedded::EmbeddedBroker;
+use proto::log::kafka::{KafkaLog, KafkaSettings};
+use proto::log::memory::MemoryLog;
+use proto::message::UserName;
+use server::admin::Admin;
+use server::admin::users::UserSpec;
+use server::{Server, ServerConfig, data};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+const PASSWORD: &str = "correct horse battery staple";
+const WAIT: Duration = Duration::from_secs(30);
+
+pub const ME: Caller = Caller { uid: 0, gid: 0 };
+
+pub struct Place {
+    pub dir: tempfile::TempDir,
+    log: Arc<dyn Log>,
+    broker: Option<EmbeddedBroker>,
+    _server: Server,
+}
+
+impl Place {
+    pub async fn in_memory() -> Place {
+        Place::with(Arc::new(MemoryLog::new()), None).await
+    }
+
+    pub async fn on_broker() -> Place {
+        let broker = EmbeddedBroker::start("kfs").expect("a broker starts");
+        let log = kafka(&broker);
+        Place::with(log, Some(broker)).await
+    }
+
+    async fn with(log: Arc<dyn Log>, broker: Option<EmbeddedBroker>) -> Place {
+        // Shown when a test fails, or with RUST_LOG.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir.path().join("data");
+        data::init(&data, &dir.path().join("recovery.key")).expect("initialises");
+        let server_log = broker.as_ref().map_or_else(|| log.clone(), kafka);
+        let server = tokio::task::spawn_blocking({
+            let data = data.clone();
+            move || {
+                let server = Server::start(ServerConfig::embedded(data), server_log).expect("starts");
+                server.ready().expect("becomes ready");
+                server
+            }
+        });
+        let place = Place { dir, log, broker, _server: server.await.expect("starts") };
+        let identity = data::Identity::read(&data, None).expect("reads");
+        let epoch = data::epoch(&data).expect("known");
+        let mut admin = Admin::connect(&identity, epoch, Arc::clone(&place.log), WAIT).await.expect("connects");
+        let password = Zeroizing::new(PASSWORD.as_bytes().to_vec());
+        let spec = UserSpec { name: user(), uid: 1000, gid: 1001, password, device: None };
+        admin.user_add(&[spec]).await.expect("adds");
+        place
+    }
+
+    pub async fn client(&self) -> Client {
+        let config = ClientConfig {
+            log: self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka),
+            brokers: "test".to_owned(),
+            prefix: "kfs".to_owned(),
+            user: user(),
+            secret: Secret::Password(Zeroizing::new(PASSWORD.to_owned())),
+            timeout: WAIT,
+            hard: false,
+            journal: None,
+        };
+        Client::connect(config).await.expect("logs in")
+    }
+
+    pub async fn fs(&self) -> Fs {
+        self.fs_at("/").await
+    }
+
+    pub async fn fs_at(&self, path: &str) -> Fs {
+        let owners = Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
+        let client = self.client().await;
+        let patience = client.patience();
+        Fs::open_root(client, FsConfig::new(owners), Path::new(path), &patience).await.expect("opens")
+    }
+}
+
+fn kafka(broker: &EmbeddedBroker) -> Arc<dyn Log> {
+    Arc::new(KafkaLog::connect(KafkaSettings::new(broker.bootstrap_servers(), "kfs")).expect("connects"))
+}
+
+fn user() -> UserName {
+    UserName::new("anna").expect("a name")
+}
