@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn changes_of_our_own_are_all_taken_in_though_the_client_is_ahead() {
         let promises = Promises::new(Instant::now());
-        promises.extend(0, 0);
+        promises.extend(0, 0, at(0));
         let first = promises.granted(at(1), &[P])[0].1;
         let mut stamps = Stamps::default();
         let life = stamps.granted(&promises, P, first).expect("it counts");
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_change_taken_in_out_of_order_begins_anew() {
         let promises = Promises::new(Instant::now());
-        promises.extend(0, 0);
+        promises.extend(0, 0, at(0));
         let first = promises.granted(at(1), &[P])[0].1;
         let mut stamps = Stamps::default();
         let life = stamps.granted(&promises, P, first).expect("it counts");
