@@ -408,8 +408,12 @@ impl<W: Waiter> Core<W> {
 
     /// How many inodes are open: while there are any, promises are kept up.
     pub(crate) fn set_open_inodes(&mut self, now_ms: u64, count: usize) {
+        let is_first = self.open_inodes == 0 && count > 0;
         self.open_inodes = count;
-        self.wake_at(now_ms);
+        if is_first {
+            // It may be due earlier from now on.
+            self.wake_at(now_ms);
+        }
     }
 
     /// Since when nothing has been heard although asked, if that is too long.

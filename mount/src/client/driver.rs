@@ -10,6 +10,7 @@
 mod connect;
 mod inbox;
 
+use super::clock;
 use super::core::{Action, Core, Entry, Journaled, Waiter};
 use super::journal::Journal;
 use super::patience::Patience;
@@ -70,7 +71,6 @@ pub(super) struct Link {
 /// The client itself. Its last [`Handle`] ends its tasks.
 pub(super) struct Inner {
     pub config: ClientConfig,
-    base: Instant,
     identity: Identity,
     promises: Arc<Promises>,
     state: Mutex<State>,
@@ -202,7 +202,7 @@ impl Inner {
     }
 
     pub(super) fn now_ms(&self) -> u64 {
-        self.base.elapsed().as_millis() as u64
+        clock::now_ms()
     }
 
     /// The open session's link; `None` while there is none.

@@ -11,6 +11,7 @@
 //! * Nothing counts later than [`LEASE_MS`] after the sending of the last record
 //!   that has been answered.
 
+use super::clock;
 use lru::LruCache;
 use proto::Position;
 use proto::message::Promise;
@@ -18,7 +19,6 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// How long promises are relied on, in milliseconds from the sending of the last
 /// answered record: 2 s less than the server counts from its admission.
@@ -46,10 +46,9 @@ pub struct Continued {
     pub now: Grant,
 }
 
-/// The promises of one session on one partition. All times are milliseconds
-/// since the `base` that it was made with.
+/// The promises of one session on one partition. All times are milliseconds of
+/// one monotonic clock.
 pub struct Promises {
-    base: Instant,
     /// When a grant was last asked for: what keeps a mount from being idle.
     last_used_ms: AtomicU64,
     table: Mutex<Table>,
@@ -67,10 +66,9 @@ struct Table {
     lease_from: Option<Position>,
 }
 
-impl Promises {
-    pub fn new(base: Instant) -> Promises {
+impl Default for Promises {
+    fn default() -> Promises {
         Promises {
-            base,
             last_used_ms: AtomicU64::new(0),
             table: Mutex::new(Table {
                 granted: HashMap::new(),
@@ -82,10 +80,12 @@ impl Promises {
             }),
         }
     }
+}
 
+impl Promises {
     /// The promise's current grant, if it counts right now.
     pub fn grant(&self, promise: &Promise) -> Option<Grant> {
-        self.grant_at(self.base.elapsed().as_millis() as u64, promise)
+        self.grant_at(clock::now_ms(), promise)
     }
 
     /// [`Promises::grant`] at a moment that the caller knows.
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn promises() -> Promises {
-        let promises = Promises::new(Instant::now());
+        let promises = Promises::default();
         promises.extend(0, 0, at(0));
         promises
     }

@@ -34,6 +34,12 @@ const MISSING_MAX: u32 = 3;
 /// Uploaded content that nobody quotes within this time no longer counts as under way.
 const QUOTED_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long an upload waits for room while what is under way stays within twice
+/// the window, and at all: requests that would quote it may be waiting for this very
+/// chunk, since a file's are sent in order.
+const ROOM_WAIT: Duration = Duration::from_millis(250);
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// Between uploads of a chunk whose append failed.
 const UPLOAD_AGAIN: Duration = Duration::from_millis(500);
 
@@ -234,22 +240,25 @@ impl Transfers {
     /// would else wait for room that only its own later chunks hold.
     async fn reserve(&self, inner: &Inner, bytes: u64) -> Result<Reserved<'_>, CallError> {
         let _turn = self.turn.lock().await;
+        let since = Instant::now();
         loop {
             // Registered before looking, so that room made meanwhile is not missed.
-            let room = self.room.notified();
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
             let window = live(inner).await?.window_bytes;
             {
                 let mut uploads = lock(&self.uploads);
-                if uploads.bytes > 0 && uploads.bytes + bytes > window {
+                let waited = since.elapsed();
+                if uploads.bytes + bytes > window {
                     uploads.forget_unquoted();
                 }
-                if uploads.bytes == 0 || uploads.bytes + bytes <= window {
+                let limit = if waited < ROOM_WAIT { window } else { window.saturating_mul(2) };
+                if uploads.bytes == 0 || uploads.bytes + bytes <= limit || waited >= ROOM_WAIT_MAX {
                     uploads.bytes += bytes;
                     return Ok(Reserved { transfers: self, bytes });
                 }
             }
-            // The timer is for content that nobody quotes.
-            let _ = tokio::time::timeout(Duration::from_secs(1), room).await;
+            let _ = tokio::time::timeout(ROOM_WAIT, room).await;
         }
     }
 

@@ -16,7 +16,6 @@ use server::machine::Machine;
 use server::machine::effect::{Applied, Effect};
 use server::machine::kv::MemoryKv;
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 const NAMESPACE: NamespaceId = NamespaceId(3);
 const PARTITION: u32 = 3;
@@ -141,9 +140,8 @@ struct Sim {
 impl Sim {
     fn new(seed: u64, clients: usize, trouble: Trouble) -> Sim {
         let secrets = Arc::new(ClusterKey::generate());
-        let base = Instant::now();
         let client = |_| {
-            let promises = Arc::new(Promises::new(base));
+            let promises = Arc::new(Promises::default());
             TestClient {
                 core: Core::new(Arc::clone(&promises), Vec::new()),
                 promises,

@@ -27,12 +27,10 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         }
         None => (None, Adopted::default()),
     };
-    let base = Instant::now();
-    let promises = Arc::new(Promises::new(base));
+    let promises = Arc::new(Promises::default());
     let (appends, appended) = mpsc::unbounded_channel();
     let (opened, first_open) = oneshot::channel();
     let inner = Arc::new(Inner {
-        base,
         promises: Arc::clone(&promises),
         state: Mutex::new(State {
             core: Core::new(promises, adopted.sessions.clone()),
@@ -153,6 +151,7 @@ impl Inner {
     async fn adopt(self: &Arc<Self>, adopted: Adopted, ended: Vec<Ended>) {
         let Some(journal) = self.journal.clone() else { return };
         let mut sent = Vec::new();
+        let mut is_complete = true;
         for entry in adopted.entries {
             let fate = entry.sent.and_then(|(session, number)| {
                 let ended = ended.iter().find(|ended| ended.session == session && ended.known)?;
@@ -169,7 +168,12 @@ impl Inner {
                     Ok(op) => {
                         sent.push(self.submit_journaled(op, entry.payload, entry.time, entry.journaled));
                     }
-                    Err(error) => journal.conflict(entry.journaled, &entry.op, &error.to_string()),
+                    Err(error) => {
+                        // What comes after it may depend on it, so all of it waits for the next start.
+                        tracing::warn!("what an earlier mount could not finish stays in its journal: {error}");
+                        is_complete = false;
+                        break;
+                    }
                 },
             }
         }
@@ -182,7 +186,9 @@ impl Inner {
                 // What became of it is seen to where every answer is.
                 let _ = submitted.await;
             }
-            inner.forget(ended);
+            if is_complete {
+                inner.forget(ended);
+            }
         };
         let task = tokio::spawn(finishing);
         // What takes longer goes on behind the mount's back, as any unanswered request does.
