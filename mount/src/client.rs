@@ -8,7 +8,7 @@
 //!   keeps what a crash must not lose.
 //! * No cache of names, attributes or content is here: that is `fs`.
 
-mod clock;
+pub(crate) mod clock;
 pub(crate) mod core;
 mod driver;
 mod journal;

@@ -67,8 +67,8 @@ impl Stamps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::clock::now_ms;
     use proto::{Epoch, Ino, Position};
-    use std::time::Instant;
 
     const P: Promise = Promise::Content(Ino(7));
 
@@ -78,14 +78,14 @@ mod tests {
 
     #[test]
     fn changes_of_our_own_are_all_taken_in_though_the_client_is_ahead() {
-        let promises = Promises::new(Instant::now());
-        promises.extend(0, 0, at(0));
+        let (promises, now) = (Promises::default(), now_ms());
+        promises.extend(now, now, at(0));
         let first = promises.granted(at(1), &[P])[0].1;
         let mut stamps = Stamps::default();
         let life = stamps.granted(&promises, P, first).expect("it counts");
         // The client has both answers before the first is taken in here.
-        let (one, continued_one) = promises.changed_here(1, at(2), &[P], &[P]);
-        let (two, continued_two) = promises.changed_here(1, at(3), &[P], &[P]);
+        let (one, continued_one) = promises.changed_here(now, at(2), &[P], &[P]);
+        let (two, continued_two) = promises.changed_here(now, at(3), &[P], &[P]);
         assert_eq!(stamps.life(&promises, &P), None, "what is not taken in yet may be missing");
         stamps.go_on(&continued_one[0]);
         assert_eq!(stamps.granted(&promises, P, one[0].1), Some(life), "its effect belongs to the same life");
@@ -97,13 +97,13 @@ mod tests {
 
     #[test]
     fn a_change_taken_in_out_of_order_begins_anew() {
-        let promises = Promises::new(Instant::now());
-        promises.extend(0, 0, at(0));
+        let (promises, now) = (Promises::default(), now_ms());
+        promises.extend(now, now, at(0));
         let first = promises.granted(at(1), &[P])[0].1;
         let mut stamps = Stamps::default();
         let life = stamps.granted(&promises, P, first).expect("it counts");
-        let (one, continued_one) = promises.changed_here(1, at(2), &[P], &[P]);
-        let (two, continued_two) = promises.changed_here(1, at(3), &[P], &[P]);
+        let (one, continued_one) = promises.changed_here(now, at(2), &[P], &[P]);
+        let (two, continued_two) = promises.changed_here(now, at(3), &[P], &[P]);
         stamps.go_on(&continued_two[0]);
         let anew = stamps.granted(&promises, P, two[0].1).expect("it counts");
         assert_ne!(anew, life);
