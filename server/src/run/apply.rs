@@ -35,7 +35,7 @@ const BATCH_RECORDS: usize = 256;
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
 /// A tick that has not come back after this long is taken for lost.
-const TICK_LOST_AFTER: Duration = Duration::from_secs(30);
+const TICK_LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// A decision that has not landed is appended again after this long.
 const DELIVER_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -284,8 +284,9 @@ impl Apply {
             self.state.skipped_told = Some(now);
             let hash = blake3::hash(&record.value).to_hex();
             tracing::warn!(
-                "skipped the record at {}/{} (BLAKE3 {}): {reason}; {} skipped since the start",
+                "skipped the record at {}/{}@{} (BLAKE3 {}): {reason}; {} skipped since the start",
                 Topic::Requests.suffix(),
+                record.partition,
                 record.offset,
                 &hash[..16],
                 self.state.skipped,
