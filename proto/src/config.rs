@@ -51,9 +51,7 @@ pub struct ServerOptions {
 pub struct MountOptions {
     pub timeout: Option<Duration>,
     pub hard: Option<bool>,
-    pub strict: Option<bool>,
     pub cache: Option<u64>,
-    pub cache_dir: Option<PathBuf>,
     pub journal: Option<u64>,
     pub umount_timeout: Option<Duration>,
 }
@@ -102,12 +100,8 @@ pub struct MountConfig {
     pub timeout: Duration,
     /// Wait for ever instead.
     pub hard: bool,
-    /// Never answer from the cache while offline.
-    pub strict: bool,
     /// Bytes of content cached in memory. Default 256 MiB.
     pub cache: u64,
-    /// Where content is cached on disk, if at all.
-    pub cache_dir: Option<PathBuf>,
     /// Bytes that the journal may take; 0 switches it off. Default 256 MiB.
     pub journal: u64,
     /// How long an unmount waits for what is pending. Default 60 s.
@@ -217,12 +211,10 @@ impl Options {
         let ServerOptions { data, key_file } = server;
         take(&mut self.server.data, data);
         take(&mut self.server.key_file, key_file);
-        let MountOptions { timeout, hard, strict, cache, cache_dir, journal, umount_timeout } = mount;
+        let MountOptions { timeout, hard, cache, journal, umount_timeout } = mount;
         take(&mut self.mount.timeout, timeout);
         take(&mut self.mount.hard, hard);
-        take(&mut self.mount.strict, strict);
         take(&mut self.mount.cache, cache);
-        take(&mut self.mount.cache_dir, cache_dir);
         take(&mut self.mount.journal, journal);
         take(&mut self.mount.umount_timeout, umount_timeout);
     }
@@ -240,9 +232,7 @@ impl Options {
             mount: MountConfig {
                 timeout: self.mount.timeout.unwrap_or(Duration::from_secs(30)),
                 hard: self.mount.hard.unwrap_or(false),
-                strict: self.mount.strict.unwrap_or(false),
                 cache: self.mount.cache.unwrap_or(256 * MIB),
-                cache_dir: self.mount.cache_dir,
                 journal: self.mount.journal.unwrap_or(256 * MIB),
                 umount_timeout: self.mount.umount_timeout.unwrap_or(Duration::from_secs(60)),
             },

@@ -2,10 +2,11 @@
 //!
 //! Exit codes: 0 done, 1 failed with a reason on stderr, 2 wrong usage. Secrets come
 //! from a terminal or a file, never from an argument, and are never logged.
-#![allow(clippy::disallowed_methods)] // A device's id is drawn at random here.
+#![allow(clippy::disallowed_methods)] // A device's id is drawn at random here, and waits are bounded by the clock.
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use proto::Epoch;
 use proto::config::{Config, Options, Properties, ServerOptions, check_brokers, check_prefix, parse_duration};
 use proto::keys::KeyPair;
 use proto::log::kafka::{KafkaLog, KafkaSettings, create_topics, missing_topics, topic_commands};
@@ -14,13 +15,13 @@ use proto::login::{DeviceCredential, DeviceSecret, MAX_PASSWORD_BYTES};
 use proto::message::UserName;
 use server::admin::Admin;
 use server::admin::users::UserSpec;
-use server::data::{self, Identity};
+use server::data::{self, DataError, Identity};
 use server::{Server, ServerConfig, Waiter};
-use std::io::{BufRead, Read};
+use std::io::{BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
@@ -162,7 +163,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = if matches!(cli.command, Command::Run { .. }) { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -416,13 +421,25 @@ fn users(user: User) -> anyhow::Result<()> {
 /// Runs a command against whichever server answers.
 fn connected<T>(setting: &Setting, command: impl AsyncFnOnce(Admin) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let identity = Identity::read(&setting.data, setting.key_file.as_deref())?;
-    let epoch = data::epoch(&setting.data)?;
     let log = Arc::new(KafkaLog::connect(setting.kafka.clone())?);
+    let epoch = epoch_of(setting)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let admin = Admin::connect(&identity, epoch, log, setting.kafka.timeout).await?;
         command(admin).await
     })
+}
+
+/// The cluster's epoch; a server that has just been started may be about to write it.
+fn epoch_of(setting: &Setting) -> anyhow::Result<Epoch> {
+    const LOOK_AGAIN: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + setting.kafka.timeout;
+    loop {
+        match data::epoch(&setting.data) {
+            Err(DataError::NoEpoch { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            known => return Ok(known?),
+        }
+    }
 }
 
 fn owner(uid: Option<u32>, gid: Option<u32>) -> (u32, u32) {

@@ -12,7 +12,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 const TOP: &[&str] = &["brokers", "prefix", "user", "password_file", "credential", "[kafka]", "[server]", "[mount]"];
 const SERVER: &[&str] = &["data", "key_file"];
-const MOUNT: &[&str] = &["timeout", "hard", "strict", "cache", "cache_dir", "journal", "umount_timeout"];
+const MOUNT: &[&str] = &["timeout", "hard", "cache", "journal", "umount_timeout"];
 
 /// Reads a file into a layer. Relative paths in it count from its directory.
 pub(super) fn read(file: &Path) -> Result<Options, ConfigError> {
@@ -58,9 +58,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Options, ConfigError> {
                     match entry.name() {
                         "timeout" => mount.timeout = Some(entry.parsed("a duration", value::parse_duration)?),
                         "hard" => mount.hard = Some(entry.flag()?),
-                        "strict" => mount.strict = Some(entry.flag()?),
                         "cache" => mount.cache = Some(entry.parsed("a size", value::parse_size)?),
-                        "cache_dir" => mount.cache_dir = Some(entry.path()?),
                         "journal" => mount.journal = Some(entry.parsed("a size", value::parse_size)?),
                         "umount_timeout" => {
                             mount.umount_timeout = Some(entry.parsed("a duration", value::parse_duration)?);

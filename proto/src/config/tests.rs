@@ -32,9 +32,7 @@ fn every_key_is_read() {
         [mount]
         timeout = "500ms"
         hard = true
-        strict = true
         cache = "512M"
-        cache_dir = "/var/cache/kfs"
         journal = 1048576
         umount_timeout = 90
     "#;
@@ -51,9 +49,8 @@ fn every_key_is_read() {
     assert_eq!(options.server.data, Some("/var/lib/kfs".into()));
     assert_eq!(options.server.key_file, Some("/etc/kfs/key".into()));
     assert_eq!(options.mount.timeout, Some(Duration::from_millis(500)));
-    assert_eq!((options.mount.hard, options.mount.strict), (Some(true), Some(true)));
+    assert_eq!(options.mount.hard, Some(true));
     assert_eq!((options.mount.cache, options.mount.journal), (Some(512 << 20), Some(1 << 20)));
-    assert_eq!(options.mount.cache_dir, Some("/var/cache/kfs".into()));
     assert_eq!(options.mount.umount_timeout, Some(Duration::from_secs(90)));
 }
 
