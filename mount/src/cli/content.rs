@@ -17,8 +17,6 @@ use tokio::task::JoinHandle;
 
 /// Chunks sealed, uploaded or downloaded at once.
 const CHUNKS_UNDER_WAY: usize = 16;
-/// Pieces that one write request quotes.
-const PIECES_PER_WRITE: usize = 64;
 /// Extents asked for at once.
 const PAGE_EXTENTS: u32 = 500;
 
@@ -59,12 +57,16 @@ impl Remote {
         local: &mut impl Read,
         progress: &mut impl FnMut(u64),
     ) -> anyhow::Result<()> {
+        // Uploads under way and uploads that no request quotes yet stay within half of
+        // what the server lets be unquoted, so none ever waits for one behind it.
+        let quarter = (self.client.window_bytes() / 4 / CHUNK_BYTES as u64).max(1);
+        let at_once = usize::try_from(quarter).unwrap_or(CHUNKS_UNDER_WAY).min(CHUNKS_UNDER_WAY);
         let mut offset = 0;
         let mut uploads: VecDeque<JoinHandle<anyhow::Result<(Piece, Bytes)>>> = VecDeque::new();
         let mut pieces = Vec::new();
         let mut ended = false;
         while !ended || !uploads.is_empty() || !pieces.is_empty() {
-            while !ended && uploads.len() < CHUNKS_UNDER_WAY {
+            while !ended && uploads.len() < at_once {
                 let plain = read_chunk(local).context("cannot read the local file")?;
                 ended = plain.len() < CHUNK_BYTES;
                 if plain.is_empty() {
@@ -78,7 +80,7 @@ impl Remote {
                 let (piece, payload) = upload.await??;
                 progress(u64::from(piece.len));
                 pieces.push(piece);
-                if payload.is_empty() && pieces.len() < PIECES_PER_WRITE && !(ended && uploads.is_empty()) {
+                if payload.is_empty() && pieces.len() < at_once && !(ended && uploads.is_empty()) {
                     continue;
                 }
                 let write = Upload::Write { ino, at: WriteAt::Offsets, pieces: std::mem::take(&mut pieces) };
