@@ -28,6 +28,9 @@ const CHECKPOINT: &str = "checkpoint";
 /// The layout of what [`META`] holds. Another number is refused.
 const FORMAT: u32 = 1;
 
+/// Freeing this many bytes of small rows takes milliseconds, which the applying thread does not have.
+const DROP_ELSEWHERE_BYTES: usize = 1 << 20;
+
 /// Why a partition's rows cannot be read or kept. The server stops applying.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot {tried} {path}: {reason}")]
@@ -149,7 +152,11 @@ impl PartitionStore {
     pub fn thaw(&mut self, written: Written) {
         self.base = Some(written.base);
         self.database = Some(written.database);
-        self.frozen = None;
+        let rows = self.frozen.take();
+        if rows.as_ref().is_some_and(|rows| rows.bytes() >= DROP_ELSEWHERE_BYTES) {
+            // Without a thread it is dropped here after all.
+            let _ = std::thread::Builder::new().spawn(move || drop(rows));
+        }
     }
 
     /// The first error that reading met: what was applied since is not to be trusted.
