@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// How often a changed partition is checkpointed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
+/// Likewise where the log goes with this process, and a replay brings nothing back.
+const CHECKPOINT_EVERY_VOLATILE: Duration = Duration::from_millis(250);
+
 /// Likewise when nothing but servers' own records (ticks above all) has changed it.
 const CHECKPOINT_EVERY_IDLE: Duration = Duration::from_secs(60);
 
@@ -140,7 +143,12 @@ impl Partition {
         }
         // Partitions differ a little, so that their checkpoints do not coincide.
         let stagger = Duration::from_millis(u64::from(self.number) * 40);
-        let regular = since + if client { CHECKPOINT_EVERY } else { CHECKPOINT_EVERY_IDLE } + stagger;
+        let every = match (client, self.machine.volatile()) {
+            (true, true) => CHECKPOINT_EVERY_VOLATILE,
+            (true, false) => CHECKPOINT_EVERY,
+            (false, _) => CHECKPOINT_EVERY_IDLE,
+        };
+        let regular = since + every + stagger;
         Some(self.sync_since.map_or(regular, |since| regular.min(since + SYNC_COALESCE)))
     }
 
