@@ -11,7 +11,9 @@
 //! * Whoever enters a request hears of its end exactly once.
 
 mod acks;
+mod flight;
 mod pushes;
+mod replace;
 mod touch;
 
 #[cfg(test)]
@@ -21,16 +23,13 @@ use super::promises::Promises;
 use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
+use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
 use proto::message::{Acked, Answer, Attr, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
 use proto::seal::SealError;
 use proto::{Position, PushNo, RequestNo, SessionId, Time};
 use pushes::Pushes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-
-/// Silence after which a record is sent again, in milliseconds; doubled each time.
-const RESEND_FIRST_MS: u64 = 1_000;
-const RESEND_MAX_MS: u64 = 8_000;
 
 /// One gap is filled at most this often, in milliseconds: of many pipelined
 /// requests after a lost one each is answered with the same gap.
@@ -101,6 +100,8 @@ pub(crate) enum Action<W> {
         number: RequestNo,
         record: Bytes,
         journaled: Option<Journaled>,
+        /// It was sent before.
+        again: bool,
     },
     /// The entry's end.
     Done {
@@ -116,24 +117,6 @@ pub(crate) enum Action<W> {
     Invalidate(Invalidation),
     /// [`Core::wants_session`] has become true.
     WantSession,
-}
-
-struct Flight<W> {
-    entry: Entry<W>,
-    record: Bytes,
-    hash: [u8; 32],
-    first_sent_ms: u64,
-    sent_ms: u64,
-    sends: u32,
-    append: Append,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Append {
-    /// The log has not said yet whether it has the record.
-    Queued,
-    Done,
-    Failed,
 }
 
 enum Phase {
@@ -223,36 +206,6 @@ impl<W: Waiter> Core<W> {
         self.last_submit_ms = now_ms;
         self.waiting.push_back(entry);
         self.pump(now_ms, out);
-    }
-
-    /// A login has succeeded: opens its session, naming those it replaces.
-    /// `window` is how many requests may be unanswered.
-    pub(crate) fn open(
-        &mut self,
-        now_ms: u64,
-        session: SessionId,
-        mut seal: Box<dyn Seal>,
-        window: usize,
-        out: &mut Vec<Action<W>>,
-    ) -> Result<(), SealError> {
-        if matches!(self.phase, Phase::Closed) {
-            return Ok(());
-        }
-        self.leave_session(out);
-        let record = seal.open(&Open { predecessors: self.predecessors.clone() })?;
-        self.phase = Phase::Opening {
-            hash: proto::frame::record_hash(&record),
-            record: record.clone(),
-            since_ms: now_ms,
-            sent_ms: now_ms,
-            sends: 1,
-        };
-        self.session = Some((session, seal));
-        self.window = window.max(1);
-        self.silent_since.get_or_insert(now_ms);
-        self.wake_at(now_ms + RESEND_FIRST_MS);
-        out.push(Action::Send { number: RequestNo(0), record, journaled: None });
-        Ok(())
     }
 
     /// The session is open or being opened.
@@ -375,7 +328,12 @@ impl<W: Waiter> Core<W> {
             Phase::Opening { record, sent_ms, sends, .. } => {
                 if now_ms >= *sent_ms + backoff_ms(*sends) {
                     (*sent_ms, *sends) = (now_ms, *sends + 1);
-                    out.push(Action::Send { number: RequestNo(0), record: record.clone(), journaled: None });
+                    out.push(Action::Send {
+                        number: RequestNo(0),
+                        record: record.clone(),
+                        journaled: None,
+                        again: true,
+                    });
                 }
             }
             Phase::Live => {
@@ -494,7 +452,7 @@ impl<W: Waiter> Core<W> {
         self.numbered_ms = now_ms;
         self.silent_since.get_or_insert(now_ms);
         self.wake_at(now_ms + RESEND_FIRST_MS);
-        out.push(Action::Send { number, record: record.clone(), journaled: entry.journaled });
+        out.push(Action::Send { number, record: record.clone(), journaled: entry.journaled, again: false });
         let hash = proto::frame::record_hash(&record);
         let flight =
             Flight { entry, record, hash, first_sent_ms: now_ms, sent_ms: now_ms, sends: 1, append: Append::Queued };
@@ -612,102 +570,9 @@ impl<W: Waiter> Core<W> {
     fn wake_at(&mut self, ms: u64) {
         self.wake_ms = self.wake_ms.min(ms);
     }
-
-    /// The session has ended, or is to be replaced.
-    fn ended(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
-        if matches!(self.phase, Phase::Closed | Phase::Login) {
-            return;
-        }
-        self.silent_since.get_or_insert(now_ms);
-        self.leave_session(out);
-        self.phase = Phase::Login;
-        out.push(Action::WantSession);
-    }
-
-    /// From here on nothing is sent or taken under the session that there was.
-    fn leave_session(&mut self, out: &mut Vec<Action<W>>) {
-        if let Some((session, _)) = self.session.take() {
-            self.predecessors.push(session);
-            // The first ones are what matters: requests were numbered in them.
-            if self.predecessors.len() > Open::MAX_PREDECESSORS {
-                self.predecessors.remove(Open::MAX_PREDECESSORS - 1);
-            }
-            self.lost(out);
-        }
-    }
-
-    /// The open was answered. What was under way in the session before it is
-    /// completed from its results or entered again, in order.
-    fn opened(&mut self, now_ms: u64, answer: Answer, out: &mut Vec<Action<W>>) {
-        let Ok(Outcome::Opened { root, ended, now: _ }) = answer.result else {
-            // Refused (the ticket has run out, the user was removed meanwhile): the next login will tell.
-            return self.ended(now_ms, out);
-        };
-        self.seen = self.seen.max(Some(answer.at));
-        let fate = self.flight_session.and_then(|id| ended.iter().find(|ended| ended.session == id));
-        let mut results: BTreeMap<RequestNo, Answer> =
-            fate.map(|fate| fate.results.iter().cloned().collect()).unwrap_or_default();
-        let last = fate.filter(|fate| fate.known).map_or(RequestNo(0), |fate| fate.last);
-        let mut again = Vec::new();
-        for (number, flight) in std::mem::take(&mut self.flight) {
-            let entry = flight.entry;
-            match results.remove(&number) {
-                _ if is_upkeep(&entry.op) => {}
-                // Its grants are of a session that is over.
-                Some(answer) if number <= last => {
-                    self.finish(now_ms, entry, Answer { granted: Vec::new(), ..answer }, Bytes::new(), out);
-                }
-                _ if number <= last && entry.op.is_change() => {
-                    out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
-                }
-                _ => again.push(entry),
-            }
-        }
-        for entry in again.into_iter().rev() {
-            self.waiting.push_front(entry);
-        }
-        self.predecessors.clear();
-        self.flight_session = None;
-        self.ordinary = 0;
-        self.next = RequestNo(1);
-        self.acks = Acks::default();
-        self.pushes = Pushes::default();
-        self.gap_filled = (RequestNo(0), 0);
-        self.numbered_ms = now_ms;
-        self.silent_since = None;
-        self.phase = Phase::Live;
-        self.promises.drop_all(self.seen);
-        self.wake_at(now_ms + RENEW_ACTIVE_MS);
-        out.push(Action::Opened { ended, root });
-        self.pump(now_ms, out);
-    }
-}
-
-impl<W> Flight<W> {
-    fn send_again(&mut self, now_ms: u64, number: RequestNo) -> Action<W> {
-        self.sent_ms = now_ms;
-        self.sends += 1;
-        self.append = Append::Queued;
-        Action::Send { number, record: self.record.clone(), journaled: self.entry.journaled }
-    }
-
-    /// When to send it again. While the log still tries to store it, never;
-    /// and while the server is busy answering earlier ones, it will come to this one.
-    fn due_ms(&self, number: RequestNo, top: RequestNo, heard_ms: u64) -> u64 {
-        let quiet_since = if number < top { self.sent_ms } else { self.sent_ms.max(heard_ms) };
-        match self.append {
-            Append::Queued => u64::MAX,
-            Append::Done => quiet_since + backoff_ms(self.sends),
-            Append::Failed => self.sent_ms + RESEND_FIRST_MS,
-        }
-    }
 }
 
 /// Records of the session's own, outside the window; a new session does not need them again.
 fn is_upkeep(op: &Op) -> bool {
     matches!(op, Op::Session(SessionOp::Renew | SessionOp::Confirm { .. } | SessionOp::Repeat { .. }))
-}
-
-fn backoff_ms(sends: u32) -> u64 {
-    (RESEND_FIRST_MS << sends.saturating_sub(1).min(3)).min(RESEND_MAX_MS)
 }

@@ -21,7 +21,7 @@ use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Re
 use bytes::Bytes;
 use proto::frame::Kind;
 use proto::log::{Appended, LogError, Topic};
-use proto::message::{Attr, Ended, Op, Open, Outcome, Request, SessionOp};
+use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
 use std::collections::{HashMap, HashSet};
@@ -354,11 +354,12 @@ impl Inner {
     fn send(&self, state: &State, actions: &mut Vec<Action<Caller>>) {
         let Some(link) = &state.link else { return };
         actions.retain(|action| {
-            let Action::Send { number, record, journaled } = action else { return true };
+            let Action::Send { number, record, journaled, again } = action else { return true };
             if let (Some(journal), Some(journaled)) = (&self.journal, journaled) {
                 journal.sent(*journaled, link.session, *number);
             }
-            self.counters.sent.fetch_add(1, Ordering::Relaxed);
+            let count = if *again { &self.counters.resent } else { &self.counters.sent };
+            count.fetch_add(1, Ordering::Relaxed);
             let appended = self.config.log.append(Topic::Requests, link.partition, record.clone());
             // The receiver lives as long as the tasks; after them nobody needs to know.
             let _ = self.appends.send((link.session, *number, appended));
@@ -397,7 +398,9 @@ impl Inner {
             self.transfers.quoted(&entry.op);
         }
         match &result {
-            Ok(Reply { outcome: Outcome::Removed(attr), .. }) if attr.nlink == 0 => self.last_name_gone(attr.ino),
+            Ok(Reply { outcome: Outcome::Removed(attr), .. }) if attr.nlink == 0 && attr.kind != FileKind::Dir => {
+                self.last_name_gone(attr.ino);
+            }
             Ok(Reply { outcome: Outcome::Renamed { last_name_gone: Some(ino), .. }, .. }) => self.last_name_gone(*ino),
             _ => {}
         }

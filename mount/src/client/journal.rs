@@ -274,7 +274,13 @@ impl State {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !name.starts_with(&format!("{tag}-")) || path.extension().is_none_or(|suffix| suffix != SUFFIX) {
+            if !name.starts_with(&format!("{tag}-")) {
+                continue;
+            }
+            if path.extension().is_some_and(|suffix| suffix == file::REWRITTEN) {
+                file::remove_leftover(&path);
+            }
+            if path.extension().is_none_or(|suffix| suffix != SUFFIX) {
                 continue;
             }
             match JournalFile::adopt(&path, key) {

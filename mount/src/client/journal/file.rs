@@ -43,6 +43,9 @@ const MAX_RAW_BYTES: usize = if SEALED_MAX_BYTES > MAX_RECORD_BYTES { SEALED_MAX
 const RECORD_PURPOSE: &str = "kfs journal record v1";
 const SENT_PURPOSE: &str = "kfs journal sending v1";
 
+/// What a file is written anew as, before it takes the old one's place.
+pub(super) const REWRITTEN: &str = "rewritten";
+
 /// Content that nobody has quoted for this long is not waited for.
 const QUOTED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -287,7 +290,7 @@ impl JournalFile {
 
     /// Puts a copy without what is over in the file's place.
     pub(super) fn rewrite(&mut self, key: &Key, session: Option<SessionId>) -> io::Result<()> {
-        let path = self.path.with_extension("new");
+        let path = self.path.with_extension(REWRITTEN);
         // Left by a crash in the middle of this; the file itself was still whole.
         let _ = fs::remove_file(&path);
         let mut copy = JournalFile::create_as(&path, self.id, self.made_ms)?;
@@ -445,6 +448,14 @@ impl JournalFile {
         data[..16].copy_from_slice(&self.id);
         data[16..].copy_from_slice(&entry.to_le_bytes());
         data
+    }
+}
+
+/// Removes what a crash left in the middle of a rewriting; the file itself is still whole.
+pub(super) fn remove_leftover(path: &Path) {
+    let is_free = File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+    if is_free && let Err(error) = fs::remove_file(path) {
+        tracing::warn!("cannot remove {}: {error}", path.display());
     }
 }
 
