@@ -202,6 +202,7 @@ impl Fs {
         }
     }
 
+    // Each is one part of a pack's place in the stream.
     #[allow(clippy::too_many_arguments)]
     fn sent(
         &self,

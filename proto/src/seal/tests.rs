@@ -134,7 +134,7 @@ fn another_key_opens_nothing() {
 #[test]
 fn authentic_and_not_understood_is_not_forged() {
     #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
+    #[allow(dead_code)] // What matters is that it cannot be decoded.
     struct Newer {
         word: String,
         added: u8,
