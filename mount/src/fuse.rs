@@ -227,7 +227,18 @@ fn time(time: SystemTime) -> Time {
 fn set_time(at: TimeOrNow) -> SetTime {
     match at {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(at) => SetTime::At(time(at)),
+        TimeOrNow::SpecificTime(at) => SetTime::At(time_from_kernel(at)),
+    }
+}
+
+/// fuser 0.18 subtracts the nanoseconds of a time before 1970, which the kernel means to be added.
+fn time_from_kernel(at: SystemTime) -> Time {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(_) => time(at),
+        Err(before) => {
+            let before = before.duration();
+            Time { secs: -(before.as_secs() as i64), nanos: before.subsec_nanos() }
+        }
     }
 }
 

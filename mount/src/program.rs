@@ -186,14 +186,17 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
     Ok(Prepared { source, dir, login, config })
 }
 
-/// Where journals are kept: `/var/lib/kfs` for root, else `$XDG_STATE_HOME/kfs`.
+/// Where journals are kept: `$XDG_STATE_HOME/kfs`; where that is not set
+/// `/var/lib/kfs` for root, `~/.local/state/kfs` for others.
 fn journal_dir() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if let Some(state) = absolute("XDG_STATE_HOME") {
+        return Some(state.join("kfs"));
+    }
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/kfs"));
     }
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    state.map(|dir| dir.join("kfs"))
+    absolute("HOME").map(|home| home.join(".local/state/kfs"))
 }
 
 fn run(call: Call) -> ExitCode {

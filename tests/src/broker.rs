@@ -46,6 +46,11 @@ impl Broker {
         }))
     }
 
+    /// Real Kafka of its own, whatever the environment asks for.
+    pub fn own_kafka(_prefix: &str) -> Result<Broker> {
+        Ok(Broker(Inner::Own(Kafka::start(1)?)))
+    }
+
     /// A broker that other tests use too, where starting one takes seconds.
     pub fn shared(prefix: &str) -> Result<Broker> {
         static KAFKA: Mutex<Option<Kafka>> = Mutex::new(None);

@@ -7,9 +7,15 @@
 //! * Ports are free ones, so that test binaries can run side by side.
 
 pub mod broker;
+pub mod cluster;
+pub mod command;
 pub mod kafka;
 pub mod process;
+pub mod programs;
 pub mod run;
+pub mod tree;
 
+pub use cluster::{Cluster, Mount};
+pub use command::sh;
 pub use process::Process;
 pub use run::Scratch;

@@ -78,10 +78,16 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let output = self.output();
-            let lines: Vec<&str> = output.lines().collect();
-            let last = &lines[lines.len().saturating_sub(40)..];
-            eprintln!("---- the last {} lines of {} ----\n{}\n----", last.len(), self.name, last.join("\n"));
+            show_end(&self.name, &self.log);
         }
     }
+}
+
+/// Prints the last lines of a log, for the reader of a failed test.
+pub(crate) fn show_end(name: &str, log: &Path) {
+    let Ok(bytes) = std::fs::read(log) else { return };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(40)..];
+    eprintln!("---- the last {} lines of {name} ----\n{}\n----", last.len(), last.join("\n"));
 }

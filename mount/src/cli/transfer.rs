@@ -8,9 +8,10 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::message::FileKind;
 use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -134,10 +135,11 @@ pub(super) async fn get_one(remote: &Remote, name: &OsStr, file: &Path, quiet: b
     let attr = remote.resolve(name).await?;
     anyhow::ensure!(attr.kind == FileKind::File, "{} is not a file", printable(name.as_bytes()));
     let target = if file.is_dir() { file.join(local_name(Path::new(name))?) } else { file.to_owned() };
-    let mut partial = target.clone().into_os_string();
-    partial.push(".kfs-part");
-    let partial = PathBuf::from(partial);
-    let local = std::fs::File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
+    // A name of its own length: the file's may be as long as names can be.
+    let partial = target.with_file_name(format!(".{}.kfs-part", std::process::id()));
+    // The file's own mode, as far as the caller's umask lets it.
+    let new = OpenOptions::new().write(true).create_new(true).mode(attr.mode & 0o777).open(&partial);
+    let local = new.with_context(|| format!("cannot write {}", partial.display()))?;
     let bar = progress(attr.size, printable(name.as_bytes()), quiet);
     let done = remote
         .read_file(name, &attr, |offset, content| {

@@ -220,6 +220,11 @@ impl Apply {
             Effect::Answer { after_checkpoint: Some(_), .. } if speak => {
                 self.partitions[partition as usize].await_checkpoint(effect, now);
             }
+            // Where the log itself may be lost, a user who was told of must be safe: one added
+            // again after a crash has other keys, and could not open what the first one wrote.
+            Effect::Admin { .. } if speak && self.opening.volatile => {
+                self.partitions[partition as usize].await_checkpoint(effect, now);
+            }
             effect if speak => self.speak(epoch, effect),
             _ => {}
         }

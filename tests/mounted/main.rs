@@ -1,0 +1,45 @@
+//! Real mounts, real processes, on the embedded broker or on Apache Kafka
+//! (`KFS_TEST_BROKER=kafka`): what users do, and what goes wrong for them.
+//!
+//! Tests that stop nothing share one cluster and have users of their own on it.
+
+mod cli;
+mod coherence;
+mod crash;
+mod dev;
+mod files;
+mod jobs;
+mod large;
+mod login;
+mod mount8;
+mod plain_user;
+mod refusals;
+
+use harness::{Cluster, Mount};
+use std::sync::OnceLock;
+
+/// What has the programs under test in it; a parent test may have put it elsewhere.
+fn executable() -> String {
+    std::env::var("KFS_TEST_EXECUTABLE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kfs-programs").to_owned())
+}
+
+/// The cluster of all tests that stop nothing; ended by the run's janitor.
+fn shared() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| Cluster::start(&executable()).expect("the shared cluster starts"))
+}
+
+/// A new user of the shared cluster, mounted.
+fn mounted(user: &str) -> Mount {
+    shared().user_add(user).expect("the user can be added");
+    shared().mount(user).expect("the user can mount")
+}
+
+/// Whether the test may go on; says why if not.
+fn needs_root(why: &str) -> bool {
+    let is_root = harness::cluster::is_root();
+    if !is_root {
+        eprintln!("nothing to test as a plain user: only root may {why}");
+    }
+    is_root
+}

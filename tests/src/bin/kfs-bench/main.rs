@@ -1,0 +1,263 @@
+//! How fast kfs is, as ratios to what raw Kafka does on the same broker in the same run.
+//!
+//! Starts real Apache Kafka, a `kfs-server` and mounts of its own, measures raw
+//! and kfs in turn, several rounds, and prints medians and their ratios beside
+//! the goals. It judges nothing by its exit code: ratios move with the machine's load.
+
+mod raw;
+mod through;
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::broker::Broker;
+use harness::{Cluster, Mount};
+use mount::client::{Client, ClientConfig, Secret};
+use proto::Ino;
+use proto::log::kafka::{KafkaLog, KafkaSettings};
+use proto::message::{Op, UserName, View};
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const USAGE: &str = "usage: kfs-bench [--rounds N] [--files N] [--bulk MIB] [--through MIB]
+  --rounds N     rounds, each raw and kfs; medians are printed (default 3)
+  --files N      files whose attributes are asked for, per round (default 2000)
+  --bulk MIB     size of the file written and read (default 256)
+  --through MIB  what passes while the server's memory is watched (default 0: not measured; the goal is 10240)";
+
+struct Args {
+    rounds: usize,
+    files: usize,
+    bulk_mib: usize,
+    through_mib: usize,
+}
+
+impl Args {
+    fn parse() -> Result<Args> {
+        let mut args = Args { rounds: 3, files: 2000, bulk_mib: 256, through_mib: 0 };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let place = match word.as_str() {
+                "--rounds" => &mut args.rounds,
+                "--files" => &mut args.files,
+                "--bulk" => &mut args.bulk_mib,
+                "--through" => &mut args.through_mib,
+                _ => bail!("{word} is not an option\n{USAGE}"),
+            };
+            let value = words.next().with_context(|| format!("{word} takes a number\n{USAGE}"))?;
+            *place = value.parse().with_context(|| format!("{word} {value}\n{USAGE}"))?;
+        }
+        ensure!(args.rounds >= 1 && args.files >= 64 && args.bulk_mib >= 1, "too little to measure\n{USAGE}");
+        Ok(args)
+    }
+}
+
+fn main() -> ExitCode {
+    // Called by the name of one of our programs, this is that program.
+    if let Some(code) = harness::programs::dispatch() {
+        return code;
+    }
+    let done = Args::parse().and_then(|args| measure(&args));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kfs-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// In flight when the pipelined rates are measured.
+const WINDOW: usize = 64;
+
+fn measure(args: &Args) -> Result<()> {
+    let executable = std::env::current_exe()?;
+    let executable = executable.to_str().context("this program's path is not UTF-8")?;
+    let cluster = Cluster::start_with(executable, Broker::own_kafka)?;
+    cluster.user_add("bench")?;
+    let raw = raw::Raw::start(&cluster.broker.bootstrap())?;
+
+    {
+        let mount = cluster.mount("bench")?;
+        std::fs::create_dir(mount.join("many"))?;
+        for i in 0..args.files {
+            std::fs::write(mount.join(format!("many/file{i}")), b"x")?;
+        }
+        mount.unmount()?;
+    }
+
+    let mut one = Pair::new("one uncached getattr, ms", "<= 1.5 x");
+    let mut library = Pair::new("the same by the client library, ms", "");
+    let mut parallel = Pair::new("64 parallel uncached getattrs, 1/s", ">= 0.5 x");
+    let mut library_parallel = Pair::new("the same by the client library, 1/s", "");
+    let mut write = Pair::new("sequential write and fsync, MB/s", ">= 0.4 x");
+    let mut read = Pair::new("cold sequential read, MB/s", ">= 0.4 x");
+    for round in 1..=args.rounds {
+        eprintln!("round {round} of {}", args.rounds);
+        let raw_trip = raw.round_trip(args.files.min(2000))?;
+        one.push(raw_trip, stats_one_by_one(&cluster, args.files)?);
+        let raw_rate = raw.pipelined(20 * args.files, WINDOW)?;
+        parallel.push(raw_rate, stats_in_parallel(&cluster, args.files)?);
+        let (trip, rate) = by_the_library(&cluster, args.files)?;
+        library.push(raw_trip, trip);
+        library_parallel.push(raw_rate, rate);
+        let (raw_write, raw_read) = raw.bulk(args.bulk_mib)?;
+        let (kfs_write, kfs_read) = bulk(&cluster, args.bulk_mib, round)?;
+        write.push(raw_write, kfs_write);
+        read.push(raw_read, kfs_read);
+    }
+    println!("{:<40} {:>10} {:>10} {:>8}   goal", "medians", "raw Kafka", "kfs", "ratio");
+    for pair in [one, library, parallel, library_parallel, write, read] {
+        pair.print();
+    }
+    if args.through_mib > 0 {
+        let mut cluster = cluster;
+        through::watch(&mut cluster, args.through_mib)?;
+    }
+    Ok(())
+}
+
+/// One figure, raw and kfs, of all rounds.
+struct Pair {
+    what: &'static str,
+    goal: &'static str,
+    rounds: Vec<(f64, f64)>,
+}
+
+impl Pair {
+    fn new(what: &'static str, goal: &'static str) -> Pair {
+        Pair { what, goal, rounds: Vec::new() }
+    }
+
+    fn push(&mut self, raw: f64, kfs: f64) {
+        eprintln!("  {}: raw {raw:.2}, kfs {kfs:.2}", self.what);
+        self.rounds.push((raw, kfs));
+    }
+
+    fn print(&self) {
+        let raw = median(self.rounds.iter().map(|(raw, _)| *raw));
+        let kfs = median(self.rounds.iter().map(|(_, kfs)| *kfs));
+        // Of each round's own ratio: both halves of a round have had the same machine.
+        let ratio = median(self.rounds.iter().map(|(raw, kfs)| kfs / raw));
+        println!("{:<40} {raw:>10.2} {kfs:>10.2} {ratio:>7.2}x   {}", self.what, self.goal);
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Median of stat(2) on files that a fresh mount has never heard of, in milliseconds.
+fn stats_one_by_one(cluster: &Cluster, files: usize) -> Result<f64> {
+    let mount = cluster.mount("bench")?;
+    // The directory itself is known, so that each stat is about its file alone.
+    std::fs::symlink_metadata(mount.join("many"))?;
+    let mut times = Vec::with_capacity(files);
+    for i in 0..files {
+        let start = Instant::now();
+        std::fs::symlink_metadata(mount.join(format!("many/file{i}")))?;
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    mount.unmount()?;
+    Ok(median(times.into_iter()))
+}
+
+/// stat(2) a second on files that a fresh mount has never heard of, by 64 threads.
+fn stats_in_parallel(cluster: &Cluster, files: usize) -> Result<f64> {
+    let mount = cluster.mount("bench")?;
+    std::fs::symlink_metadata(mount.join("many"))?;
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..WINDOW)
+            .map(|_| {
+                scope.spawn(|| -> std::io::Result<()> {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= files {
+                            return Ok(());
+                        }
+                        std::fs::symlink_metadata(mount.join(format!("many/file{i}")))?;
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no thread panics"))
+    })?;
+    let rate = files as f64 / start.elapsed().as_secs_f64();
+    mount.unmount()?;
+    Ok(rate)
+}
+
+/// Getattr requests without a kernel in between: median milliseconds one by one,
+/// and requests a second with 64 in flight.
+fn by_the_library(cluster: &Cluster, files: usize) -> Result<(f64, f64)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let settings = KafkaSettings::new(cluster.broker.bootstrap(), cluster.prefix());
+        let log = tokio::task::spawn_blocking(|| KafkaLog::connect(settings)).await??;
+        let client = Client::connect(ClientConfig {
+            log: Arc::new(log),
+            brokers: cluster.broker.bootstrap(),
+            prefix: cluster.prefix().to_owned(),
+            user: UserName::new("bench")?,
+            secret: Secret::Password(Cluster::password("bench").into()),
+            timeout: Duration::from_secs(30),
+            hard: false,
+            journal: None,
+        })
+        .await?;
+        let ino = client.root();
+        let getattr = async |client: &Client, ino: Ino| {
+            client.call(Op::View(View::Getattr { ino }), Default::default(), &client.patience()).await
+        };
+        let mut times = Vec::with_capacity(files);
+        for _ in 0..files {
+            let start = Instant::now();
+            getattr(&client, ino).await?;
+            times.push(start.elapsed().as_secs_f64() * 1000.0);
+        }
+        let start = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..WINDOW {
+            let client = client.clone();
+            tasks.spawn(async move {
+                for _ in 0..10 * files / WINDOW {
+                    client.call(Op::View(View::Getattr { ino }), Default::default(), &client.patience()).await?;
+                }
+                Ok::<_, mount::client::CallError>(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        let rate = (10 * files / WINDOW * WINDOW) as f64 / start.elapsed().as_secs_f64();
+        client.close().await;
+        Ok((median(times.into_iter()), rate))
+    })
+}
+
+/// MB/s of writing a new file of `mib` MiB with fsync, and of reading it in a fresh mount.
+fn bulk(cluster: &Cluster, mib: usize, round: usize) -> Result<(f64, f64)> {
+    let megabytes = (mib << 20) as f64 / 1e6;
+    let name = format!("bulk{round}");
+    let write = {
+        let mount = cluster.mount("bench")?;
+        let start = Instant::now();
+        through::write_file(&mount.join(&name), mib, round as u64)?;
+        let seconds = start.elapsed().as_secs_f64();
+        mount.unmount()?;
+        megabytes / seconds
+    };
+    let mount: Mount = cluster.mount("bench")?;
+    ensure!(std::fs::metadata(mount.join(&name))?.size() == (mib as u64) << 20, "the file has another size");
+    let start = Instant::now();
+    through::read_file(&mount.join(&name), mib, round as u64)?;
+    let read = megabytes / start.elapsed().as_secs_f64();
+    std::fs::remove_file(mount.join(&name))?;
+    mount.unmount()?;
+    Ok((write, read))
+}
