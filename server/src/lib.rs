@@ -6,6 +6,7 @@
 //! programs do. Start with `README.md`.
 
 pub mod admin;
+pub mod cli;
 pub mod data;
 mod download;
 mod error;
