@@ -80,23 +80,22 @@ impl Mounted {
             .context("cannot start a thread")
             .map_err(undo)?;
         let mounted = Mounted { fs, identity: identity.clone(), umount_timeout, over };
-        mounted.answer_control(source).map_err(undo)?;
+        mounted.answer_control(source);
         Ok(mounted)
     }
 
     /// Who may ask about the mount is told by the socket's own rules. Without a
     /// place for sockets the mount works all the same, only unasked.
-    fn answer_control(&self, source: &OsStr) -> anyhow::Result<()> {
+    fn answer_control(&self, source: &OsStr) {
         let hello = Hello::new(&self.identity, source, self.umount_timeout);
-        match RunDir::mine() {
-            Ok(dir) => {
-                let server = ControlServer::bind(&dir, hello).context("cannot make the control socket")?;
+        let bound = RunDir::mine().map_err(anyhow::Error::from);
+        match bound.and_then(|dir| ControlServer::bind(&dir, hello).map_err(anyhow::Error::from)) {
+            Ok(server) => {
                 let controlled = Arc::new(Control { fs: self.fs.clone(), identity: self.identity.clone() });
                 tokio::spawn(server.serve(controlled));
             }
-            Err(error) => tracing::warn!("{error}; `kfs status` will not find this mount"),
+            Err(error) => tracing::warn!("{error:#}; `kfs status` will not find this mount"),
         }
-        Ok(())
     }
 
     /// Serves until unmounted or told to stop, then sends what is left. `say` is

@@ -26,7 +26,7 @@ fn a_plain_user_can_do_the_same() {
         eprintln!("nothing to test: all the other tests run as a plain user already");
         return;
     }
-    let scratch = Scratch::new("plain-user");
+    let scratch = Scratch::new("u");
     // Where everybody reaches them: the target directory may lie in root's home.
     let (tests, programs) = (scratch.join("tests"), scratch.join("kfs-programs"));
     std::fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
@@ -48,7 +48,7 @@ fn a_plain_user_can_do_the_same() {
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "--propagation", "private", "bash", "-euc", script, "script"]);
     shell.arg(&tests).args(["--test-threads", "2"]).args(SAMPLE);
-    shell.env("HOME", &home).env("TMPDIR", &home).env("KFS_TEST_EXECUTABLE", &programs);
+    shell.env("HOME", &home).env("TMPDIR", scratch.path()).env("KFS_TEST_EXECUTABLE", &programs);
     shell.env_remove("XDG_CACHE_HOME").env_remove("XDG_RUNTIME_DIR");
     // Java and what Maven has fetched may be root's alone; any user can reach a broker.
     let broker = (Kind::asked_for() == Kind::Kafka).then(|| Broker::shared("unused").unwrap());

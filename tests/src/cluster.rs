@@ -57,11 +57,11 @@ impl Cluster {
         let broker = broker(&prefix)?;
         let programs = Programs::install(executable)?;
         let dir = Scratch::new("cluster");
-        for name in ["home", "state", "share", "runtime", "cache", "mnt"] {
+        for name in ["home", "state", "share", "run", "cache", "mnt"] {
             std::fs::create_dir(dir.join(name))?;
         }
-        // systemd's rule for XDG_RUNTIME_DIR.
-        std::fs::set_permissions(dir.join("runtime"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        // systemd's rule for XDG_RUNTIME_DIR; short, since sockets' paths have at most 107 bytes.
+        std::fs::set_permissions(dir.join("run"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         std::fs::write(
             dir.join("config.toml"),
             format!("brokers = {:?}\nprefix = {:?}\n", broker.bootstrap(), prefix),
@@ -102,7 +102,7 @@ impl Cluster {
             .env("HOME", self.dir.join("home"))
             .env("XDG_STATE_HOME", self.dir.join("state"))
             .env("XDG_DATA_HOME", self.dir.join("share"))
-            .env("XDG_RUNTIME_DIR", self.dir.join("runtime"))
+            .env("XDG_RUNTIME_DIR", self.dir.join("run"))
             .env("XDG_CACHE_HOME", self.dir.join("cache"))
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("KFS_BROKERS")

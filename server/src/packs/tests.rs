@@ -1,3 +1,5 @@
+//! Packs on disk: kept, found again, damaged, foreign.
+
 use super::*;
 use proto::SessionId;
 use proto::log::Topic;

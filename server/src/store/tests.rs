@@ -1,3 +1,5 @@
+//! The store at its checkpoints, after crashes and against a plain map.
+
 use super::*;
 use crate::machine::kv::MemoryKv;
 use proptest::prelude::*;

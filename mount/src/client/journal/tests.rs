@@ -1,3 +1,5 @@
+//! The journal over restarts: torn ends, full files, adoption, conflicts.
+
 use super::*;
 use proto::Ino;
 use proto::log::Topic;

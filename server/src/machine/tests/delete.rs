@@ -1,3 +1,5 @@
+//! unlink and rmdir, and when what they removed is really freed.
+
 use super::*;
 
 #[test]

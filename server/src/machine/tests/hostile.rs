@@ -1,3 +1,5 @@
+//! Records that are foreign, damaged, replayed or not understood.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Promises: pushes, confirmations, held answers, leases.
+
 use super::super::rows::Turn;
 use super::*;
 

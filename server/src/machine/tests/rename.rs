@@ -1,3 +1,5 @@
+//! rename in its three kinds, and what it refuses.
+
 use super::*;
 use proto::message::RenameHow::{self, Exchange, NoReplace, Replace};
 

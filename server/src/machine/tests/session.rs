@@ -1,3 +1,5 @@
+//! Sessions: admission, remembered results, opening once, replacing.
+
 use super::*;
 
 #[test]

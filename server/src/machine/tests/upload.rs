@@ -1,3 +1,5 @@
+//! Changes of files and attributes, one by one.
+
 use super::*;
 use proto::message::XattrHow;
 

@@ -1,3 +1,5 @@
+//! Users, their credentials, and the slowing of guesses.
+
 use super::super::effect::Verdict;
 use super::*;
 use proto::login::CredentialId;

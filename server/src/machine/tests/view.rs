@@ -1,3 +1,5 @@
+//! Views: listings page by page, attributes, content maps.
+
 use super::*;
 use proto::message::Cursor;
 
