@@ -60,7 +60,14 @@ fn consumer(bootstrap: &str, topic: &str, from: Offset) -> Result<BaseConsumer> 
 
 /// The offset of the next record, known before anything is sent.
 fn end(consumer: &BaseConsumer, topic: &str) -> Result<Offset> {
-    Ok(Offset::Offset(consumer.fetch_watermarks(topic, 0, LATE)?.1))
+    // A topic made just now has no leader for a moment.
+    let deadline = Instant::now() + LATE;
+    loop {
+        match consumer.fetch_watermarks(topic, 0, LATE) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            marks => return Ok(Offset::Offset(marks?.1)),
+        }
+    }
 }
 
 fn at_end(bootstrap: &str, topic: &str) -> Result<BaseConsumer> {
