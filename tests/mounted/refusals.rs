@@ -35,7 +35,7 @@ fn a_mountpoint_that_cannot_be_one_is_refused() {
     mount_refused(cluster, "places", "", mount.path(), &["already"]);
     assert!(is_mounted(mount.path()), "the first mount has not suffered");
     // An empty directory of root's, where the machine has one.
-    let is_empty = |dir: &&str| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    let is_empty = |dir: &&&str| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if let (false, Some(dir)) = (is_root(), ["/srv", "/media", "/opt", "/mnt"].iter().find(is_empty)) {
         mount_refused(cluster, "places", "", Path::new(dir), &["permi"]);
     }
