@@ -9,7 +9,7 @@ use std::os::unix::fs::DirEntryExt;
 fn entries() -> usize {
     match std::env::var("KFS_TEST_ENTRIES") {
         Ok(number) => number.parse().expect("KFS_TEST_ENTRIES is a number"),
-        Err(_) => 10_000,
+        Err(_) => 3_000,
     }
 }
 

@@ -23,7 +23,9 @@ trap '' INT TERM HUP QUIT
 cat >/dev/null
 round=0
 while [ "$round" -lt 50 ]; do
-    left=$(grep -lz -e "^KFS_TEST_RUN=$1" /proc/[0-9]*/environ 2>/dev/null) || break
+    # Its exit code also tells of processes that ended meanwhile; only what it found counts.
+    left=$(grep -lz -e "^KFS_TEST_RUN=$1" /proc/[0-9]*/environ 2>/dev/null)
+    [ -n "$left" ] || break
     for file in $left; do
         pid=${file#/proc/}
         kill -9 "${pid%/environ}" 2>/dev/null

@@ -107,6 +107,8 @@ fn measure(args: &Args) -> Result<()> {
         write.push(raw_write, kfs_write);
         read.push(raw_read, kfs_read);
     }
+    // Before the broker that its echo reads from.
+    drop(raw);
     println!("{:<40} {:>10} {:>10} {:>8}   goal", "medians", "raw Kafka", "kfs", "ratio");
     for pair in [one, library, parallel, library_parallel, write, read] {
         pair.print();
