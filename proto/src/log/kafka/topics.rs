@@ -2,12 +2,12 @@
 //! an administrator who must do it instead.
 
 use super::client::{self, refusal};
-use super::{Cluster, KafkaSettings, retried};
-use crate::log::{LogError, Topic, block_on};
+use super::{Cluster, KafkaLog, KafkaSettings, retried};
+use crate::log::{Log, LogError, Start, Topic, block_on};
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A finite safety bound; the server trims long before it.
 const DURABLE_RETENTION_MS: &str = "2592000000";
@@ -35,7 +35,7 @@ pub fn missing_topics(settings: &KafkaSettings) -> Result<Vec<Topic>, LogError> 
     Ok(survey(settings)?.missing)
 }
 
-/// Creates what is missing. Blocks for at most twice the settings' timeout.
+/// Creates what is missing. Blocks for at most four times the settings' timeout.
 ///
 /// # Errors
 /// [`LogError::Refused`] where creating is not permitted: print [`topic_commands`] then.
@@ -78,7 +78,26 @@ pub fn create_topics(settings: &KafkaSettings) -> Result<Created, LogError> {
             }
         }
     }
+    await_topics(settings)?;
     Ok(created)
+}
+
+/// A broker answers that topics are created before it knows of each partition's
+/// leader. Waits until all can be read, at most the settings' timeout.
+fn await_topics(settings: &KafkaSettings) -> Result<(), LogError> {
+    const LOOK_AGAIN: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + settings.timeout;
+    let log = KafkaLog::connect(settings.clone())?;
+    let all: Vec<(Topic, u32, Start)> = Topic::ALL
+        .into_iter()
+        .flat_map(|topic| (0..topic.partitions()).map(move |partition| (topic, partition, Start::End)))
+        .collect();
+    loop {
+        match log.read_from(&all) {
+            Err(LogError::NoTopic { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            read => return read.map(drop),
+        }
+    }
 }
 
 /// The commands that create every topic, for an administrator to run. Counts the
