@@ -55,6 +55,14 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn the_example_in_the_readme_is_right() {
+    let readme = include_str!("../../README.md");
+    let (_, example) = readme.split_once("```toml\n").expect("there is an example");
+    let (example, _) = example.split_once("```").expect("it ends");
+    parse(example).expect("all of it is right");
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_file_and_line() {
     for (text, expected) in [
         ("user = \"a\"\nbrokrs = \"b:1\"", "/there/config.toml:2: unknown key `brokrs`; here stand brokers, prefix,"),
