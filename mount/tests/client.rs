@@ -169,7 +169,7 @@ async fn read(client: &Client, ino: Ino) -> Vec<u8> {
         Some((from, len)) => reply.payload.slice(from as usize..(from + len) as usize),
         None => client.download(&extent.chunk, &client.patience()).await.expect("downloads"),
     };
-    client.keys().open_content(&extent.key, &extent.chunk.hash, &sealed).expect("opens")
+    client.keys().open_content(&extent.key, &extent.chunk.hash, &sealed).expect("opens").to_vec()
 }
 
 fn pattern(bytes: usize) -> Vec<u8> {

@@ -18,8 +18,10 @@ use crate::seal::{
     BLOB_OVERHEAD_BYTES, Context, Direction, Head, Key, SealError, Sealed, open, open_blob, random, seal_blob,
     seal_hashed,
 };
-use aes_gcm::aead::AeadInPlace;
-use aes_gcm::{Aes256Gcm, KeyInit};
+use bytes::Bytes;
+use openssl::cipher::Cipher;
+use openssl::cipher_ctx::CipherCtx;
+use openssl::error::ErrorStack;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fmt;
@@ -182,35 +184,49 @@ pub fn seal_content(plain: &[u8]) -> Result<(Vec<u8>, ContentKey), ContentError>
         text.extend_from_slice(plain);
         text
     });
-    let tag = content_cipher(&key)
-        .encrypt_in_place_detached(&CONTENT_NONCE.into(), &[], &mut text)
-        .expect("a chunk is far below the cipher's limit of 64 GiB");
+    let tag = encrypt(&key, &mut text).expect("the cipher takes any text of a chunk's size");
     text.extend_from_slice(&tag);
     Ok((text, key))
 }
 
 /// Opens content; the result has at most [`CHUNK_BYTES`].
-pub fn open_content(key: &ContentKey, sealed: &[u8]) -> Result<Vec<u8>, ContentError> {
+pub fn open_content(key: &ContentKey, sealed: &[u8]) -> Result<Bytes, ContentError> {
     if sealed.len() > SEALED_MAX_BYTES {
         return Err(ContentError::TooLarge { bytes: sealed.len() });
     }
     let (text, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(ContentError::Forged)?;
     let mut text = text.to_vec();
-    content_cipher(key)
-        .decrypt_in_place_detached(&CONTENT_NONCE.into(), &[], &mut text, tag.into())
-        .map_err(|_| ContentError::Forged)?;
+    decrypt(key, &mut text, tag).map_err(|_| ContentError::Forged)?;
     match text.first() {
-        Some(&FORMAT_RAW) => {
-            text.remove(0);
-            Ok(text)
-        }
-        Some(&FORMAT_ZSTD) => decompressed(&text),
+        Some(&FORMAT_RAW) => Ok(Bytes::from(text).slice(1..)),
+        Some(&FORMAT_ZSTD) => decompressed(&text).map(Bytes::from),
         _ => Err(ContentError::Malformed { reason: "an unknown format" }),
     }
 }
 
-fn content_cipher(key: &ContentKey) -> Aes256Gcm {
-    Aes256Gcm::new((&key.0).into())
+// AES-256-GCM by OpenSSL, which the Kafka client brings along: five times as fast
+// as the pure-Rust one on content of this size.
+
+fn encrypt(key: &ContentKey, text: &mut [u8]) -> Result<[u8; TAG_BYTES], ErrorStack> {
+    let mut cipher = CipherCtx::new()?;
+    cipher.encrypt_init(Some(Cipher::aes_256_gcm()), Some(&key.0), Some(&CONTENT_NONCE))?;
+    let bytes = text.len();
+    cipher.cipher_update_inplace(text, bytes)?;
+    cipher.cipher_final(&mut [])?;
+    let mut tag = [0; TAG_BYTES];
+    cipher.tag(&mut tag)?;
+    Ok(tag)
+}
+
+/// Leaves `text` in no useful state if it does not authenticate.
+fn decrypt(key: &ContentKey, text: &mut [u8], tag: &[u8; TAG_BYTES]) -> Result<(), ErrorStack> {
+    let mut cipher = CipherCtx::new()?;
+    cipher.decrypt_init(Some(Cipher::aes_256_gcm()), Some(&key.0), Some(&CONTENT_NONCE))?;
+    let bytes = text.len();
+    cipher.cipher_update_inplace(text, bytes)?;
+    cipher.set_tag(tag)?;
+    cipher.cipher_final(&mut [])?;
+    Ok(())
 }
 
 thread_local! {

@@ -71,7 +71,7 @@ impl ContentKeys {
     }
 
     /// Opens sealed content of this hash with the key that came in its extent.
-    pub fn open_content(&self, key: &WrappedKey, hash: &[u8; 32], sealed: &[u8]) -> Result<Vec<u8>, KeyError> {
+    pub fn open_content(&self, key: &WrappedKey, hash: &[u8; 32], sealed: &[u8]) -> Result<Bytes, KeyError> {
         Ok(open_content(&self.unwrap(hash, key)?, sealed)?)
     }
 

@@ -115,6 +115,6 @@ impl Fs {
                 tokio::task::spawn_blocking(open).await.map_err(|e| fail(e.to_string()))?
             }
         };
-        Ok(Bytes::from(opened.map_err(|e| fail(e.to_string()))?))
+        opened.map_err(|e| fail(e.to_string()))
     }
 }

@@ -119,7 +119,7 @@ impl Fs {
             return None;
         }
         let plain = self.inner.client.keys().open_content(&extent.key, &extent.chunk.hash, sealed).ok()?;
-        Some(Bytes::from(plain))
+        Some(plain)
     }
 }
 
