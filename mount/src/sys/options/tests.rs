@@ -108,10 +108,10 @@ fn quotes_keep_commas_and_paths_become_absolute() {
 
 #[test]
 fn sources_parse() {
-    let s = source("ann@a.example:9092,b:9093/work/x").expect("full form");
+    let s = source("ann@a.example:9092,b:9093/team/x").expect("full form");
     assert_eq!(
         (s.user.as_deref(), s.brokers, s.path),
-        (Some("ann"), vec!["a.example:9092".to_owned(), "b:9093".to_owned()], OsString::from("/work/x"))
+        (Some("ann"), vec!["a.example:9092".to_owned(), "b:9093".to_owned()], OsString::from("/team/x"))
     );
     let s = source("localhost:9092").expect("shortest form");
     assert_eq!((s.user, s.path), (None, OsString::from("/")));
