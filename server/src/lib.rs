@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod cli;
 pub mod data;
+pub mod disk;
 mod download;
 mod error;
 mod ingest;

@@ -15,8 +15,11 @@
 //!
 //! Packs are never rewritten or deleted yet: freed content stays where it is.
 
+mod buffers;
 mod index;
 
+use crate::disk::{Disk, Wait};
+use buffers::{Buffer, Buffers, Ingested, Job, What};
 use bytes::Bytes;
 use index::{Index, Where};
 use object_store::path::Path as ObjectPath;
@@ -25,6 +28,7 @@ use proto::Epoch;
 use proto::chunk::ChunkName;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use tokio::sync::Notify;
@@ -53,14 +57,16 @@ pub enum PackError {
 /// Every chunk that this server keeps outside its rows.
 pub struct Packs {
     shared: Arc<Shared>,
+    /// `None` where whoever wants something written writes it.
     writer: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     index: Index,
     objects: Arc<dyn ObjectStore>,
-    runtime: tokio::runtime::Handle,
+    wait: Wait,
     buffers: Mutex<Buffers>,
+    stop: AtomicBool,
     /// For the writer: a buffer is full, a flush is wanted, or it should stop.
     wanted: Condvar,
     /// For those who wait for the writer.
@@ -69,42 +75,19 @@ struct Shared {
     arrived: Notify,
 }
 
-#[derive(Default)]
-struct Buffers {
-    filling: Buffer,
-    /// Being written as a pack.
-    writing: Option<Arc<Buffer>>,
-    /// Counts what has been added; content is safe up to `safe`.
-    added: u64,
-    safe: u64,
-    flush_wanted: u64,
-    failed: Option<PackError>,
-    stop: bool,
-}
-
-#[derive(Default)]
-struct Buffer {
-    chunks: BTreeMap<ChunkName, Bytes>,
-    order: Vec<ChunkName>,
-    bytes: usize,
-    /// The first of `order` that does not stand in the index database's tail.
-    untailed: usize,
-    /// How far partitions had been ingested when this was added.
-    ingested: BTreeMap<u32, (Epoch, u64)>,
-}
-
 impl Packs {
-    /// Opens `dir/index.redb` and, unless `objects` says otherwise, packs in `dir`
-    /// itself. Starts the writer's thread; `runtime` carries the object store's work.
+    /// Opens `dir/index.redb` and, unless `disk` says otherwise, packs in `dir`
+    /// itself. `runtime` carries the object store's work; the writer is a thread,
+    /// unless `disk` leaves all waiting to the caller.
     pub fn open(
         dir: &Path,
         cluster: [u8; 16],
-        objects: Option<Arc<dyn ObjectStore>>,
+        disk: &Disk,
         runtime: tokio::runtime::Handle,
     ) -> Result<Packs, PackError> {
-        let index = Index::open(dir, cluster)?;
-        let objects = match objects {
-            Some(objects) => objects,
+        let index = Index::open(dir, cluster, disk)?;
+        let objects = match &disk.objects {
+            Some(objects) => objects.clone(),
             None => {
                 let local = object_store::local::LocalFileSystem::new_with_prefix(dir).map_err(|e| {
                     PackError::Read { pack: 0, objects: dir.display().to_string(), reason: e.to_string() }
@@ -112,22 +95,20 @@ impl Packs {
                 Arc::new(local.with_fsync(true))
             }
         };
-        let mut filling = Buffer::default();
-        for (name, content) in index.tail()? {
-            filling.insert(name, content);
-        }
-        filling.untailed = filling.order.len();
-
-        let buffers = Mutex::new(Buffers { filling, ..Buffers::default() });
+        let buffers = Mutex::new(Buffers::new(index.tail()?));
         let shared = Arc::new(Shared {
             index,
             objects,
-            runtime,
+            wait: Wait::new(disk, runtime),
             buffers,
+            stop: AtomicBool::new(false),
             wanted: Condvar::new(),
             written: Condvar::new(),
             arrived: Notify::new(),
         });
+        if disk.is_inline() {
+            return Ok(Packs { shared, writer: None });
+        }
         let writer = std::thread::Builder::new().name("kfs-packs".into()).spawn({
             let shared = shared.clone();
             move || shared.write_until_stopped()
@@ -157,8 +138,7 @@ impl Packs {
         chunk: Option<(ChunkName, Bytes)>,
     ) -> Result<(), PackError> {
         let mut buffers = self.room()?;
-        buffers.filling.ingested.insert(partition, (epoch, next_offset));
-        buffers.added += 1;
+        buffers.note_ingested(partition, epoch, next_offset);
         match chunk {
             Some((name, content)) => self.keep_in(buffers, name, content),
             None => Ok(()),
@@ -173,17 +153,13 @@ impl Packs {
     /// Waits until everything kept before the call is safe.
     pub fn flush(&self) -> Result<(), PackError> {
         let mut buffers = self.shared.lock();
-        let wanted = buffers.added;
-        buffers.flush_wanted = buffers.flush_wanted.max(wanted);
-        self.shared.wanted.notify_one();
+        let wanted = buffers.want_flush();
         loop {
-            if let Some(error) = &buffers.failed {
-                return Err(error.clone());
-            }
-            if buffers.safe >= wanted {
+            buffers.failure()?;
+            if buffers.is_safe(wanted) {
                 return Ok(());
             }
-            buffers = self.shared.written.wait(buffers).expect("the writer does not panic while holding the lock");
+            buffers = self.write_some(buffers);
         }
     }
 
@@ -226,14 +202,11 @@ impl Packs {
     fn room(&self) -> Result<MutexGuard<'_, Buffers>, PackError> {
         let mut buffers = self.shared.lock();
         loop {
-            if let Some(error) = &buffers.failed {
-                return Err(error.clone());
-            }
-            if buffers.filling.bytes < PACK_BYTES {
+            buffers.failure()?;
+            if !buffers.is_full() {
                 return Ok(buffers);
             }
-            self.shared.wanted.notify_one();
-            buffers = self.shared.written.wait(buffers).expect("the writer does not panic while holding the lock");
+            buffers = self.write_some(buffers);
         }
     }
 
@@ -241,20 +214,35 @@ impl Packs {
         if buffers.find(&name).is_some() || self.shared.index.find(&name)?.is_some() {
             return Ok(());
         }
-        buffers.filling.insert(name, content);
-        buffers.added += 1;
-        if buffers.filling.bytes >= PACK_BYTES {
+        buffers.add(name, content);
+        if buffers.is_full() {
             self.shared.wanted.notify_one();
         }
         drop(buffers);
         self.shared.arrived.notify_waiters();
         Ok(())
     }
+
+    /// Lets the writer come one job further, or does that job.
+    fn write_some<'a>(&'a self, mut buffers: MutexGuard<'a, Buffers>) -> MutexGuard<'a, Buffers> {
+        if self.writer.is_some() {
+            self.shared.wanted.notify_one();
+            return self.shared.written.wait(buffers).expect("the writer does not panic while holding the lock");
+        }
+        match buffers.next() {
+            Some(job) => self.shared.write(buffers, job),
+            None => buffers,
+        }
+    }
 }
 
 impl Drop for Packs {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        {
+            // Under the lock, so that the writer does not miss it between looking and waiting.
+            let _buffers = self.shared.lock();
+            self.shared.stop.store(true, Ordering::Relaxed);
+        }
         self.shared.wanted.notify_one();
         if let Some(writer) = self.writer.take() {
             // A panic of the writer has been reported on its own thread.
@@ -270,48 +258,28 @@ impl Shared {
 
     fn write_until_stopped(&self) {
         let mut buffers = self.lock();
-        loop {
-            if buffers.stop || buffers.failed.is_some() {
-                return;
-            }
-            let full = buffers.filling.bytes >= PACK_BYTES;
-            if !full && buffers.flush_wanted <= buffers.safe {
-                buffers = self.wanted.wait(buffers).expect("nobody panics while holding the buffers");
-                continue;
-            }
-
-            let upto = buffers.added;
-            let outcome = if buffers.filling.bytes >= TAIL_BYTES {
-                let ingested = buffers.filling.ingested.clone();
-                let full = Arc::new(std::mem::take(&mut buffers.filling));
-                buffers.writing = Some(full.clone());
-                drop(buffers);
-                let outcome = self.write_pack(&full, &ingested);
-                buffers = self.lock();
-                buffers.writing = None;
-                outcome
-            } else {
-                let chunks: Vec<_> = buffers.filling.untailed().collect();
-                let ingested = buffers.filling.ingested.clone();
-                drop(buffers);
-                let outcome = self.index.add_tail(&chunks, &ingested);
-                buffers = self.lock();
-                // Only this thread takes from the buffer, so they are still its first ones.
-                buffers.filling.untailed += chunks.len();
-                outcome
+        while !self.stop.load(Ordering::Relaxed) {
+            buffers = match buffers.next() {
+                Some(job) => self.write(buffers, job),
+                None => self.wanted.wait(buffers).expect("nobody panics while holding the buffers"),
             };
-            match outcome {
-                Ok(()) => buffers.safe = upto,
-                Err(error) => {
-                    tracing::error!("{error}; nothing is applied any more");
-                    buffers.failed = Some(error);
-                }
-            }
-            self.written.notify_all();
         }
     }
 
-    fn write_pack(&self, buffer: &Buffer, ingested: &BTreeMap<u32, (Epoch, u64)>) -> Result<(), PackError> {
+    /// Does one job without the lock, and says so to those who wait.
+    fn write<'a>(&'a self, buffers: MutexGuard<'a, Buffers>, job: Job) -> MutexGuard<'a, Buffers> {
+        drop(buffers);
+        let outcome = match &job.what {
+            What::Pack(buffer) => self.write_pack(buffer, &job.ingested),
+            What::Tail(chunks) => self.index.add_tail(chunks, &job.ingested),
+        };
+        let mut buffers = self.lock();
+        buffers.done(job, outcome);
+        self.written.notify_all();
+        buffers
+    }
+
+    fn write_pack(&self, buffer: &Buffer, ingested: &Ingested) -> Result<(), PackError> {
         let pack = self.index.next_pack()?;
         let mut places = Vec::with_capacity(buffer.order.len());
         let mut offset = 0u32;
@@ -323,32 +291,12 @@ impl Shared {
         // Shares the buffer's memory; an object left by a crash before the index
         // was written has the same number and is replaced.
         let payload: PutPayload = buffer.order.iter().map(|name| buffer.chunks[name].clone()).collect();
-        self.runtime.block_on(self.objects.put(&pack_path(pack), payload)).map_err(|e| PackError::Write {
+        self.wait.wait(self.objects.put(&pack_path(pack), payload)).map_err(|e| PackError::Write {
             pack,
             objects: self.objects.to_string(),
             reason: e.to_string(),
         })?;
-        let tailed: Vec<_> = buffer.order[..buffer.untailed].to_vec();
-        self.index.add_pack(pack, &places, &tailed, ingested)
-    }
-}
-
-impl Buffers {
-    fn find(&self, name: &ChunkName) -> Option<Bytes> {
-        let in_writing = || self.writing.as_ref().and_then(|buffer| buffer.chunks.get(name));
-        self.filling.chunks.get(name).or_else(in_writing).cloned()
-    }
-}
-
-impl Buffer {
-    fn insert(&mut self, name: ChunkName, content: Bytes) {
-        self.bytes += content.len();
-        self.order.push(name);
-        self.chunks.insert(name, content);
-    }
-
-    fn untailed(&self) -> impl Iterator<Item = (ChunkName, Bytes)> {
-        self.order[self.untailed..].iter().map(|name| (*name, self.chunks[name].clone()))
+        self.index.add_pack(pack, &places, buffer.tailed(), ingested)
     }
 }
 

@@ -18,6 +18,7 @@ mod partition;
 mod start;
 
 use crate::data::DataDir;
+use crate::disk::Disk;
 use crate::download;
 use crate::error::ServerError;
 use crate::ingest;
@@ -29,7 +30,6 @@ use crate::store::{Frozen, Written};
 use answers::Answers;
 use apply::{Apply, Opening};
 use bytes::Bytes;
-use object_store::ObjectStore;
 use own::OwnRecords;
 use partition::panic_reason;
 use proto::chunk::ChunkName;
@@ -64,8 +64,8 @@ pub struct ServerConfig {
     pub append_time: bool,
     /// Bytes of rows that are cached in memory, over all partitions.
     pub cache_bytes: usize,
-    /// Where packs are kept, unless in the data directory.
-    pub objects: Option<Arc<dyn ObjectStore>>,
+    /// What rows and content stand on.
+    pub disk: Disk,
 }
 
 impl ServerConfig {
@@ -78,7 +78,7 @@ impl ServerConfig {
             volatile: false,
             append_time: true,
             cache_bytes: 512 << 20,
-            objects: None,
+            disk: Disk::default(),
         }
     }
 
@@ -157,7 +157,7 @@ impl Server {
         let cluster = Arc::new(data.identity.cluster_key.clone());
         let server = data.identity.server;
         let runtime = Background::start()?;
-        let packs = Packs::open(&data.packs(), cluster.id().0, config.objects.clone(), runtime.handle())?;
+        let packs = Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.handle())?;
         let packs = Arc::new(packs);
         let plan = start::plan(&data.state(), &config, &cluster, log.as_ref())?;
 

@@ -13,6 +13,7 @@
 
 mod overlay;
 
+use crate::disk::Disk;
 use crate::machine::kv::Kv;
 use overlay::{Overlay, merge};
 use proto::Epoch;
@@ -67,6 +68,7 @@ struct Place {
     path: PathBuf,
     cluster: [u8; 16],
     cache_bytes: usize,
+    disk: Disk,
 }
 
 /// The rows of one partition.
@@ -105,8 +107,10 @@ impl PartitionStore {
         partition: u32,
         cluster: [u8; 16],
         cache_bytes: usize,
+        disk: &Disk,
     ) -> Result<(PartitionStore, Option<Checkpoint>), StoreError> {
-        let place = Place { path: dir.join(format!("{partition}.redb")), cluster, cache_bytes };
+        let path = dir.join(format!("{partition}.redb"));
+        let place = Place { path, cluster, cache_bytes, disk: disk.clone() };
         let mut store = PartitionStore {
             place,
             database: None,
@@ -115,7 +119,7 @@ impl PartitionStore {
             changed: Overlay::default(),
             failed: None,
         };
-        if !store.place.path.exists() {
+        if !disk.databases.exists(&store.place.path) {
             return Ok((store, None));
         }
 
@@ -153,7 +157,7 @@ impl PartitionStore {
         self.base = Some(written.base);
         self.database = Some(written.database);
         let rows = self.frozen.take();
-        if rows.as_ref().is_some_and(|rows| rows.bytes() >= DROP_ELSEWHERE_BYTES) {
+        if !self.place.disk.is_inline() && rows.as_ref().is_some_and(|rows| rows.bytes() >= DROP_ELSEWHERE_BYTES) {
             // Without a thread it is dropped here after all.
             let _ = std::thread::Builder::new().spawn(move || drop(rows));
         }
@@ -257,11 +261,8 @@ impl Frozen {
 
 impl Place {
     fn open(&self) -> Result<Arc<Database>, StoreError> {
-        let database = Database::builder()
-            .set_cache_size(self.cache_bytes)
-            .create(&self.path)
-            .map_err(|e| self.error("open", &e))?;
-        Ok(Arc::new(database))
+        let opened = self.disk.databases.open(&self.path, self.cache_bytes);
+        Ok(Arc::new(opened.map_err(|e| self.error("open", &e))?))
     }
 
     fn snapshot(&self, database: &Database) -> Result<ReadOnlyTable<&'static [u8], &'static [u8]>, StoreError> {

@@ -4,6 +4,7 @@
 //! arrive in rising order and lie together.
 
 use super::PackError;
+use crate::disk::Disk;
 use bytes::Bytes;
 use proto::Epoch;
 use proto::chunk::ChunkName;
@@ -37,9 +38,9 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub fn open(dir: &Path, cluster: [u8; 16]) -> Result<Index, PackError> {
+    pub fn open(dir: &Path, cluster: [u8; 16], disk: &Disk) -> Result<Index, PackError> {
         let path = dir.join("index.redb");
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path).map_err(|e| PackError::Index {
+        let database = disk.databases.open(&path, CACHE_BYTES).map_err(|e| PackError::Index {
             tried: "open",
             path: path.display().to_string(),
             reason: e.to_string(),

@@ -1,6 +1,7 @@
 //! Packs on disk: kept, found again, damaged, foreign.
 
 use super::*;
+use crate::disk::Databases;
 use proto::SessionId;
 use proto::log::Topic;
 
@@ -17,7 +18,24 @@ fn chunk(offset: u64, bytes: usize) -> (ChunkName, Bytes) {
 }
 
 fn open(dir: &Path) -> Packs {
-    Packs::open(dir, CLUSTER, None, tokio::runtime::Handle::current()).expect("opens")
+    Packs::open(dir, CLUSTER, &Disk::default(), tokio::runtime::Handle::current()).expect("opens")
+}
+
+/// As in the simulator: nothing but the caller writes, and both disks are in memory.
+fn inline() -> Disk {
+    struct Memory;
+    impl Databases for Memory {
+        fn exists(&self, _: &Path) -> bool {
+            false
+        }
+
+        fn open(&self, _: &Path, cache_bytes: usize) -> Result<redb::Database, redb::DatabaseError> {
+            let backend = redb::backends::InMemoryBackend::new();
+            redb::Database::builder().set_cache_size(cache_bytes).create_with_backend(backend)
+        }
+    }
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    Disk { databases: Arc::new(Memory), objects: Some(objects), inline: true }
 }
 
 fn packs_in(dir: &Path) -> usize {
@@ -76,7 +94,7 @@ async fn full_buffers_become_packs_by_themselves_and_memory_stays_bounded() {
             let (name, content) = chunk(offset, bytes);
             packs.ingest(3, Epoch(1), offset + 1, Some((name, content))).expect("kept");
             let buffers = packs.shared.lock();
-            assert!(buffers.filling.bytes <= PACK_BYTES + bytes);
+            assert!(buffers.filling_bytes() <= PACK_BYTES + bytes);
             name
         })
         .collect();
@@ -113,4 +131,23 @@ async fn a_download_waits_for_a_chunk_to_arrive() {
     tokio::task::yield_now().await;
     packs.keep(name, content.clone()).expect("kept");
     assert_eq!(waiting.await.expect("runs").expect("reads"), content);
+}
+
+#[tokio::test]
+async fn without_a_writer_the_caller_writes() {
+    let disk = inline();
+    let packs = Packs::open(Path::new("nowhere"), CLUSTER, &disk, tokio::runtime::Handle::current()).expect("opens");
+    assert!(packs.writer.is_none());
+    let bytes = 512 << 10;
+    let count = (2 * PACK_BYTES / bytes) as u64;
+    for offset in 0..count {
+        packs.ingest(3, Epoch(1), offset + 1, Some(chunk(offset, bytes))).expect("kept");
+    }
+    packs.keep(chunk(count, 10).0, chunk(count, 10).1).expect("kept");
+    packs.flush().expect("flushed");
+    assert_eq!(packs.ingested().expect("reads"), BTreeMap::from([(3, (Epoch(1), count))]));
+    for offset in 0..count {
+        let (name, content) = chunk(offset, bytes);
+        assert_eq!(packs.read(&name).await.expect("reads"), Some(content));
+    }
 }

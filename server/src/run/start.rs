@@ -25,7 +25,7 @@ pub struct Plan {
 pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &dyn Log) -> Result<Plan, ServerError> {
     let cache_bytes = config.cache_bytes / REQUEST_PARTITIONS as usize;
     let opened: Result<Vec<_>, ServerError> = (0..REQUEST_PARTITIONS)
-        .map(|number| Ok(PartitionStore::open(dir, number, cluster.id().0, cache_bytes)?))
+        .map(|number| Ok(PartitionStore::open(dir, number, cluster.id().0, cache_bytes, &config.disk)?))
         .collect();
     let opened = opened?;
     let bounds: Result<Vec<_>, LogError> =

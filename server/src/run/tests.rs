@@ -252,7 +252,8 @@ async fn a_sync_on_a_volatile_log_waits_for_a_checkpoint() {
     let partition = client.done.partition;
     let cluster = Identity::read(&place.data(), None).expect("reads").cluster_key.id().0;
     let state = place.data().join("state");
-    let (_, checkpoint) = crate::store::PartitionStore::open(&state, partition, cluster, 1 << 20).expect("opens");
+    let opened = crate::store::PartitionStore::open(&state, partition, cluster, 1 << 20, &Disk::default());
+    let (_, checkpoint) = opened.expect("opens");
     assert!(checkpoint.expect("taken").next_offset > answer.at.offset);
 }
 

@@ -23,7 +23,7 @@ fn rows(kv: &mut dyn Kv, from: &[u8], to: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
 #[test]
 fn comes_back_at_its_last_checkpoint() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (mut store, none) = PartitionStore::open(dir.path(), 3, CLUSTER, CACHE).expect("opens");
+    let (mut store, none) = PartitionStore::open(dir.path(), 3, CLUSTER, CACHE, &Disk::default()).expect("opens");
     assert_eq!(none, None);
     store.put(b"a", b"1");
     store.put(b"b", b"2");
@@ -33,7 +33,7 @@ fn comes_back_at_its_last_checkpoint() {
     store.delete(b"b");
     drop(store);
 
-    let (mut store, checkpoint) = PartitionStore::open(dir.path(), 3, CLUSTER, CACHE).expect("opens");
+    let (mut store, checkpoint) = PartitionStore::open(dir.path(), 3, CLUSTER, CACHE, &Disk::default()).expect("opens");
     assert_eq!(checkpoint, Some(at(10)));
     assert_eq!(rows(&mut store, b"", b"z"), [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"2".to_vec())]);
     store.check().expect("nothing failed");
@@ -42,10 +42,11 @@ fn comes_back_at_its_last_checkpoint() {
 #[test]
 fn another_clusters_database_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (mut store, _) = PartitionStore::open(dir.path(), 0, CLUSTER, CACHE).expect("opens");
+    let (mut store, _) = PartitionStore::open(dir.path(), 0, CLUSTER, CACHE, &Disk::default()).expect("opens");
     drop(store.freeze(at(1)).write().expect("writes"));
     drop(store);
-    let error = PartitionStore::open(dir.path(), 0, [8; 16], CACHE).err().expect("refused").to_string();
+    let error =
+        PartitionStore::open(dir.path(), 0, [8; 16], CACHE, &Disk::default()).err().expect("refused").to_string();
     assert!(error.contains("another cluster"), "{error}");
 }
 
@@ -77,7 +78,7 @@ proptest! {
     #[test]
     fn reads_as_an_ordered_map(steps in proptest::collection::vec(step(), 1..120)) {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let open = || PartitionStore::open(dir.path(), 0, CLUSTER, CACHE).expect("opens").0;
+        let open = || PartitionStore::open(dir.path(), 0, CLUSTER, CACHE, &Disk::default()).expect("opens").0;
         let (mut store, mut model) = (open(), MemoryKv::default());
         let mut under_way = None;
         for step in steps {

@@ -18,6 +18,7 @@ use proto::message::{
 use proto::seal::{Context, Direction, Head, Key, seal};
 use proto::{Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, PushNo, RequestNo, ServerId, SessionId, Time};
 use serde::Serialize;
+use server::disk::Disk;
 use server::machine::effect::{Applied, Effect};
 use server::machine::kv::Kv;
 use server::machine::{Machine, seal_ticket};
@@ -91,7 +92,7 @@ fn measure(dir: &Path, keys: usize, bytes: u64, bound: Duration) -> Result<()> {
 }
 
 fn open(dir: &Path) -> Result<(PartitionStore, Option<Checkpoint>)> {
-    Ok(PartitionStore::open(dir, 0, [0; 16], CACHE_BYTES)?)
+    Ok(PartitionStore::open(dir, 0, [0; 16], CACHE_BYTES, &Disk::default())?)
 }
 
 fn size(dir: &Path) -> Result<u64> {

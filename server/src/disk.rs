@@ -1,0 +1,110 @@
+//! What a server's rows and content stand on: databases, objects, and who waits
+//! for them.
+//!
+//! In production databases are files, packs are files beside them unless another
+//! object store is configured, and whatever waits for a disk does so on a thread of
+//! its own. A test puts failing ones in their place. The simulator puts disks there
+//! that lose and tear writes, and lets every wait happen on the caller's thread, so
+//! that a run has one order.
+
+use object_store::ObjectStore;
+use redb::{Database, DatabaseError};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Opens databases by the path that their file has, or would have.
+pub trait Databases: Send + Sync {
+    /// Whether there is one already.
+    fn exists(&self, path: &Path) -> bool;
+
+    /// Opens or makes it, with at most `cache_bytes` of it in memory.
+    fn open(&self, path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError>;
+}
+
+/// Databases that are files.
+pub struct Files;
+
+impl Databases for Files {
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+
+    fn open(&self, path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError> {
+        Database::builder().set_cache_size(cache_bytes).create(path)
+    }
+}
+
+/// See the module's text.
+#[derive(Clone)]
+pub struct Disk {
+    pub databases: Arc<dyn Databases>,
+    /// Where packs are kept; `None` for the data directory.
+    pub objects: Option<Arc<dyn ObjectStore>>,
+    /// Nothing here gets a thread: whoever asks waits, and objects answer at once.
+    #[cfg(any(test, feature = "simulation"))]
+    pub inline: bool,
+}
+
+impl Disk {
+    /// Whether waiting is the caller's own.
+    pub(crate) fn is_inline(&self) -> bool {
+        #[cfg(any(test, feature = "simulation"))]
+        return self.inline;
+        #[cfg(not(any(test, feature = "simulation")))]
+        return false;
+    }
+}
+
+impl Default for Disk {
+    /// Files in the data directory.
+    fn default() -> Disk {
+        Disk {
+            databases: Arc::new(Files),
+            objects: None,
+            #[cfg(any(test, feature = "simulation"))]
+            inline: false,
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("objects", &self.objects).finish_non_exhaustive()
+    }
+}
+
+/// Waits for the object store's futures.
+#[derive(Clone)]
+pub(crate) enum Wait {
+    /// Blocks the calling thread, which must not be one of the runtime's.
+    On(tokio::runtime::Handle),
+    /// The future is ready when it is first looked at.
+    #[cfg(any(test, feature = "simulation"))]
+    Never,
+}
+
+impl Wait {
+    pub fn new(disk: &Disk, runtime: tokio::runtime::Handle) -> Wait {
+        #[cfg(any(test, feature = "simulation"))]
+        if disk.inline {
+            return Wait::Never;
+        }
+        let _ = disk;
+        Wait::On(runtime)
+    }
+
+    pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        match self {
+            Wait::On(runtime) => runtime.block_on(future),
+            #[cfg(any(test, feature = "simulation"))]
+            Wait::Never => {
+                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                match std::pin::pin!(future).poll(&mut context) {
+                    std::task::Poll::Ready(value) => value,
+                    std::task::Poll::Pending => panic!("objects of a simulation answer at once"),
+                }
+            }
+        }
+    }
+}
