@@ -5,15 +5,17 @@
 pub mod embedded;
 pub mod kafka;
 pub mod memory;
+mod tail;
 
 #[cfg(test)]
 mod tests;
+
+pub use tail::{Handing, Sink, Tail};
 
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 /// The topics of a cluster (the design's section 3). The number is part of what
 /// a frame's seal binds, so it never changes its meaning.
@@ -139,64 +141,6 @@ pub trait Log: Send + Sync + 'static {
 
     /// Forgets every record before `before`. Blocks as `read_from`.
     fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError>;
-}
-
-/// Records of some partitions, in order within each, until dropped.
-///
-/// Filled by a polling thread of the log's own and bounded ([`Tail::QUEUE_RECORDS`],
-/// [`Tail::QUEUE_BULK_RECORDS`]): a slow reader slows the thread, which then stops
-/// fetching. Passing trouble (no broker) shows as `Err` once per outage; reading goes
-/// on by itself after it. [`LogError::OutOfRange`] is a tail's last item: what comes
-/// next has gone, and only the reader knows where to begin again.
-pub struct Tail {
-    source: Source,
-}
-
-enum Source {
-    /// Filled by a polling thread, which ends when this end is dropped.
-    Queue(mpsc::Receiver<Result<Record, LogError>>),
-    Memory(memory::Reader),
-}
-
-impl Tail {
-    /// Records that may wait in the queue.
-    pub const QUEUE_RECORDS: usize = 1024;
-
-    /// Likewise, where one of the topics is a bulk one: 16 records of at most 1 MB.
-    pub const QUEUE_BULK_RECORDS: usize = 16;
-
-    fn queue(records: mpsc::Receiver<Result<Record, LogError>>) -> Self {
-        Tail { source: Source::Queue(records) }
-    }
-
-    fn memory(reader: memory::Reader) -> Self {
-        Tail { source: Source::Memory(reader) }
-    }
-
-    /// The next record; `None` when there will be no more. Nothing is lost when
-    /// the future is dropped before it is ready.
-    pub async fn next(&mut self) -> Option<Result<Record, LogError>> {
-        match &mut self.source {
-            Source::Queue(records) => records.recv().await,
-            Source::Memory(reader) => reader.next().await,
-        }
-    }
-
-    /// The next record if one is there already.
-    pub fn try_next(&mut self) -> Option<Result<Record, LogError>> {
-        match &mut self.source {
-            Source::Queue(records) => records.try_recv().ok(),
-            Source::Memory(reader) => reader.try_next(),
-        }
-    }
-
-    /// The next record, waiting on this thread; for threads outside a runtime.
-    pub fn blocking_next(&mut self) -> Option<Result<Record, LogError>> {
-        match &mut self.source {
-            Source::Queue(records) => records.blocking_recv(),
-            Source::Memory(reader) => block_on(reader.next()),
-        }
-    }
 }
 
 /// Waits for a future on this thread, without a runtime: what it is used for is

@@ -1,7 +1,8 @@
 //! A running server: reads the log, applies it, answers. Everything around the
 //! machine lives below here; see `README.md` for the picture.
 //!
-//! * [`apply`](self::apply) is the loop over the request log, on a thread of its own.
+//! * [`apply`](self::apply) is the loop over the request log, on the thread that reads it and
+//!   one that attends to timers and questions.
 //! * A thread writes checkpoints, one ingests `chunks`, one writes packs; logins and
 //!   downloads are tasks of the server's own small runtime. They ask the loop for
 //!   what they need of the state ([`Ask`]), so only the loop touches it.
@@ -210,7 +211,7 @@ impl Server {
             },
             halted,
         };
-        let loop_thread = spawn("kfs-apply", {
+        let loop_thread = spawn("kfs-attend", {
             let phases = phases.clone();
             move || {
                 let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply.run()));
@@ -322,11 +323,8 @@ impl ApplyParts {
             .build()
             .map_err(|e| ServerError::System { tried: "start the loop", reason: e.to_string() })?;
         let start::Plan { partitions, tail, new_epoch } = self.plan;
-        let mut apply = Apply {
+        let apply = Apply {
             partitions,
-            tail,
-            control: self.control,
-            reports: self.reports,
             checkpoints: self.checkpoints,
             own: self.own,
             answers: self.answers,
@@ -335,10 +333,9 @@ impl ApplyParts {
             attempts: self.attempts,
             phases: self.phases,
             opening: Opening { new_epoch, ..self.opening },
-            halted: self.halted,
             state: apply::State::default(),
         };
-        tokio::task::LocalSet::new().block_on(&runtime, apply.run())
+        runtime.block_on(apply::run(apply, tail, self.control, self.reports, self.halted))
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! * Numbers are given and records queued under one lock, so the log has them in
 //!   order. Waiters are woken after the lock is free.
-//! * An answer's way is short: the reader task opens it, hands it to the core
-//!   and wakes the caller itself.
-//! * A task for replies, one for served content, one for time, one for logins,
-//!   one for what the log says of appends. All end with the last handle.
+//! * An answer's way is short: the thread that reads it opens it, hands it to the
+//!   core and wakes the caller itself.
+//! * A reading thread for replies, one for served content; a task for time, one for
+//!   logins, one for what the log says of appends. All end with the last handle.
 
 mod connect;
 mod inbox;

@@ -1,11 +1,11 @@
-//! The loop: one thread that reads all request partitions as one stream, applies
-//! each record in order, and lets answers leave.
+//! The loop: applies each record of all request partitions in order, and lets answers leave.
 //!
-//! * Latency first: a record is applied when it arrives, its answer queued before
-//!   the next one is looked at. Nothing here waits for the disk, except when a
-//!   checkpoint cannot keep up with changes (`Partition::is_full`).
-//! * Everything else (timers, checkpoints done, questions by logins and downloads)
-//!   is looked at after at most [`BATCH_RECORDS`] records.
+//! * Latency first: a record is applied on the very thread that reads it, its answer
+//!   queued before the next one is looked at. Nothing here waits for the disk, except
+//!   when a checkpoint cannot keep up with changes (`Partition::is_full`).
+//! * Whatever else concerns the state (timers, checkpoints done, questions by logins and
+//!   downloads) is done by another thread, [`attend`], one at a time with records: whoever
+//!   holds the lock has the state.
 //! * What the log had at the start is applied first. Then this incarnation opens in
 //!   every partition, and the server is ready when all of these records have come back.
 
@@ -21,16 +21,15 @@ use crate::packs::Packs;
 use crate::store::Frozen;
 use bytes::Bytes;
 use proto::frame::{HEADER_BYTES, Header, Kind};
-use proto::log::{LogError, REQUEST_PARTITIONS, Record, Tail, Topic};
+use proto::log::{Appended, LogError, REQUEST_PARTITIONS, Record, Sink, Tail, Topic};
 use proto::message::{ServerRecord, UserName};
 use proto::{Epoch, Position, ServerId};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
-
-/// Records applied before anything else gets its turn.
-const BATCH_RECORDS: usize = 256;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
@@ -50,13 +49,9 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How long a clean stop waits for the last answer to be sent.
 const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// What the loop is made of; see [`Apply::run`].
+/// What the loop has and knows.
 pub struct Apply {
     pub partitions: Vec<Partition>,
-    pub tail: Tail,
-    pub control: mpsc::Receiver<Control>,
-    /// The same queue's other end, for what the loop itself has under way.
-    pub reports: mpsc::Sender<Control>,
     pub checkpoints: std::sync::mpsc::Sender<(u32, Frozen)>,
     pub own: Arc<OwnRecords>,
     pub answers: Answers,
@@ -65,7 +60,6 @@ pub struct Apply {
     pub attempts: Arc<Attempts>,
     pub phases: Arc<Phases>,
     pub opening: Opening,
-    pub halted: watch::Receiver<Halt>,
     pub state: State,
 }
 
@@ -91,6 +85,14 @@ pub struct State {
     ready: bool,
     skipped: u64,
     skipped_told: Option<Instant>,
+    /// Appends of the records that open this incarnation: if one fails, so does the server.
+    opening: Vec<Appended>,
+    /// What [`attend`] sleeps until.
+    armed: Option<Instant>,
+    /// What has stopped the reading of records.
+    failed: Option<ServerError>,
+    /// No record is applied any more.
+    over: bool,
 }
 
 /// A decision of partition 0 on its way to another partition.
@@ -102,71 +104,176 @@ struct Delivery {
     number: u64,
 }
 
-/// What the loop does next.
-enum Next {
-    Record(Result<Record, LogError>),
-    Control(Control),
-    Halt(Halt),
-    Due,
+/// The state, and those who wait for it.
+struct Shared {
+    apply: Mutex<Apply>,
+    /// A checkpoint was taken in, or the loop is over.
+    room: Condvar,
+    /// Something is due earlier than [`attend`] thinks.
+    wake: Notify,
+}
+
+/// Runs until told to stop or something fails. A clean stop checkpoints. `reports` is the
+/// other end of `control`, for what this itself has under way.
+pub async fn run(
+    apply: Apply,
+    tail: Tail,
+    mut control: mpsc::Receiver<Control>,
+    reports: mpsc::Sender<Control>,
+    mut halted: watch::Receiver<Halt>,
+) -> Result<(), ServerError> {
+    apply.register_sessions();
+    let shared = Arc::new(Shared { apply: Mutex::new(apply), room: Condvar::new(), wake: Notify::new() });
+    let reading = tail.hand_to("kfs-apply", Records(shared.clone()))?;
+    let ended = attend(&shared, &mut control, &reports, &mut halted).await;
+    shared.lock().state.over = true;
+    shared.room.notify_all();
+    reading.end();
+    match ended? {
+        Halt::Clean => finish(&shared, &mut control).await,
+        _ => Ok(()),
+    }
+}
+
+/// Does everything but applying records, until told to stop.
+async fn attend(
+    shared: &Shared,
+    control: &mut mpsc::Receiver<Control>,
+    reports: &mpsc::Sender<Control>,
+    halted: &mut watch::Receiver<Halt>,
+) -> Result<Halt, ServerError> {
+    loop {
+        let (due, opening) = {
+            let mut apply = shared.lock();
+            if let Some(error) = apply.state.failed.take() {
+                return Err(error);
+            }
+            let due = apply.settle(Instant::now())?;
+            apply.state.armed = Some(due);
+            (due, std::mem::take(&mut apply.state.opening))
+        };
+        for appended in opening {
+            let reports = reports.clone();
+            tokio::spawn(async move {
+                if let Err(error) = appended.await {
+                    // Nobody listens any more when the loop has ended.
+                    let _ = reports.send(Control::Failed(error.into())).await;
+                }
+            });
+        }
+        tokio::select! {
+            biased;
+            halt = wait_halt(halted) => return Ok(halt),
+            control = control.recv() => match control {
+                Some(control) => shared.control(control)?,
+                None => return Ok(Halt::Now),
+            },
+            () = shared.wake.notified() => {}
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+}
+
+/// A clean end: everything applied is checkpointed, what waited for that is answered.
+async fn finish(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Result<(), ServerError> {
+    while shared.lock().checkpoint_all() {
+        match control.recv().await {
+            Some(control) => shared.control(control)?,
+            None => break,
+        }
+    }
+    let latest = shared.lock().answers.latest();
+    if let Some(latest) = latest {
+        // Its failure is nothing to a server that ends.
+        let _ = tokio::time::timeout(LAST_ANSWER_WAIT, latest).await;
+    }
+    Ok(())
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Apply> {
+        // A panic while applying has stopped the server; this one only says so.
+        self.apply.lock().expect("applying the log has panicked")
+    }
+
+    fn control(&self, control: Control) -> Result<(), ServerError> {
+        self.lock().control(control)?;
+        self.room.notify_all();
+        Ok(())
+    }
+}
+
+/// Applies records on the thread that reads them.
+struct Records(Arc<Shared>);
+
+impl Records {
+    fn step(&self, apply: &mut Apply, step: impl FnOnce(&mut Apply) -> Result<(), ServerError>) -> ControlFlow<()> {
+        match step(apply) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                apply.state.failed.get_or_insert(error);
+                self.0.wake.notify_one();
+                ControlFlow::Break(())
+            }
+        }
+    }
+}
+
+impl Sink for Records {
+    fn take(&mut self, item: Result<Record, LogError>) -> ControlFlow<()> {
+        let mut apply = self.0.lock();
+        while apply.is_full() && !apply.state.over {
+            apply = self.0.room.wait(apply).expect("applying the log has panicked");
+        }
+        if apply.state.over {
+            return ControlFlow::Break(());
+        }
+        self.step(&mut apply, |apply| apply.item(item, Instant::now()))
+    }
+
+    fn rest(&mut self) -> ControlFlow<()> {
+        let mut apply = self.0.lock();
+        self.step(&mut apply, |apply| {
+            let due = apply.settle(Instant::now())?;
+            if apply.state.armed.is_some_and(|armed| due < armed) || !apply.state.opening.is_empty() {
+                apply.state.armed = None;
+                self.0.wake.notify_one();
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        // Whoever attends finds out why.
+        self.0.wake.notify_one();
+    }
 }
 
 impl Apply {
-    /// Runs until told to stop or something fails. A clean stop checkpoints.
-    pub async fn run(&mut self) -> Result<(), ServerError> {
-        self.register_sessions();
-        loop {
-            self.open_when_caught_up()?;
-            self.take_due_checkpoints();
-            let due = self.send_due_records();
-            self.wait_for_room().await?;
-            match self.next(due).await? {
-                Next::Record(record) => self.records(record)?,
-                Next::Control(control) => self.control(control)?,
-                Next::Halt(Halt::Clean) => return self.finish().await,
-                Next::Halt(_) => return Ok(()),
-                Next::Due => {}
+    /// What is due, now that nothing more is at hand. Gives the time when something is due next.
+    fn settle(&mut self, now: Instant) -> Result<Instant, ServerError> {
+        self.open_when_caught_up()?;
+        self.take_due_checkpoints(now);
+        Ok(self.send_due_records(now))
+    }
+
+    fn item(&mut self, item: Result<Record, LogError>, now: Instant) -> Result<(), ServerError> {
+        match item {
+            Ok(record) => self.record(record, now),
+            Err(error @ LogError::OutOfRange { .. }) => Err(out_of_range(error)),
+            // It passes: reading goes on by itself.
+            Err(error) => {
+                tracing::warn!("{error}; waiting for Kafka");
+                Ok(())
             }
         }
     }
 
-    async fn next(&mut self, due: Instant) -> Result<Next, ServerError> {
-        tokio::select! {
-            biased;
-            record = self.tail.next() => match record {
-                Some(record) => Ok(Next::Record(record)),
-                None => Err(ServerError::System { tried: "read the request log", reason: "it has ended".into() }),
-            },
-            control = self.control.recv() => match control {
-                Some(control) => Ok(Next::Control(control)),
-                None => Ok(Next::Halt(Halt::Now)),
-            },
-            halt = wait_halt(&mut self.halted) => Ok(Next::Halt(halt)),
-            () = tokio::time::sleep_until(due.into()) => Ok(Next::Due),
-        }
-    }
-
-    /// Applies a record and what has arrived behind it.
-    fn records(&mut self, first: Result<Record, LogError>) -> Result<(), ServerError> {
-        let now = Instant::now();
-        let mut next = Some(first);
-        let mut count = 0;
-        while let Some(record) = next.take() {
-            match record {
-                Ok(record) => self.record(record, now)?,
-                Err(error @ LogError::OutOfRange { .. }) => return Err(out_of_range(error)),
-                // It passes: reading goes on by itself.
-                Err(error) => tracing::warn!("{error}; waiting for Kafka"),
-            }
-            count += 1;
-            // Questions get their turn too, or a flood of records would starve logins.
-            if count < BATCH_RECORDS && !self.partitions.iter().any(Partition::is_full) {
-                next = self.tail.try_next();
-            }
-        }
-        while let Ok(control) = self.control.try_recv() {
-            self.control(control)?;
-        }
-        Ok(())
+    /// Whether applying must wait for a checkpoint under way.
+    fn is_full(&self) -> bool {
+        self.partitions.iter().any(Partition::is_full)
     }
 
     fn record(&mut self, record: Record, now: Instant) -> Result<(), ServerError> {
@@ -333,14 +440,7 @@ impl Apply {
             } else {
                 ServerRecord::Epoch { server, supports, append_time, volatile }
             };
-            let Sent { appended, .. } = self.own.open(partition, epoch, record);
-            let reports = self.reports.clone();
-            tokio::task::spawn_local(async move {
-                if let Err(error) = appended.await {
-                    // Nobody listens any more when the loop has ended.
-                    let _ = reports.send(Control::Failed(error.into())).await;
-                }
-            });
+            self.state.opening.push(self.own.open(partition, epoch, record).appended);
         }
         if let Some(told) = self.opening.epoch.take() {
             // The ingesting side may have failed already, which it says itself.
@@ -351,8 +451,7 @@ impl Apply {
     }
 
     /// Sends ticks and deliveries that are due. Gives the time when anything is due next.
-    fn send_due_records(&mut self) -> Instant {
-        let now = Instant::now();
+    fn send_due_records(&mut self, now: Instant) -> Instant {
         let mut next = now + Duration::from_secs(60);
         for partition in &mut self.partitions {
             next = partition.checkpoint_due().map_or(next, |due| next.min(due));
@@ -395,8 +494,7 @@ impl Apply {
         next
     }
 
-    fn take_due_checkpoints(&mut self) {
-        let now = Instant::now();
+    fn take_due_checkpoints(&mut self, now: Instant) {
         for partition in &mut self.partitions {
             if partition.checkpoint_due().is_some_and(|due| due <= now)
                 && let Some(frozen) = partition.freeze()
@@ -405,17 +503,6 @@ impl Apply {
                 let _ = self.checkpoints.send((partition.number, frozen));
             }
         }
-    }
-
-    /// Waits while a partition's changes exceed their bound.
-    async fn wait_for_room(&mut self) -> Result<(), ServerError> {
-        while self.partitions.iter().any(Partition::is_full) {
-            match self.control.recv().await {
-                Some(control) => self.control(control)?,
-                None => return Ok(()),
-            }
-        }
-        Ok(())
     }
 
     fn control(&mut self, control: Control) -> Result<(), ServerError> {
@@ -455,29 +542,16 @@ impl Apply {
         Some(UserView { log_time: home.machine.log_time(), volatile: home.machine.volatile(), user })
     }
 
-    /// A clean end: everything applied is checkpointed, what waited for that is answered.
-    async fn finish(&mut self) -> Result<(), ServerError> {
-        loop {
-            for partition in &mut self.partitions {
-                if !partition.store.is_frozen()
-                    && let Some(frozen) = partition.freeze()
-                {
-                    let _ = self.checkpoints.send((partition.number, frozen));
-                }
-            }
-            if !self.partitions.iter().any(|partition| partition.store.is_frozen()) {
-                break;
-            }
-            match self.control.recv().await {
-                Some(control) => self.control(control)?,
-                None => break,
+    /// Begins a checkpoint wherever one is left to take. Whether any is under way.
+    fn checkpoint_all(&mut self) -> bool {
+        for partition in &mut self.partitions {
+            if !partition.store.is_frozen()
+                && let Some(frozen) = partition.freeze()
+            {
+                let _ = self.checkpoints.send((partition.number, frozen));
             }
         }
-        if let Some(latest) = self.answers.latest() {
-            // Its failure is nothing to a server that ends.
-            let _ = tokio::time::timeout(LAST_ANSWER_WAIT, latest).await;
-        }
-        Ok(())
+        self.partitions.iter().any(|partition| partition.store.is_frozen())
     }
 }
 

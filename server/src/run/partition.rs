@@ -8,7 +8,8 @@ use crate::store::{Checkpoint, Frozen, PartitionStore, Written};
 use bytes::Bytes;
 use proto::frame::record_hash;
 use proto::log::{Record, Topic};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often a changed partition is checkpointed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);

@@ -3,11 +3,12 @@
 //! * Offsets are always explicit; `group.id` is set because librdkafka assigns
 //!   only then, but no group is joined and nothing is committed.
 //! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the
-//!   latest; while the tail's queue is full it does not poll, and librdkafka
-//!   stops fetching at its own bound.
+//!   latest; while the tail's queue is full or its sink is busy it does not poll,
+//!   and librdkafka stops fetching at its own bound.
 
 use super::client::{self, Trouble, Watch, refusal};
 use super::{Cluster, bounds, retried};
+use crate::log::tail::{Poller, Sink};
 use crate::log::{LogError, Record, Start, Tail, Topic};
 use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -15,9 +16,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 /// How late a dropped tail is seen by a thread that has nothing to deliver.
 const STOP_SEEN: Duration = Duration::from_millis(100);
@@ -28,15 +30,9 @@ pub(super) fn start(cluster: &Arc<Cluster>, starts: &[(Topic, u32, Start)]) -> R
     let trouble = watch.trouble.clone();
     let consumer: BaseConsumer<Watch> = client::open(&config(cluster, bulk), watch)?;
     let next = resolve(cluster, &consumer, &trouble, starts)?;
-    let (records, queue) = mpsc::channel(if bulk { Tail::QUEUE_BULK_RECORDS } else { Tail::QUEUE_RECORDS });
-    let reader = Reader { cluster: Arc::clone(cluster), consumer, trouble, next, records, outage: false };
+    let reader = Reader { cluster: Arc::clone(cluster), consumer, trouble, next, bulk, outage: false };
     reader.assign()?;
-    std::thread::Builder::new()
-        .name("kfs-tail".to_owned())
-        .spawn(move || reader.run())
-        .map_err(|error| LogError::Refused { tried: "start a reader".to_owned(), reason: error.to_string() })?;
-    // The queue's own closing is what stops the thread.
-    Ok(Tail::queue(queue))
+    Ok(Tail::polled(Box::new(reader)))
 }
 
 fn config(cluster: &Cluster, bulk: bool) -> rdkafka::ClientConfig {
@@ -169,13 +165,21 @@ struct Reader {
     trouble: Trouble,
     /// The offset that comes next, for each partition read.
     next: BTreeMap<(Topic, u32), u64>,
-    records: mpsc::Sender<Result<Record, LogError>>,
+    bulk: bool,
     /// Whether an outage has been reported and not ended.
     outage: bool,
 }
 
-/// The tail has gone, or has got its last word.
-struct Ended;
+impl Poller for Reader {
+    fn queue(&self) -> usize {
+        if self.bulk { Tail::QUEUE_BULK_RECORDS } else { Tail::QUEUE_RECORDS }
+    }
+
+    fn run(self: Box<Self>, sink: &mut dyn Sink, stop: &watch::Receiver<()>) {
+        // Either way there is nobody left to tell.
+        let _: ControlFlow<()> = Reader::run(*self, sink, stop);
+    }
+}
 
 impl Reader {
     fn assign(&self) -> Result<(), LogError> {
@@ -188,28 +192,38 @@ impl Reader {
         self.consumer.assign(&list).map_err(wrong)
     }
 
-    fn run(mut self) {
-        while !self.records.is_closed() {
-            let step = match self.consumer.poll(STOP_SEEN) {
+    fn run(mut self, sink: &mut dyn Sink, stop: &watch::Receiver<()>) -> ControlFlow<()> {
+        let mut taken = 0;
+        while stop.has_changed().is_ok() {
+            // What is at hand comes first, then a rest, then what there is to wait for.
+            let polled = if taken > 0 { self.consumer.poll(Duration::ZERO) } else { self.consumer.poll(STOP_SEEN) };
+            match polled {
+                None if taken > 0 => {
+                    taken = 0;
+                    sink.rest()?;
+                }
                 None => {
                     self.look_for_end_of_outage();
-                    Ok(())
+                    sink.rest()?;
                 }
                 Some(Ok(message)) => {
                     let record = self.record(&message);
                     drop(message);
                     self.outage = false;
-                    match record {
-                        Some(record) => self.deliver(record),
-                        None => Ok(()),
+                    if let Some(record) = record {
+                        self.next.insert((record.topic, record.partition), record.offset + 1);
+                        sink.take(Ok(record))?;
+                        taken += 1;
+                    }
+                    if taken >= Tail::BATCH {
+                        taken = 0;
+                        sink.rest()?;
                     }
                 }
-                Some(Err(error)) => self.trouble(&error),
-            };
-            if step.is_err() {
-                break;
+                Some(Err(error)) => self.trouble(&error, sink)?,
             }
         }
+        ControlFlow::Continue(())
     }
 
     fn record(&self, message: &BorrowedMessage<'_>) -> Option<Record> {
@@ -227,40 +241,26 @@ impl Reader {
         })
     }
 
-    fn deliver(&mut self, record: Record) -> Result<(), Ended> {
-        self.next.insert((record.topic, record.partition), record.offset + 1);
-        self.send(Ok(record))
-    }
-
-    fn send(&self, item: Result<Record, LogError>) -> Result<(), Ended> {
-        match self.records.try_send(item) {
-            Ok(()) => Ok(()),
-            // Ends when there is room or the tail is dropped.
-            Err(mpsc::error::TrySendError::Full(item)) => self.records.blocking_send(item).map_err(|_| Ended),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Ended),
-        }
-    }
-
-    fn trouble(&mut self, error: &KafkaError) -> Result<(), Ended> {
+    fn trouble(&mut self, error: &KafkaError, sink: &mut dyn Sink) -> ControlFlow<()> {
         use RDKafkaErrorCode::*;
         let Some(code) = error.rdkafka_error_code() else {
-            return Ok(());
+            return ControlFlow::Continue(());
         };
         match code {
-            AutoOffsetReset | OffsetOutOfRange | LogTruncation => self.out_of_range(code),
+            AutoOffsetReset | OffsetOutOfRange | LogTruncation => self.out_of_range(code, sink),
             // It may be over by now, or concern one broker of several.
             AllBrokersDown | Authentication | SSL if !self.is_answered() => {
-                self.report(self.cluster.unreachable(&self.trouble))
+                self.report(sink, self.cluster.unreachable(&self.trouble))
             }
             TopicAuthorizationFailed | ClusterAuthorizationFailed => {
-                self.report(refusal(format!("let us read from {}", self.topics()), error))
+                self.report(sink, refusal(format!("let us read from {}", self.topics()), error))
             }
             UnknownTopicOrPartition | UnknownTopic | UnknownPartition => match self.next.keys().next() {
-                Some(&(topic, _)) => self.report(self.cluster.no_topic(topic)),
-                None => Ok(()),
+                Some(&(topic, _)) => self.report(sink, self.cluster.no_topic(topic)),
+                None => ControlFlow::Continue(()),
             },
             // One broker of several, the unused group, a request that is tried again.
-            _ => Ok(()),
+            _ => ControlFlow::Continue(()),
         }
     }
 
@@ -271,11 +271,11 @@ impl Reader {
     }
 
     /// Once until it is over.
-    fn report(&mut self, error: LogError) -> Result<(), Ended> {
+    fn report(&mut self, sink: &mut dyn Sink, error: LogError) -> ControlFlow<()> {
         if std::mem::replace(&mut self.outage, true) {
-            return Ok(());
+            return ControlFlow::Continue(());
         }
-        self.send(Err(error))
+        sink.take(Err(error))
     }
 
     /// No record may come for long after an outage, so its end is asked for.
@@ -293,29 +293,29 @@ impl Reader {
     }
 
     /// librdkafka does not say which partition it has stopped reading, so all are looked at.
-    fn out_of_range(&mut self, code: RDKafkaErrorCode) -> Result<(), Ended> {
+    fn out_of_range(&mut self, code: RDKafkaErrorCode, sink: &mut dyn Sink) -> ControlFlow<()> {
         let timeout = self.cluster.settings.timeout;
         for (&(topic, partition), &offset) in &self.next {
             let found = bounds(&self.cluster, self.consumer.client(), &self.trouble, topic, partition, timeout);
             match found {
                 Ok((first, next)) if offset < first || offset > next || code == RDKafkaErrorCode::LogTruncation => {
                     let topic = self.cluster.name(topic).to_owned();
-                    self.send(Err(LogError::OutOfRange { topic, partition, offset, first, next }))?;
-                    return Err(Ended);
+                    sink.take(Err(LogError::OutOfRange { topic, partition, offset, first, next }))?;
+                    return ControlFlow::Break(());
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    self.send(Err(error))?;
-                    return Err(Ended);
+                    sink.take(Err(error))?;
+                    return ControlFlow::Break(());
                 }
             }
         }
         // All are readable: it was a passing state (a leader behind the last one). Begin again where we are.
         match self.assign() {
-            Ok(()) => Ok(()),
+            Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                self.send(Err(error))?;
-                Err(Ended)
+                sink.take(Err(error))?;
+                ControlFlow::Break(())
             }
         }
     }
