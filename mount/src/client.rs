@@ -8,7 +8,6 @@
 //!   keeps what a crash must not lose.
 //! * No cache of names, attributes or content is here: that is `fs`.
 
-pub(crate) mod clock;
 pub(crate) mod core;
 mod driver;
 mod journal;
@@ -28,6 +27,7 @@ pub use status::{ClientStatus, Counters, Drained, JournalStatus};
 use bytes::Bytes;
 use driver::Handle;
 use proto::chunk::ChunkName;
+use proto::clock::Clock;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
 use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
@@ -53,6 +53,8 @@ pub struct ClientConfig {
     /// Calls wait for ever instead of `timeout`.
     pub hard: bool,
     pub journal: Option<JournalConfig>,
+    /// What this machine takes for civil time.
+    pub clock: Clock,
 }
 
 /// What proves who the user is.

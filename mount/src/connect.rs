@@ -6,6 +6,7 @@
 
 use crate::client::{ClientConfig, JournalConfig, Secret};
 use anyhow::Context;
+use proto::clock::Clock;
 use proto::config::{Config, Options};
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::login::DeviceCredential;
@@ -119,6 +120,7 @@ impl Login {
             timeout: self.timeout,
             hard: self.hard,
             journal: self.journal,
+            clock: Clock::default(),
         })
     }
 }

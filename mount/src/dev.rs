@@ -156,6 +156,7 @@ async fn open(data: &Data, brokers: &str, credential: DeviceCredential, options:
         timeout: TIMEOUT,
         hard: false,
         journal: Some(JournalConfig { dir: data.journal(), max_bytes: JOURNAL_BYTES }),
+        clock: proto::clock::Clock::default(),
     };
     let client = Client::connect(config).await?;
     let fs_config = FsConfig::new(owners(options, client.owner_ids()));

@@ -124,7 +124,7 @@ struct Inner {
     budget: Budget,
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
-    statfs: std::sync::Mutex<Option<(std::time::Instant, Statfs)>>,
+    statfs: std::sync::Mutex<Option<(tokio::time::Instant, Statfs)>>,
     kernel: OnceLock<Box<dyn Kernel>>,
 }
 
@@ -211,7 +211,7 @@ impl Fs {
         match self.view(View::Statfs, patience).await?.outcome {
             Outcome::Statfs { bytes_total, bytes_used, inodes_total, inodes_used } => {
                 let statfs = Statfs { bytes_total, bytes_used, inodes_total, inodes_used };
-                *lock() = Some((std::time::Instant::now(), statfs));
+                *lock() = Some((tokio::time::Instant::now(), statfs));
                 Ok(statfs)
             }
             _ => Err(FsError::WrongAnswer { op: "statfs" }),

@@ -106,6 +106,7 @@ impl Place {
             timeout: WAIT,
             hard: false,
             journal: None,
+            clock: proto::clock::Clock::default(),
         }
     }
 

@@ -120,7 +120,7 @@ macro_rules! hex_id {
             /// A fresh one from the system's random source.
             pub fn random() -> Self {
                 let mut id = [0; 16];
-                getrandom::fill(&mut id).expect("the kernel's random source does not fail once seeded");
+                crate::random::fill(&mut id);
                 Self(id)
             }
         }

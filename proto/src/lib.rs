@@ -1,6 +1,7 @@
 //! What crosses Kafka between `kfs-mount` and `kfs-server`, and the log it travels on.
 
 pub mod chunk;
+pub mod clock;
 pub mod config;
 pub mod frame;
 pub mod ids;
@@ -8,7 +9,11 @@ pub mod keys;
 pub mod log;
 pub mod login;
 pub mod message;
+pub mod random;
 pub mod seal;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+pub mod task;
 
 pub use ids::{
     Epoch, IncarnationId, Ino, LogTime, Name, NameError, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId,

@@ -15,6 +15,7 @@ pub use device::{DeviceCredential, DeviceSecret};
 
 use crate::ids::{LogTime, SessionId};
 use crate::keys::{ClusterKey, ExportKey, SessionSecret};
+use crate::random::Source;
 use crate::seal::{Key, derive_key, hash_of, open_blob_of, seal_blob_of};
 use opaque_ke::argon2::{Algorithm, Argon2, Params, Version};
 use opaque_ke::{
@@ -22,7 +23,6 @@ use opaque_ke::{
     CredentialFinalization, CredentialRequest, CredentialResponse, Identifiers, Ristretto255, ServerLogin,
     ServerLoginParameters, ServerRegistration, TripleDh,
 };
-use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -130,11 +130,11 @@ pub fn register(
     check_password(password)?;
     let identity = bound_identity(user, credential);
     let failed = |_| LoginError::Malformed("registration");
-    let client = ClientRegistration::<Suite>::start(&mut OsRng, password).map_err(failed)?;
+    let client = ClientRegistration::<Suite>::start(&mut Source, password).map_err(failed)?;
     let server = ServerRegistration::<Suite>::start(cluster.opaque(), client.message, &identity).map_err(failed)?;
     let stretching = credential.stretching();
     let parameters = ClientRegistrationFinishParameters::new(identifiers(&identity), Some(&stretching));
-    let done = client.state.finish(&mut OsRng, password, server.message, parameters).map_err(failed)?;
+    let done = client.state.finish(&mut Source, password, server.message, parameters).map_err(failed)?;
     Ok(Registered {
         record: ServerRegistration::finish(done.message).serialize().to_vec(),
         export_key: ExportKey::from_opaque(done.export_key.into()),
@@ -162,7 +162,7 @@ impl ClientLogin {
     /// Begins a login; the bytes are `ke1`, for the server.
     pub fn start(password: &[u8]) -> Result<(ClientLogin, Vec<u8>), LoginError> {
         check_password(password)?;
-        let started = opaque_ke::ClientLogin::<Suite>::start(&mut OsRng, password)
+        let started = opaque_ke::ClientLogin::<Suite>::start(&mut Source, password)
             .map_err(|_| LoginError::Malformed("password"))?;
         let ke1 = started.message.serialize().to_vec();
         Ok((ClientLogin { state: started.state, ke1: ke1.clone() }, ke1))
@@ -182,7 +182,7 @@ impl ClientLogin {
         let stretching = credential.stretching();
         let parameters = ClientLoginFinishParameters::new(Some(CONTEXT), identifiers(&identity), Some(&stretching));
         let done =
-            self.state.finish(&mut OsRng, password, response, parameters).map_err(|_| LoginError::WrongPassword)?;
+            self.state.finish(&mut Source, password, response, parameters).map_err(|_| LoginError::WrongPassword)?;
         let ke3 = done.message.serialize().to_vec();
         Ok(ClientDone {
             session: session_id(&hash_of(&self.ke1), &hash_of(ke2), &hash_of(&ke3)),
@@ -248,7 +248,7 @@ pub fn server_start(
     };
     let identity = bound_identity(user, credential);
     let parameters = ServerLoginParameters { context: Some(CONTEXT), identifiers: identifiers(&identity) };
-    let started = ServerLogin::start(&mut OsRng, cluster.opaque(), record, request, &identity, parameters)
+    let started = ServerLogin::start(&mut Source, cluster.opaque(), record, request, &identity, parameters)
         .map_err(|_| LoginError::Malformed("first message"))?;
     let ke2 = started.message.serialize().to_vec();
     let half_state = HalfState {

@@ -13,6 +13,7 @@
 use crate::frame::{Frame, FrameError, HEADER_BYTES, Header, Kind, TAG_BYTES};
 use crate::ids::{Epoch, NamespaceId};
 use crate::log::{MAX_RECORD_BYTES, Topic};
+pub use crate::random::random;
 use bytes::Bytes;
 use chacha20poly1305::aead::AeadInPlace;
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
@@ -68,13 +69,6 @@ pub(crate) fn derive_key(context: &'static str, material: &[&[u8]]) -> Key {
         hasher.update(part);
     }
     Key(*hasher.finalize().as_bytes())
-}
-
-/// Bytes from the system's random source.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel's random source does not fail once seeded");
-    bytes
 }
 
 /// Which way a record travels, so that none can be turned round.

@@ -10,7 +10,6 @@
 mod connect;
 mod inbox;
 
-use super::clock;
 use super::core::{Action, Core, Entry, Journaled, Waiter};
 use super::journal::Journal;
 use super::patience::Patience;
@@ -30,9 +29,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Invalidations that a receiver may lag behind.
 const INVALIDATIONS: usize = 1024;
@@ -196,13 +196,12 @@ impl Inner {
     }
 
     pub(super) fn now(&self) -> Time {
-        let local = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let nanos = local.as_nanos() as i128 + i128::from(self.identity.clock_offset_ms) * 1_000_000;
+        let nanos = self.config.clock.nanos() + i128::from(self.identity.clock_offset_ms) * 1_000_000;
         Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
     }
 
     pub(super) fn now_ms(&self) -> u64 {
-        clock::now_ms()
+        proto::clock::monotonic_ms()
     }
 
     /// The open session's link; `None` while there is none.
@@ -483,6 +482,7 @@ impl Inner {
             // Never busy, whatever the core says; never longer than a minute.
             let sleep_ms = wake_ms.saturating_sub(self.now_ms()).clamp(2, 60_000);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Duration::from_millis(sleep_ms)) => {}
                 () = self.timer.notified() => {}
             }

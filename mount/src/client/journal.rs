@@ -20,16 +20,16 @@ use super::status::JournalStatus;
 use bytes::Bytes;
 use file::{Content, JournalFile, Pending, Request};
 use proto::chunk::ChunkName;
+use proto::clock::Clock;
 use proto::message::{Op, Open, Source, Upload};
 use proto::seal::{Key, hash_of};
 use proto::{RequestNo, SessionId, Time};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Files end in this; their names begin with a tag of the user and cluster.
 const SUFFIX: &str = "journal";
@@ -46,6 +46,7 @@ pub(super) struct Journal {
     own_path: PathBuf,
     max_bytes: u64,
     key: Key,
+    clock: Clock,
     state: Mutex<State>,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct AdoptedEntry {
 impl Journal {
     /// Makes this client's journal and adopts what earlier ones left. Trouble with
     /// the directory or a file is told (`status`, a warning), and costs only what it concerns.
-    pub(super) fn open(config: &JournalConfig, key: &Key, prefix: &str) -> (Journal, Adopted) {
+    pub(super) fn open(config: &JournalConfig, key: &Key, prefix: &str, clock: &Clock) -> (Journal, Adopted) {
         let key = key.clone();
         let tag = key.derive("kfs 2026-11 journal name v1", &hash_of(prefix.as_bytes()));
         let tag: String = tag.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -89,7 +90,7 @@ impl Journal {
         let mut adopted = Adopted::default();
         let made = make_dir(&config.dir)
             .and_then(|()| state.adopt(&config.dir, &tag, &key, &mut adopted))
-            .and_then(|()| JournalFile::create(&own_path, now_ms()));
+            .and_then(|()| JournalFile::create(&own_path, clock.now_ms().max(0) as u64));
         match made {
             Ok(file) => {
                 state.files.insert(Journaled::OWN_FILE, file);
@@ -100,8 +101,14 @@ impl Journal {
                 state.broken = Some(reason);
             }
         }
-        let journal =
-            Journal { dir: config.dir.clone(), own_path, max_bytes: config.max_bytes, key, state: Mutex::new(state) };
+        let journal = Journal {
+            dir: config.dir.clone(),
+            own_path,
+            max_bytes: config.max_bytes,
+            key,
+            clock: clock.clone(),
+            state: Mutex::new(state),
+        };
         (journal, adopted)
     }
 
@@ -255,7 +262,8 @@ impl Journal {
         let file = state.files.get_mut(&journaled.file).ok_or(io::ErrorKind::NotFound)?;
         let dir = self.dir.join(CONFLICTS);
         make_dir(&dir)?;
-        let path = dir.join(format!("{}-{}-{}.{SUFFIX}", now_ms() / 1000, journaled.entry, SessionId::random()));
+        let path =
+            dir.join(format!("{}-{}-{}.{SUFFIX}", self.clock.now_ms() / 1000, journaled.entry, SessionId::random()));
         file.copy_entry(&self.key, journaled.entry, &path)?;
         Ok(path)
     }
@@ -290,7 +298,8 @@ impl State {
                 Err(error) => tracing::warn!("cannot adopt the journal {}: {error}", path.display()),
             }
         }
-        found.sort_by_key(|file| file.made_ms());
+        // Two made in one millisecond, or by a clock that was set back: by name, in whatever order the directory is.
+        found.sort_by_key(|file| (file.made_ms(), file.path().to_owned()));
         let mut seen = HashSet::new();
         for (index, mut file) in found.into_iter().enumerate() {
             let requests = match file.requests(key) {
@@ -334,19 +343,15 @@ impl State {
 /// The chunks that a request quotes, each once.
 fn quotes(op: &Op) -> Vec<ChunkName> {
     let Op::Upload(Upload::Write { pieces, .. }) = op else { return Vec::new() };
-    let mut names = HashMap::new();
+    let mut names = BTreeSet::new();
     for piece in pieces {
         if let Source::Chunk(name) = &piece.source {
-            names.insert(*name, ());
+            names.insert(*name);
         }
     }
-    names.into_keys().collect()
+    names.into_iter().collect()
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -9,10 +9,10 @@ use proto::log::{LogError, Start, Tail, Topic};
 use proto::login::{ClientLogin, CredentialId, LoginError, public_key};
 use proto::message::{LoginAnswer, LoginDone, LoginRequest};
 use proto::seal::{Context, Direction, Head, Key, open, random, seal};
-use proto::{Epoch, NamespaceId};
+use proto::{Epoch, NamespaceId, task};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::time::timeout_at;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Silence after which a login's frame is sent again; doubled each time.
 const RESEND: Duration = Duration::from_secs(1);
@@ -47,13 +47,12 @@ pub(super) async fn login(config: &ClientConfig, patience: Duration) -> Result<L
     };
     let (secret, user) = (config.secret.clone(), config.user.clone());
     let for_thread = credential.clone();
-    let finished =
-        tokio::task::spawn_blocking(move || state.finish(password(&secret), &ke2, user.as_str(), &for_thread))
-            .await
-            .map_err(|error| protocol(error.to_string()))?
-            .map_err(|error| unusable(config, error))?;
+    let finished = task::offload(move || state.finish(password(&secret), &ke2, user.as_str(), &for_thread))
+        .await
+        .map_err(|error| protocol(error.to_string()))?
+        .map_err(|error| unusable(config, error))?;
 
-    let asked = now_ms();
+    let asked = config.clock.now_ms();
     let answer = attempt.ask(2, &LoginRequest::Finish { half_state, ke1, ke3: finished.ke3.clone() }).await?;
     let sealed = match answer {
         LoginAnswer::Done { sealed } => sealed,
@@ -63,7 +62,7 @@ pub(super) async fn login(config: &ClientConfig, patience: Duration) -> Result<L
         }
         LoginAnswer::Challenge { .. } => return Err(protocol("a login was asked for its beginning twice")),
     };
-    let answered = now_ms();
+    let answered = config.clock.now_ms();
     let done = LoginDone::open(&finished.session_secret.login_key(), finished.session, &sealed)
         .map_err(|error| protocol(error.to_string()))?;
     let keys_failed = |reason: String| ConnectError::Keys { user: config.user.clone(), reason };
@@ -95,8 +94,8 @@ impl<'a> Attempt<'a> {
         patience: Duration,
     ) -> Result<Attempt<'a>, ConnectError> {
         let log = Arc::clone(&config.log);
-        let reading = tokio::task::spawn_blocking(move || log.read_from(&[(Topic::Auth, 0, Start::End)]));
-        let tail = match timeout_at(deadline.into(), reading).await {
+        let reading = task::offload(move || log.read_from(&[(Topic::Auth, 0, Start::End)]));
+        let tail = match timeout_at(deadline, reading).await {
             Ok(Ok(tail)) => tail?,
             Ok(Err(error)) => return Err(protocol(error.to_string())),
             Err(_) => {
@@ -125,6 +124,7 @@ impl<'a> Attempt<'a> {
             let mut stored = false;
             loop {
                 tokio::select! {
+                    biased;
                     result = &mut appended, if !stored => {
                         match result {
                             Ok(_) => stored = true,
@@ -145,7 +145,7 @@ impl<'a> Attempt<'a> {
                         Some(Err(_)) => {}
                         None => return Err(protocol("the log has ended")),
                     },
-                    () = tokio::time::sleep_until(again.into()) => break,
+                    () = tokio::time::sleep_until(again) => break,
                 }
             }
             if Instant::now() >= self.deadline {
@@ -202,9 +202,4 @@ fn unusable(config: &ClientConfig, error: LoginError) -> ConnectError {
 
 fn protocol(reason: impl Into<String>) -> ConnectError {
     ConnectError::Protocol { reason: reason.into() }
-}
-
-/// This machine's clock, in milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

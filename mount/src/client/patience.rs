@@ -5,7 +5,8 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Makes a future that resolves when the caller is interrupted, one for each wait.
 pub type Interrupt = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -55,7 +56,7 @@ impl Patience {
             match self.timeout {
                 Some(timeout) => {
                     let started = self.started.unwrap_or_else(Instant::now);
-                    tokio::time::sleep_until((started + timeout).into()).await;
+                    tokio::time::sleep_until(started + timeout).await;
                     timeout
                 }
                 None => std::future::pending().await,

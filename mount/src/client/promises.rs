@@ -11,7 +11,6 @@
 //! * Nothing counts later than [`LEASE_MS`] after the sending of the last record
 //!   that has been answered.
 
-use super::clock;
 use lru::LruCache;
 use proto::Position;
 use proto::message::Promise;
@@ -85,7 +84,7 @@ impl Default for Promises {
 impl Promises {
     /// The promise's current grant, if it counts right now.
     pub fn grant(&self, promise: &Promise) -> Option<Grant> {
-        self.grant_at(clock::now_ms(), promise)
+        self.grant_at(proto::clock::monotonic_ms(), promise)
     }
 
     /// [`Promises::grant`] at a moment that the caller knows.

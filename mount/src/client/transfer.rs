@@ -14,11 +14,12 @@ use proto::frame::{Frame, Kind};
 use proto::log::{LogError, Topic};
 use proto::message::{Download, Op, Served, Source, Upload};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 /// Silence after which a chunk is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -65,7 +66,8 @@ struct Uploads {
 
 #[derive(Default)]
 struct Downloads {
-    chunks: HashMap<ChunkName, Ask>,
+    /// Ordered, so that they are asked for again in an order.
+    chunks: BTreeMap<ChunkName, Ask>,
     /// Names to be asked for, in the order of their callers.
     queue: VecDeque<ChunkName>,
     /// Frame hashes of reads by number, for their answers' seals.
@@ -191,6 +193,7 @@ pub(super) async fn ask_for_chunks(inner: Arc<Inner>) {
             }
         };
         tokio::select! {
+            biased;
             () = inner.transfers.asked.notified() => {}
             changed = live.changed() => {
                 if changed.is_err() {
@@ -364,20 +367,18 @@ impl Downloads {
 
     /// Queues again what was asked for and has been silent for so long.
     fn ask_again_after(&mut self, silence: Duration) {
-        let mut gone = HashSet::new();
-        for (name, ask) in &mut self.chunks {
+        self.chunks.retain(|name, ask| {
             if ask.asked.is_some_and(|asked| asked.elapsed() >= silence) {
                 ask.asked = None;
                 self.under_way -= 1;
                 ask.readers.retain(|reader| !reader.is_closed());
                 if ask.readers.is_empty() {
-                    gone.insert(*name);
-                } else {
-                    self.queue.push_back(*name);
+                    return false;
                 }
+                self.queue.push_back(*name);
             }
-        }
-        self.chunks.retain(|name, _| !gone.contains(name));
+            true
+        });
     }
 
     fn finish(&mut self, name: &ChunkName, content: Result<Bytes, CallError>) {

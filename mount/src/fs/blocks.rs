@@ -112,7 +112,7 @@ impl Fs {
             false => {
                 let (client, key, hash) = (self.inner.client.clone(), key.clone(), name.hash);
                 let open = move || client.keys().open_content(&key, &hash, &sealed);
-                tokio::task::spawn_blocking(open).await.map_err(|e| fail(e.to_string()))?
+                proto::task::offload(open).await.map_err(|e| fail(e.to_string()))?
             }
         };
         opened.map_err(|e| fail(e.to_string()))

@@ -193,7 +193,7 @@ impl Fs {
             let (fs, dir) = (self.clone(), handle.dir);
             let patience = Patience::within(self.inner.config.close_timeout);
             let fetch = async move { fs.fetch_page(dir, next, &patience).await };
-            place.ahead = Some(self.inner.runtime.spawn(fetch));
+            place.ahead = Some(proto::task::spawn_on(&self.inner.runtime, fetch));
         }
         Ok(page)
     }

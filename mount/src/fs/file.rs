@@ -15,10 +15,10 @@ use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Attr, FileKind, Outcome, Refusal, View};
 use proto::{Ino, Name, Position, Time};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Extents asked for when a file is opened: most files have fewer.
 const OPEN_EXTENTS: u32 = 64;
@@ -162,7 +162,7 @@ impl File {
 
 /// Every [`File`], and which version the kernel's pages of an inode are of.
 pub struct Files {
-    open: Mutex<HashMap<Ino, Arc<File>>>,
+    open: Mutex<BTreeMap<Ino, Arc<File>>>,
     pages: Mutex<BytesLru<Ino, Position>>,
 }
 
@@ -173,7 +173,7 @@ impl Default for Files {
 }
 
 impl Files {
-    fn open(&self) -> MutexGuard<'_, HashMap<Ino, Arc<File>>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Ino, Arc<File>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

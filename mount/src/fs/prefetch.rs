@@ -60,7 +60,7 @@ impl Fs {
             return;
         }
         let (fs, ino) = (self.clone(), handle.file.ino);
-        self.inner.runtime.spawn(async move {
+        proto::task::spawn_on(&self.inner.runtime, async move {
             let patience = Patience::within(fs.inner.config.close_timeout);
             // What cannot be fetched ahead will be asked for, and then says why.
             if let Ok((_, parts)) = fs.content(ino, from, to, &patience).await {
@@ -84,7 +84,7 @@ impl Fs {
         for extent in missing {
             let Ok(slot) = self.inner.prefetches.clone().try_acquire_owned() else { return };
             let (fs, extent) = (self.clone(), extent.clone());
-            self.inner.runtime.spawn(async move {
+            proto::task::spawn_on(&self.inner.runtime, async move {
                 let patience = Patience::within(fs.inner.config.close_timeout);
                 let _ = fs.block(&extent, &patience).await;
                 drop(slot);

@@ -67,7 +67,7 @@ impl Stamps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::clock::now_ms;
+    use proto::clock::monotonic_ms as now_ms;
     use proto::{Epoch, Ino, Position};
 
     const P: Promise = Promise::Content(Ino(7));

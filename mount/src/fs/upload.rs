@@ -60,7 +60,7 @@ impl Fs {
                 };
                 let Some((seq, plain)) = next else { break };
                 let client = self.inner.client.clone();
-                let sealed = tokio::task::spawn_blocking(move || client.keys().seal_content(&plain));
+                let sealed = proto::task::offload(move || client.keys().seal_content(&plain));
                 sealing.push_back((seq, sealed, slot));
             }
             let Some((seq, sealed, slot)) = sealing.pop_front() else { continue };
@@ -83,7 +83,7 @@ impl Fs {
             });
             // The first look puts it into the client's queue for room, behind the pack before it.
             if upload.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                self.inner.runtime.spawn(upload);
+                proto::task::spawn_on(&self.inner.runtime, upload);
             }
         }
     }

@@ -13,7 +13,7 @@ impl Fs {
         let mut invalidations = self.inner.client.invalidations();
         // Weak: a filesystem that nobody uses any more ends.
         let inner = Arc::downgrade(&self.inner);
-        self.inner.runtime.spawn(async move {
+        proto::task::spawn_on(&self.inner.runtime, async move {
             loop {
                 let received = invalidations.recv().await;
                 let Some(inner) = inner.upgrade() else { return };

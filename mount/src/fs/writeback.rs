@@ -20,7 +20,8 @@ use proto::log::Topic;
 use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
 use proto::{Ino, Name};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a written range lies still before it is sent unasked.
 const TICK: Duration = Duration::from_millis(50);
@@ -130,7 +131,7 @@ impl Fs {
         self.enqueue(file, &mut state, full, append);
         if !state.ticking {
             state.ticking = true;
-            self.inner.runtime.spawn(self.clone().tick(file.clone()));
+            proto::task::spawn_on(&self.inner.runtime, self.clone().tick(file.clone()));
         }
         drop(state);
         if at != offset {
@@ -160,7 +161,7 @@ impl Fs {
         }
         if !state.uploads.is_empty() && !state.uploading {
             state.uploading = true;
-            self.inner.runtime.spawn(self.clone().upload_all(file.clone()));
+            proto::task::spawn_on(&self.inner.runtime, self.clone().upload_all(file.clone()));
         }
     }
 
@@ -198,7 +199,7 @@ impl Fs {
         }
         if !state.answers.is_empty() && !state.answering {
             state.answering = true;
-            self.inner.runtime.spawn(self.clone().take_answers(file.clone()));
+            proto::task::spawn_on(&self.inner.runtime, self.clone().take_answers(file.clone()));
         }
     }
 

@@ -74,6 +74,7 @@ impl Place {
             timeout: WAIT,
             hard: false,
             journal: None,
+            clock: proto::clock::Clock::default(),
         };
         Client::connect(config).await.expect("logs in")
     }

@@ -3,9 +3,9 @@
 use super::file::{KeyFileError, SecretFile, encode};
 use crate::ids::{Epoch, SessionId};
 use crate::login::Suite;
+use crate::random::Source;
 use crate::seal::{Key, derive_key};
 use opaque_ke::ServerSetup;
-use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct ClusterKey {
 impl ClusterKey {
     /// A new cluster's.
     pub fn generate() -> ClusterKey {
-        ClusterKey { secret: Key::random(), opaque: ServerSetup::new(&mut OsRng) }
+        ClusterKey { secret: Key::random(), opaque: ServerSetup::new(&mut Source) }
     }
 
     /// Writes the key file, mode 0600; never over an existing one.

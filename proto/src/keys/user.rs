@@ -4,6 +4,7 @@
 use super::file::{KeyFileError, SecretFile, encode};
 use crate::ids::NamespaceId;
 use crate::login::{CredentialId, bound_identity};
+use crate::random::Source;
 use crate::seal::{Key, derive_key, open_blob, random, seal_blob};
 use hpke::aead::ChaCha20Poly1305;
 use hpke::kdf::HkdfSha256;
@@ -204,7 +205,7 @@ impl NamespaceKey {
             &namespace_info(namespace, self.epoch),
             self.key.as_bytes(),
             &[],
-            &mut SystemRandom,
+            &mut Source,
         )
         .map_err(|_| KeyError::PublicKey)?;
         let mut sealed = encapped.to_bytes().to_vec();
@@ -232,20 +233,3 @@ fn namespace_info(namespace: NamespaceId, key_epoch: u32) -> Vec<u8> {
     info.extend_from_slice(&key_epoch.to_le_bytes());
     info
 }
-
-/// The system's random source, as HPKE's version of `rand_core` wants to see it.
-struct SystemRandom;
-
-impl hpke::rand_core::RngCore for SystemRandom {
-    fn next_u32(&mut self) -> u32 {
-        u32::from_le_bytes(random())
-    }
-    fn next_u64(&mut self) -> u64 {
-        u64::from_le_bytes(random())
-    }
-    fn fill_bytes(&mut self, bytes: &mut [u8]) {
-        getrandom::fill(bytes).expect("the kernel's random source does not fail once seeded");
-    }
-}
-
-impl hpke::rand_core::CryptoRng for SystemRandom {}

@@ -6,6 +6,7 @@ use super::*;
 use crate::client::journal::Adopted;
 use crate::client::transfer;
 use proto::message::{Source, Upload};
+use proto::task;
 
 /// How long one login that replaces a session may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -22,7 +23,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     let (identity, link, ticket) = login::login(&config, timeout).await?.into();
     let (journal, adopted) = match &config.journal {
         Some(journal) => {
-            let (journal, adopted) = Journal::open(journal, identity.keys.journal_key(), &config.prefix);
+            let (journal, adopted) = Journal::open(journal, identity.keys.journal_key(), &config.prefix, &config.clock);
             (Some(Arc::new(journal)), adopted)
         }
         None => (None, Adopted::default()),
@@ -58,13 +59,13 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     });
     let handle = Handle { inner: Arc::clone(&inner) };
     let spawn = |task| lock(&inner.tasks).push(task);
-    spawn(tokio::spawn(Arc::clone(&inner).keep_time()));
-    spawn(tokio::spawn(Arc::clone(&inner).watch_appends(appended)));
-    spawn(tokio::spawn(transfer::ask_for_chunks(Arc::clone(&inner))));
+    spawn(task::spawn(Arc::clone(&inner).keep_time()));
+    spawn(task::spawn(Arc::clone(&inner).watch_appends(appended)));
+    spawn(task::spawn(transfer::ask_for_chunks(Arc::clone(&inner))));
 
     inner.open_session(link, ticket).await?;
     // From here on a failing open is replaced by another login.
-    spawn(tokio::spawn(Arc::clone(&inner).keep_session()));
+    spawn(task::spawn(Arc::clone(&inner).keep_session()));
     let left = timeout.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
     let ended = match tokio::time::timeout(left, first_open).await {
         Ok(Ok((ended, _root))) => ended,
@@ -94,8 +95,8 @@ impl Inner {
             for reader in state.readers.drain(..) {
                 reader.abort();
             }
-            state.readers.push(tokio::spawn(inbox::replies(Arc::clone(self), Arc::clone(&link), replies)));
-            state.readers.push(tokio::spawn(inbox::served(Arc::clone(self), Arc::clone(&link), bulk)));
+            state.readers.push(task::spawn(inbox::replies(Arc::clone(self), Arc::clone(&link), replies)));
+            state.readers.push(task::spawn(inbox::served(Arc::clone(self), Arc::clone(&link), bulk)));
             state.link = Some(Arc::clone(&link));
             state.core.open(now_ms, link.session, seal, link.window_requests, actions)
         })
@@ -190,7 +191,7 @@ impl Inner {
                 inner.forget(ended);
             }
         };
-        let task = tokio::spawn(finishing);
+        let task = task::spawn(finishing);
         // What takes longer goes on behind the mount's back, as any unanswered request does.
         let _ = tokio::time::timeout(self.config.timeout, task).await;
     }

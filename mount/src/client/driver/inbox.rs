@@ -11,7 +11,7 @@ use proto::frame::Frame;
 use proto::log::{Record, Sink, Start, Tail};
 use proto::message::{Answer, PushBody, Refusal};
 use proto::seal::{Opened, open};
-use proto::{PushNo, RequestNo};
+use proto::{PushNo, RequestNo, task};
 use std::ops::ControlFlow;
 
 /// Between attempts to read again where the log lost its thread.
@@ -20,7 +20,7 @@ const READ_AGAIN: Duration = Duration::from_millis(250);
 /// Reads a partition from its end on.
 pub(super) async fn tail(inner: &Arc<Inner>, topic: Topic, partition: u32) -> Result<Tail, ConnectError> {
     let log = Arc::clone(&inner.config.log);
-    tokio::task::spawn_blocking(move || log.read_from(&[(topic, partition, Start::End)]))
+    task::offload(move || log.read_from(&[(topic, partition, Start::End)]))
         .await
         .map_err(|error| ConnectError::Protocol { reason: error.to_string() })?
         .map_err(ConnectError::Log)

@@ -16,12 +16,13 @@ use proto::seal::{BLOB_OVERHEAD_BYTES, Key, hash_of, open_blob, open_blob_of, ra
 use proto::{RequestNo, SessionId, Time};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 const MAGIC: [u8; 8] = *b"kfs-jrn\x01";
 const HEADER_BYTES: u64 = 8 + 8 + 16;
@@ -87,7 +88,7 @@ pub(super) struct JournalFile {
     /// Where the next record goes.
     end: u64,
     requests: BTreeMap<u64, KeptRequest>,
-    contents: HashMap<ChunkName, KeptContent>,
+    contents: BTreeMap<ChunkName, KeptContent>,
     /// The last session noted.
     session: Option<SessionId>,
 }
@@ -129,7 +130,7 @@ impl JournalFile {
             made_ms,
             end: HEADER_BYTES,
             requests: BTreeMap::new(),
-            contents: HashMap::new(),
+            contents: BTreeMap::new(),
             session: None,
         })
     }
@@ -168,7 +169,7 @@ impl JournalFile {
             made_ms: u64::from_le_bytes(header[8..16].try_into().expect("8 bytes")),
             end: HEADER_BYTES,
             requests: BTreeMap::new(),
-            contents: HashMap::new(),
+            contents: BTreeMap::new(),
             session: None,
         };
         adopted.scan(key, length)?;

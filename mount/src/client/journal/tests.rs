@@ -22,7 +22,7 @@ impl Dir {
 
     fn open(&self) -> (Journal, Adopted) {
         let config = JournalConfig { dir: self.dir.path().join("kfs"), max_bytes: self.max_bytes };
-        Journal::open(&config, &self.key, "kfs")
+        Journal::open(&config, &self.key, "kfs", &Clock::default())
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -179,7 +179,7 @@ fn another_users_journals_are_left_alone() {
 #[test]
 fn an_unwritable_place_costs_the_journal_only() {
     let config = JournalConfig { dir: PathBuf::from("/proc/no-such-place"), max_bytes: 1 << 20 };
-    let (journal, _) = Journal::open(&config, &Key::random(), "kfs");
+    let (journal, _) = Journal::open(&config, &Key::random(), "kfs", &Clock::default());
     assert!(journal.request(&unlink("a"), &Bytes::new(), Time::default()).is_none());
     assert!(journal.status().broken.is_some());
 }

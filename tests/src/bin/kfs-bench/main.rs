@@ -210,6 +210,7 @@ fn by_the_library(cluster: &Cluster, files: usize) -> Result<(f64, f64)> {
             timeout: Duration::from_secs(30),
             hard: false,
             journal: None,
+            clock: proto::clock::Clock::default(),
         })
         .await?;
         let ino = client.root();
