@@ -18,7 +18,8 @@ mod upload;
 mod view;
 
 pub use admin::{
-    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, SealedNamespaceKey, UserInfo, UserName,
+    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, SealedNamespaceKey, ServerInfo, UserInfo,
+    UserName,
 };
 pub use answer::{Answer, Listed, Outcome, StoredExtent};
 pub use attr::{Attr, FileKind, Owner};
@@ -27,7 +28,7 @@ pub use download::{Download, Served};
 pub use login::{LoginAnswer, LoginDone, LoginRequest, Ticket};
 pub use promise::{Promise, Push, PushBody};
 pub use refusal::Refusal;
-pub use server::{ServerBody, ServerRecord};
+pub use server::{Heartbeat, Progress, ServerBody, ServerRecord};
 pub use session::{Ended, Open, SessionOp};
 pub use upload::{AttrChange, NewInode, Piece, RenameHow, Source, Upload, WriteAt, XattrHow};
 pub use view::{Cursor, View};

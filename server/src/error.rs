@@ -1,7 +1,7 @@
 //! Why a server does not start, or stops. Each is one line for the operator.
 
 use crate::data::DataError;
-use crate::machine::effect::NotUnderstood;
+use crate::machine::effect::NotApplied;
 use crate::packs::PackError;
 use crate::store::StoreError;
 use proto::Epoch;
@@ -36,7 +36,7 @@ pub enum ServerError {
     )]
     OtherCluster { topic: &'static str, partition: u32, records: u64 },
     #[error(transparent)]
-    NotUnderstood(#[from] NotUnderstood),
+    NotApplied(#[from] NotApplied),
     #[error("cannot restore partition {partition} from its checkpoint: {reason}")]
     Restore { partition: u32, reason: String },
     #[error("the log did not take this server's record in partition {partition} of epoch {}: {reason}", .epoch.0)]

@@ -15,6 +15,7 @@ mod ingest;
 mod login;
 pub mod machine;
 pub mod packs;
+pub mod replica;
 mod run;
 pub mod store;
 

@@ -20,6 +20,7 @@ mod incarnation;
 mod promise;
 mod rename;
 mod rows;
+mod servers;
 mod session;
 mod upload;
 mod users;
@@ -30,11 +31,12 @@ mod write;
 mod tests;
 
 pub use rows::{STATE_CONTENT_BYTES, content};
+pub use servers::Registered;
 pub use session::{open_ticket, seal_ticket};
 pub use users::{StoredUser, user};
 
 use bytes::Bytes;
-use effect::{Applied, Effect, NotUnderstood, Peer};
+use effect::{Applied, Effect, NotApplied, Peer};
 use incarnation::Incarnation;
 use kv::Kv;
 use promise::{Held, Things};
@@ -43,7 +45,7 @@ use proto::keys::ClusterKey;
 use proto::log::Topic;
 use proto::message::{Open, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
-use proto::{Epoch, IncarnationId, Ino, LogTime, Position, SessionId};
+use proto::{Epoch, IncarnationId, Ino, LogTime, Position, ServerId, SessionId};
 use rows::Turn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,9 @@ struct Live {
     buckets: BTreeMap<UserName, Bucket>,
     /// When the last user's sessions were ended by decision.
     last_user_ended: Option<LogTime>,
+    /// Partition 0: whose checkpoints the log's trimming waits for.
+    #[serde(default)]
+    servers: BTreeMap<ServerId, Registered>,
 }
 
 /// A dump that cannot be read back.
@@ -110,6 +115,12 @@ pub struct DumpError {
 enum Stop {
     Skip(&'static str),
     NotUnderstood(String),
+    /// An epoch that begins from a state that is not this one.
+    OtherState {
+        epoch: Epoch,
+        by: ServerId,
+        from: [u8; 32],
+    },
 }
 
 impl Machine {
@@ -133,6 +144,7 @@ impl Machine {
             next_held: 0,
             buckets: BTreeMap::new(),
             last_user_ended: None,
+            servers: BTreeMap::new(),
         };
         Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() }
     }
@@ -167,7 +179,7 @@ impl Machine {
         offset: u64,
         append_time_ms: i64,
         record: &Bytes,
-    ) -> Result<Applied, NotUnderstood> {
+    ) -> Result<Applied, NotApplied> {
         let mut at = Position { epoch: self.live.epoch, partition: self.partition, offset, index: 0 };
         let frame = match Frame::parse(record.clone()) {
             Ok(frame) => frame,
@@ -198,7 +210,10 @@ impl Machine {
                 at.epoch = self.live.epoch;
                 Ok(self.skip(kv, at, why))
             }
-            Err(Stop::NotUnderstood(reason)) => Err(NotUnderstood { at, reason }),
+            Err(Stop::NotUnderstood(reason)) => Err(NotApplied::NotUnderstood { at, reason }),
+            Err(Stop::OtherState { epoch, by, from }) => {
+                Err(NotApplied::OtherState { at, epoch, by, from, here: self.live.hash })
+            }
         }
     }
 
@@ -246,6 +261,16 @@ impl Machine {
     /// The version of the machine's behaviour.
     pub fn version(&self) -> u32 {
         self.live.version
+    }
+
+    /// The registered servers; partition 0 only.
+    pub fn servers(&self) -> &BTreeMap<ServerId, Registered> {
+        &self.live.servers
+    }
+
+    /// Whether the broker stamps records with their append time.
+    pub fn append_time(&self) -> bool {
+        self.live.append_time
     }
 
     /// The sessions that live.

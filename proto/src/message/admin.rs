@@ -2,7 +2,8 @@
 //! that hold the cluster key, answered on `replies` in frames of kind `AdminAnswer`.
 
 use super::refusal::Refusal;
-use crate::ids::{NamespaceId, Position};
+use super::server::Progress;
+use crate::ids::{NamespaceId, Position, ServerId};
 use crate::login::CredentialId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -99,6 +100,8 @@ pub enum Admin {
     User { user: UserName },
     /// Up to 1000 users by name. → `Users`.
     UserList { after: Option<UserName> },
+    /// The registered servers. → `Servers`.
+    Servers,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,9 +150,43 @@ pub struct AdminAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminOutcome {
     Done,
-    State { next_namespace: NamespaceId, users: u64, version: u32 },
-    User { info: UserInfo, seen: Position, namespace_keys: Vec<SealedNamespaceKey> },
-    Users { users: Vec<UserInfo>, end: bool },
+    State {
+        next_namespace: NamespaceId,
+        users: u64,
+        version: u32,
+    },
+    User {
+        info: UserInfo,
+        seen: Position,
+        namespace_keys: Vec<SealedNamespaceKey>,
+    },
+    Users {
+        users: Vec<UserInfo>,
+        end: bool,
+    },
+    /// `now_ms` counts as the times in them do; `version` is the machine's.
+    Servers {
+        servers: Vec<ServerInfo>,
+        now_ms: i64,
+        version: u32,
+    },
+}
+
+/// A registered server, as of its last heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    pub server: ServerId,
+    /// The newest machine version that it can run.
+    pub supports: u32,
+    /// Whether that heartbeat claimed to answer.
+    pub answers: bool,
+    /// When it was heard last, in milliseconds of the broker's time (of log time where
+    /// the broker stamps no records).
+    pub heard_ms: i64,
+    /// When it last said that it had brought more to disk.
+    pub progressed_ms: i64,
+    /// By rising partition.
+    pub partitions: Vec<Progress>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What servers write to the request log, sealed under the cluster key.
 
 use super::admin::{AdminRequest, UserName};
-use crate::ids::{LogTime, Position, ServerId};
+use crate::ids::{Position, ServerId};
 use crate::login::CredentialId;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,10 @@ pub enum ServerRecord {
         append_time: bool,
         /// Whether an acknowledged record can be lost with the broker's process.
         volatile: bool,
+        /// The hash of the state that the epoch begins from. A server whose state is
+        /// another one must not go on: it takes a snapshot of one that has this one.
+        #[serde(default)]
+        from: Option<[u8; 32]>,
     },
     /// Log time may move by at most this much: the server's monotonic time since
     /// its previous tick in this incarnation.
@@ -47,6 +51,49 @@ pub enum ServerRecord {
     UserEnded { user: UserName, decision: Position },
     /// Partition 0: the decision has landed in its partition.
     Landed { decision: Position },
-    /// Partition 0: what the server has applied, for other servers and `status`.
-    Heartbeat { applied: Vec<(u32, Position, [u8; 32])>, log_times: Vec<LogTime> },
+    /// Partition 0: how far the server has come, and whether it answers. The first one
+    /// registers the server: nothing that it has not checkpointed is trimmed from then on.
+    Heartbeat(Heartbeat),
+    /// Partition 0: this server is waited for no longer. Its next heartbeat would register it again.
+    Deregister { server: ServerId },
+}
+
+/// What servers tell each other: twice a second while there are sessions, else every 10 s.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The server answers clients, or begins to with this record.
+    pub answers: bool,
+    /// The server stops now, in good order: nobody needs to wait for its silence.
+    #[serde(default)]
+    pub ends: bool,
+    /// The partitions where something has changed since this incarnation's heartbeat
+    /// before, by rising number; every few seconds all of them, since one can be lost.
+    pub partitions: Vec<Progress>,
+}
+
+/// How far a server has come in one partition. Offsets are of `requests` unless said
+/// otherwise, and the first ones that are *not* covered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub partition: u32,
+    pub applied: u64,
+    /// Everything before it has been answered, by this server or by one before it.
+    pub answered: u64,
+    /// On disk: a restart needs nothing before the record at `checkpointed` - 1.
+    pub checkpointed: u64,
+    /// Of `chunks`: content before it is on disk.
+    pub ingested: u64,
+    /// The state's hash when everything before `hash_at` had been applied: the highest
+    /// such multiple of [`Progress::HASH_EVERY`], or `applied` where nothing moves.
+    pub hash_at: u64,
+    #[serde(with = "serde_bytes")]
+    pub hash: [u8; 32],
+    /// The server's hash at this offset was the same as the answering server's; 0 if never compared.
+    pub agreed: u64,
+}
+
+impl Progress {
+    /// Hashes are told of at multiples of this, so that servers that are not equally
+    /// far have some in common.
+    pub const HASH_EVERY: u64 = 64;
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proto::chunk::ChunkName;
 use proto::message::{AdminAnswer, Answer, PushBody, ServerRecord};
 use proto::seal::Key;
-use proto::{IncarnationId, NamespaceId, Position, PushNo, RequestNo, SessionId};
+use proto::{Epoch, IncarnationId, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId};
 
 #[derive(Clone, Debug)]
 pub enum Effect {
@@ -69,6 +69,17 @@ pub enum Effect {
     SessionOver {
         session: SessionId,
     },
+    /// A server has told how far it is; what of it the state keeps is in `Machine::servers`.
+    Heartbeat {
+        server: ServerId,
+        incarnation: IncarnationId,
+        number: u64,
+        answers: bool,
+        ends: bool,
+    },
+    Deregistered {
+        server: ServerId,
+    },
 }
 
 impl Effect {
@@ -126,6 +137,14 @@ impl Effect {
                 hasher.update(&[10]);
                 hasher.update(&session.0);
             }
+            Effect::Heartbeat { server, incarnation, number, answers, ends } => {
+                hasher.update(&[11]);
+                feed(hasher, &(server, incarnation, number, answers, ends));
+            }
+            Effect::Deregistered { server } => {
+                hasher.update(&[12]);
+                hasher.update(&server.0);
+            }
         }
     }
 }
@@ -156,11 +175,21 @@ pub enum Applied {
     Skipped(&'static str),
 }
 
-/// What authenticates but is not understood. Skipping it would let replicas
+/// What authenticates and cannot be applied here. Skipping it would let replicas
 /// diverge, so the server stops.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the record at {at} is authentic but cannot be understood ({reason}); run a newer kfs-server")]
-pub struct NotUnderstood {
-    pub at: Position,
-    pub reason: String,
+pub enum NotApplied {
+    #[error("the record at {at} is authentic but cannot be understood ({reason}); run a newer kfs-server")]
+    NotUnderstood { at: Position, reason: String },
+    #[error(
+        "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}: take a \
+         snapshot of that server (README.md: Several servers)",
+        .epoch.0, short(.from), short(.here)
+    )]
+    OtherState { at: Position, epoch: Epoch, by: ServerId, from: [u8; 32], here: [u8; 32] },
+}
+
+/// As much of a hash as a person compares.
+pub(crate) fn short(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex()[..16].to_owned()
 }

@@ -17,8 +17,8 @@ const MAX_INCARNATIONS: usize = 1024;
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Incarnation {
-    server: ServerId,
-    supports: u32,
+    pub server: ServerId,
+    pub supports: u32,
     last_number: u64,
     /// Offset of its last record.
     last_offset: u64,
@@ -42,9 +42,12 @@ impl Machine {
         let id = IncarnationId(header.sender);
         let opens = header.epoch == self.live.epoch;
         match record {
-            ServerRecord::Epoch { server, supports, append_time, volatile } => {
+            ServerRecord::Epoch { server, supports, append_time, volatile, from } => {
                 if header.number != 0 || opens {
                     return Err(Stop::Skip("an epoch that is not a new one"));
+                }
+                if let Some(from) = from.filter(|from| *from != self.live.hash) {
+                    return Err(Stop::OtherState { epoch: header.epoch, by: server, from });
                 }
                 self.begin_epoch(turn, header.epoch, append_time, volatile);
                 self.begin_incarnation(turn, id, server, supports);
@@ -87,18 +90,20 @@ impl Machine {
             }
             ServerRecord::Version { version } => self.live.version = self.live.version.max(version),
             ServerRecord::UserEnded { user, decision } => self.user_ended(turn, &user, decision),
-            // Which servers there are matters once there are several.
-            ServerRecord::Heartbeat { .. } => {}
             ServerRecord::LoginAttempt { .. }
             | ServerRecord::LoginSuccess { .. }
             | ServerRecord::Admin(_)
             | ServerRecord::Landed { .. }
+            | ServerRecord::Heartbeat(_)
+            | ServerRecord::Deregister { .. }
                 if self.partition != 0 => {}
+            ServerRecord::Heartbeat(heartbeat) => self.heartbeat(turn, id, frame, heartbeat, append_time_ms),
+            ServerRecord::Deregister { server } => self.deregister(turn, server),
             ServerRecord::LoginAttempt { attempt, user, credential } => {
                 self.login_attempt(turn, attempt, user, credential);
             }
             ServerRecord::LoginSuccess { user, .. } => self.login_success(&user),
-            ServerRecord::Admin(request) => self.admin(turn, id, frame, request),
+            ServerRecord::Admin(request) => self.admin(turn, id, frame, request, append_time_ms),
             ServerRecord::Landed { decision } => self.landed(turn, decision),
             ServerRecord::Incarnation { .. } | ServerRecord::Epoch { .. } => {
                 unreachable!("the caller has handled what opens an incarnation")
@@ -133,6 +138,8 @@ impl Machine {
         // Their tickets were of the epoch before, so their ids cannot come back.
         live.ended.clear();
         live.ended_order.clear();
+        // What they have reached is told in offsets of the epoch before.
+        live.servers.clear();
     }
 
     fn begin_incarnation(&mut self, turn: &mut Turn, id: IncarnationId, server: ServerId, supports: u32) {

@@ -8,6 +8,7 @@ mod model;
 mod play;
 mod promise;
 mod rename;
+mod servers;
 mod session;
 mod upload;
 mod users;
@@ -85,7 +86,8 @@ impl World {
         self.epoch = Epoch(epoch);
         self.incarnation = IncarnationId([epoch as u8; 16]);
         self.server_number = 0;
-        self.server_record(ServerRecord::Epoch { server: self.server, supports: 1, append_time: true, volatile: false })
+        let (server, from) = (self.server, Some(self.machine.state_hash()));
+        self.server_record(ServerRecord::Epoch { server, supports: 1, append_time: true, volatile: false, from })
     }
 
     fn apply(&mut self, record: &Bytes) -> Applied {

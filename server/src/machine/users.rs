@@ -224,7 +224,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn admin(&mut self, turn: &mut Turn, id: IncarnationId, frame: &Frame, request: AdminRequest) {
+    pub(super) fn admin(
+        &mut self,
+        turn: &mut Turn,
+        id: IncarnationId,
+        frame: &Frame,
+        request: AdminRequest,
+        append_time_ms: i64,
+    ) {
         let result = match request.admin {
             Admin::State => Ok(self.admin_state(turn)),
             Admin::UserStage { users } => self.user_stage(turn, id, users),
@@ -240,6 +247,7 @@ impl Machine {
                 namespace_keys: user.namespace_keys,
             }),
             Admin::UserList { after } => Ok(self.user_list(turn, after)),
+            Admin::Servers => Ok(self.server_list(append_time_ms)),
         };
         turn.effects.push(Effect::Admin {
             to: id,

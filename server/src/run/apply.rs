@@ -332,6 +332,7 @@ impl Apply {
             Effect::Admin { .. } if speak && self.opening.volatile => {
                 self.partitions[partition as usize].await_checkpoint(effect, now);
             }
+            Effect::Heartbeat { .. } | Effect::Deregistered { .. } => {}
             effect if speak => self.speak(epoch, effect),
             _ => {}
         }
@@ -356,7 +357,9 @@ impl Apply {
             | Effect::Decision { .. }
             | Effect::Deliver { .. }
             | Effect::SessionOpened { .. }
-            | Effect::SessionOver { .. } => {}
+            | Effect::SessionOver { .. }
+            | Effect::Heartbeat { .. }
+            | Effect::Deregistered { .. } => {}
         }
     }
 
@@ -438,7 +441,8 @@ impl Apply {
             let record = if self.partitions[partition as usize].machine.epoch() == epoch {
                 ServerRecord::Incarnation { server, supports }
             } else {
-                ServerRecord::Epoch { server, supports, append_time, volatile }
+                let from = Some(self.partitions[partition as usize].machine.state_hash());
+                ServerRecord::Epoch { server, supports, append_time, volatile, from }
             };
             self.state.opening.push(self.own.open(partition, epoch, record).appended);
         }

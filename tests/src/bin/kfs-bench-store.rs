@@ -163,8 +163,13 @@ impl World {
             random: 0x9e37_79b9_7f4a_7c15,
             phase: Phase::begin()?,
         };
-        let record =
-            ServerRecord::Epoch { server: ServerId::random(), supports: 1, append_time: false, volatile: true };
+        let record = ServerRecord::Epoch {
+            server: ServerId::random(),
+            supports: 1,
+            append_time: false,
+            volatile: true,
+            from: None,
+        };
         let head = head(Kind::Server, NamespaceId(0), IncarnationId::random().0, 0);
         let key = world.cluster.server_key(EPOCH);
         let sealed = seal(&key, &head, &context(Direction::ServerToLog), &ServerBody { record }, &[])?;

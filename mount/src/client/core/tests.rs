@@ -167,7 +167,13 @@ impl Sim {
             clients: (0..clients).map(client).collect(),
             sessions: 0,
         };
-        let epoch = ServerRecord::Epoch { server: ServerId([1; 16]), supports: 1, append_time: false, volatile: false };
+        let epoch = ServerRecord::Epoch {
+            server: ServerId([1; 16]),
+            supports: 1,
+            append_time: false,
+            volatile: false,
+            from: None,
+        };
         sim.server_record(epoch);
         for client in 0..clients {
             sim.at(sim.now_ms, Event::Login { client });
