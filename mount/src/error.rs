@@ -107,6 +107,7 @@ fn refusal_errno(refusal: Refusal) -> Errno {
         Refusal::NoSpace => Errno::ENOSPC,
         // These say that a program of ours is broken or out of date, not the caller's.
         Refusal::ForeignChunk | Refusal::NumberReused | Refusal::SessionEnded => Errno::EIO,
+        Refusal::NotUnderstood => Errno::ENOTSUP,
         Refusal::UserExists => Errno::EEXIST,
         Refusal::NoSuchUser => Errno::ENOENT,
         Refusal::Conflict => Errno::EAGAIN,

@@ -215,7 +215,7 @@ impl Service {
         wrapped: Vec<u8>,
     ) -> Result<LoginAnswer, proto::seal::SealError> {
         let UserView { user, log_time, volatile } = home;
-        let StoredUser { name, uid, gid, namespace, partition, public_key, namespace_keys, .. } = user;
+        let StoredUser { name, uid, gid, namespace, partition, public_key, namespace_keys, seen, .. } = user;
         // A client reads the same number of `replies` and `bulk`; sessions may share one.
         let replies_partition = u32::from_le_bytes(random()) % REPLY_PARTITIONS;
         let ticket = Ticket {
@@ -226,6 +226,7 @@ impl Service {
             epoch: self.epoch,
             key: done.session_secret.partition_key(partition),
             issued: log_time,
+            user_seen: seen,
             replies_partition,
             bulk_partition: replies_partition,
             uid,

@@ -8,8 +8,9 @@
 //! time) is in memory and is dumped with each checkpoint.
 //!
 //! A record is checked first and changes things after, so a refused request leaves
-//! no trace. What does not authenticate is skipped; what does and is not understood
-//! stops the server, since skipping it would let replicas diverge.
+//! no trace. What does not authenticate is skipped. What a server sealed and is not
+//! understood stops this one, since skipping it would let replicas diverge; what a
+//! client sealed and is not understood is refused, at its number.
 
 pub mod effect;
 pub mod kv;
@@ -43,7 +44,7 @@ use promise::{Held, Things};
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
-use proto::message::{Open, Request, ServerBody, UserName};
+use proto::message::{Refusal, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
 use proto::{Epoch, IncarnationId, Ino, LogTime, Position, ServerId, SessionId};
 use rows::Turn;
@@ -59,7 +60,7 @@ use users::Bucket;
 pub const MACHINE_VERSION: u32 = 1;
 
 /// The format of [`Machine::dump`].
-const DUMP_VERSION: u8 = 1;
+const DUMP_VERSION: u8 = 2;
 
 /// One partition's machine. Its rows are given to each call.
 pub struct Machine {
@@ -94,8 +95,6 @@ struct Live {
     held: BTreeMap<u64, Held>,
     next_held: u64,
     buckets: BTreeMap<UserName, Bucket>,
-    /// When the last user's sessions were ended by decision.
-    last_user_ended: Option<LogTime>,
     /// Partition 0: whose checkpoints the log's trimming waits for.
     #[serde(default)]
     servers: BTreeMap<ServerId, Registered>,
@@ -143,7 +142,6 @@ impl Machine {
             held: BTreeMap::new(),
             next_held: 0,
             buckets: BTreeMap::new(),
-            last_user_ended: None,
             servers: BTreeMap::new(),
         };
         Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() }
@@ -226,12 +224,7 @@ impl Machine {
     /// Whether something here can expire, so that log time must move.
     pub fn needs_ticks(&self) -> bool {
         let live = &self.live;
-        !live.sessions.is_empty()
-            || !live.ended.is_empty()
-            || !live.held.is_empty()
-            || !live.buckets.is_empty()
-            // Tickets issued at the very moment of such a decision count as issued before it.
-            || live.last_user_ended == Some(live.now)
+        !live.sessions.is_empty() || !live.ended.is_empty() || !live.held.is_empty() || !live.buckets.is_empty()
     }
 
     pub fn log_time(&self) -> LogTime {
@@ -287,11 +280,12 @@ impl Machine {
         Context { direction, topic: Topic::Requests, partition: self.partition, answers: None }
     }
 
-    /// Opens a frame under a key from the state.
-    fn open<T: DeserializeOwned>(&self, key: &Key, frame: &Frame, direction: Direction) -> Result<T, Stop> {
-        match seal::open(key, frame, &self.context(direction)) {
-            Ok(opened) => Ok(opened.body),
-            Err(SealError::Unreadable { reason }) => Err(Stop::NotUnderstood(reason)),
+    /// Opens a client's frame under its session's key. A client is no server: what it
+    /// sealed itself and cannot be read must not stop any.
+    fn open<T: DeserializeOwned>(&self, key: &Key, frame: &Frame) -> Result<Result<T, Refusal>, Stop> {
+        match seal::open(key, frame, &self.context(Direction::ToServer)) {
+            Ok(opened) => Ok(Ok(opened.body)),
+            Err(SealError::Unreadable { .. }) => Ok(Err(Refusal::NotUnderstood)),
             Err(_) => Err(Stop::Skip("not authentic")),
         }
     }
@@ -304,14 +298,14 @@ impl Machine {
             SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
             _ => Stop::Skip("an open without a ticket"),
         })?;
-        let body: Open = self.open(&ticket.key, frame, Direction::ToServer)?;
+        let body = self.open(&ticket.key, frame)?;
         self.open_session(turn, frame, ticket, body)
     }
 
     fn apply_request(&mut self, turn: &mut Turn, frame: &Frame, append_time_ms: i64) -> Result<(), Stop> {
         let id = SessionId(frame.header().sender);
         if let Some(mark) = self.live.ended.get(&id) {
-            let _: Request = self.open(&mark.key, frame, Direction::ToServer)?;
+            let _: Result<Request, Refusal> = self.open(&mark.key, frame)?;
             turn.effects.push(mark.tell(id, frame, turn.at));
             return Ok(());
         }
@@ -319,14 +313,19 @@ impl Machine {
         if frame.header().namespace != session.namespace {
             return Err(Stop::Skip("of a session of another namespace"));
         }
-        let request: Request = self.open(&session.key, frame, Direction::ToServer)?;
+        let request = self.open(&session.key, frame)?;
         self.request(turn, id, frame, request, append_time_ms);
         Ok(())
     }
 
     fn apply_server(&mut self, turn: &mut Turn, frame: &Frame, append_time_ms: i64) -> Result<(), Stop> {
         let key = self.secrets.server_key(frame.header().epoch);
-        let body: ServerBody = self.open(&key, frame, Direction::ServerToLog)?;
+        let body: ServerBody = seal::open(&key, frame, &self.context(Direction::ServerToLog))
+            .map_err(|error| match error {
+                SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
+                _ => Stop::Skip("not authentic"),
+            })?
+            .body;
         self.server_record(turn, frame, body.record, append_time_ms)
     }
 }

@@ -9,7 +9,7 @@
 //! seal binds the hash of the `Login` frame that it answers.
 
 use super::admin::{SealedNamespaceKey, UserName};
-use crate::ids::{Epoch, LogTime, NamespaceId, SessionId};
+use crate::ids::{Epoch, LogTime, NamespaceId, Position, SessionId};
 use crate::login::CredentialId;
 use crate::seal::{Key, SealError, open_blob_of, seal_blob_of};
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,10 @@ pub struct Ticket {
     pub key: Key,
     /// The partition's log time at issue; good for 60 s of it, once.
     pub issued: LogTime,
+    /// The last change of the user in partition 0 that the login took account of: a
+    /// decision behind it that ends the user's sessions voids the ticket.
+    #[serde(default)]
+    pub user_seen: Position,
     pub replies_partition: u32,
     pub bulk_partition: u32,
     pub uid: u32,

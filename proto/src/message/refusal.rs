@@ -37,6 +37,9 @@ pub enum Refusal {
     /// The number was used before with other content.
     #[error("the request number was used for something else")]
     NumberReused,
+    /// Authentic, but its body is none that this version of the cluster reads.
+    #[error("the servers do not understand the request: they are older than the client, or the client is faulty")]
+    NotUnderstood,
     /// The session has ended (expired, replaced, closed, revoked); log in again.
     #[error("the session has ended")]
     SessionEnded,

@@ -46,8 +46,9 @@ pub enum ServerRecord {
     LoginSuccess { attempt: [u8; 16], user: UserName, credential: CredentialId },
     /// Partition 0.
     Admin(AdminRequest),
-    /// To a namespace's partition: every session of this user ends, and tickets
-    /// issued up to now are void. `decision` is the place in partition 0 that said so.
+    /// To a namespace's partition: every session of this user ends whose login took
+    /// no account of `decision`, the place in partition 0 that said so; tickets of
+    /// such logins are void from now on.
     UserEnded { user: UserName, decision: Position },
     /// Partition 0: the decision has landed in its partition.
     Landed { decision: Position },

@@ -55,6 +55,8 @@ pub fn open_ticket(secrets: &ClusterKey, sealed: &[u8]) -> Result<Ticket, SealEr
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Session {
     pub user: UserName,
+    /// The user's last change that its login took account of.
+    pub user_seen: Position,
     pub namespace: NamespaceId,
     pub key: Key,
     pub replies_partition: u32,
@@ -168,7 +170,7 @@ impl Machine {
         turn: &mut Turn,
         frame: &Frame,
         ticket: Ticket,
-        open: Open,
+        open: Result<Open, Refusal>,
     ) -> Result<(), Stop> {
         let (id, header) = (ticket.session, frame.header());
         let fits = ticket.partition == self.partition
@@ -194,9 +196,8 @@ impl Machine {
             turn.effects.push(mark.tell(id, frame, turn.at));
             return Ok(());
         }
-        let user_ended = self.user_ended_at(turn, &ticket.user);
         let too_late = self.live.now > ticket.issued.plus_ms(TICKET_MS);
-        if too_late || user_ended.is_some_and(|ended| ticket.issued <= ended) {
+        if too_late || self.is_user_ended(turn, &ticket.user, ticket.user_seen) {
             // Authentic, so whoever sent it may know that it has to log in again.
             turn.effects.push(Effect::SessionEnded {
                 session: id,
@@ -207,6 +208,23 @@ impl Machine {
             });
             return Ok(());
         }
+
+        let open = match open {
+            Ok(open) => open,
+            Err(refusal) => {
+                // Nothing is opened, so the ticket stays good for an open that can be read.
+                let answer = Answer { at: turn.at, pushed: PushNo(0), result: Err(refusal), granted: Vec::new() };
+                let to = Peer {
+                    session: id,
+                    namespace: ticket.namespace,
+                    key: ticket.key,
+                    replies_partition: ticket.replies_partition,
+                    bulk_partition: ticket.bulk_partition,
+                };
+                turn.effects.push(answer_effect(to, RequestNo(0), frame.hash(), answer));
+                return Ok(());
+            }
+        };
 
         let mut lineage = vec![id];
         let mut ended = Vec::new();
@@ -231,6 +249,7 @@ impl Machine {
         let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new() };
         let session = Session {
             user: ticket.user,
+            user_seen: ticket.user_seen,
             namespace: ticket.namespace,
             key: ticket.key,
             replies_partition: ticket.replies_partition,
@@ -342,13 +361,14 @@ impl Machine {
         }
     }
 
-    /// A request that authenticates, at its place in the log.
+    /// A request that authenticates, at its place in the log. One that cannot be read
+    /// uses up its number like any other, and is refused.
     pub(super) fn request(
         &mut self,
         turn: &mut Turn,
         id: SessionId,
         frame: &Frame,
-        request: Request,
+        request: Result<Request, Refusal>,
         append_time_ms: i64,
     ) {
         let now = self.live.now;
@@ -378,13 +398,19 @@ impl Machine {
         } else {
             session.admitted = number;
             session.admitted_at = now;
-            session.acknowledge(&request.acked);
+            if let Ok(request) = &request {
+                session.acknowledge(&request.acked);
+            }
             session.remembered.insert(number, Remembered { hash, answer: None, held: false });
             if session.remembered.len() > MAX_REMEMBERED {
                 session.remembered.pop_first();
             }
         }
 
+        let request = match request {
+            Ok(request) => request,
+            Err(refusal) => return self.answer(turn, to, Err(refusal), Bytes::new(), true),
+        };
         turn.by = id;
         turn.namespace = session.namespace;
         turn.lineage = session.lineage.clone();

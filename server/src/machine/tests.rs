@@ -150,6 +150,7 @@ impl World {
             epoch: self.epoch,
             key: Key::from_bytes([id; 32]),
             issued: self.machine.log_time(),
+            user_seen: Position::default(),
             replies_partition: 3,
             bulk_partition: 4,
             uid: 1000,

@@ -9,6 +9,7 @@ use super::Machine;
 use super::effect::{Effect, Verdict};
 use super::kv::Kv;
 use super::rows::{Key, Turn, after, decode, table};
+use super::session::Session;
 use proto::frame::Frame;
 use proto::log::REQUEST_PARTITIONS;
 use proto::login::CredentialId;
@@ -124,7 +125,6 @@ struct UsersRow {
 #[derive(Clone, Serialize, Deserialize)]
 struct UserEndedRow {
     decision: Position,
-    time: LogTime,
 }
 
 fn user_key(name: &UserName) -> Vec<u8> {
@@ -190,18 +190,19 @@ impl Machine {
             // Delivered again; sessions opened since then are none of its business.
             return;
         }
-        turn.put(&key, &UserEndedRow { decision, time: self.live.now });
-        self.live.last_user_ended = Some(self.live.now);
-        let of_user = self.live.sessions.iter().filter(|(_, session)| session.user == *user);
-        let ids: Vec<SessionId> = of_user.map(|(id, _)| *id).collect();
+        turn.put(&key, &UserEndedRow { decision });
+        let of_user = |session: &Session| session.user == *user && session.user_seen < decision;
+        let ended = self.live.sessions.iter().filter(|(_, session)| of_user(session));
+        let ids: Vec<SessionId> = ended.map(|(id, _)| *id).collect();
         for id in ids {
             self.end_session(turn, id);
         }
     }
 
-    /// Tickets of this user issued up to then are void.
-    pub(super) fn user_ended_at(&self, turn: &mut Turn, user: &UserName) -> Option<LogTime> {
-        turn.get::<UserEndedRow>(&user_ended_key(user)).map(|row| row.time)
+    /// Whether a login of this user that knew nothing after `seen` is void. Positions
+    /// tell it, not times: log time stands still between two ticks.
+    pub(super) fn is_user_ended(&self, turn: &mut Turn, user: &UserName, seen: Position) -> bool {
+        turn.get::<UserEndedRow>(&user_ended_key(user)).is_some_and(|row| seen < row.decision)
     }
 
     pub(super) fn landed(&mut self, turn: &mut Turn, decision: Position) {

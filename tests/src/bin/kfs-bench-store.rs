@@ -183,6 +183,7 @@ impl World {
             epoch: EPOCH,
             key: world.key.clone(),
             issued: LogTime(0),
+            user_seen: Position::default(),
             replies_partition: 0,
             bulk_partition: 0,
             uid: 0,

@@ -317,6 +317,7 @@ impl Sim {
             epoch: EPOCH,
             key: key.clone(),
             issued: LogTime(self.machine.log_time().0),
+            user_seen: Position::default(),
             replies_partition: 0,
             bulk_partition: 0,
             uid: 1000,

@@ -39,7 +39,48 @@ fn nothing_counts_before_the_first_epoch() {
 }
 
 #[test]
-fn an_authentic_record_that_cannot_be_understood_stops_the_server() {
+fn what_a_client_sealed_and_nobody_understands_is_refused_at_its_number() {
+    let mut world = World::new();
+    let refused = |effects: &[Effect], id: SessionId| {
+        let answers = answers(effects, id);
+        answers.len() == 1 && answers[0].1.result == Err(Refusal::NotUnderstood)
+    };
+    let ticket = world.ticket(1);
+    let sealed = seal_ticket(&world.secrets, &ticket).unwrap();
+    let head = Head { kind: Kind::Open, namespace: NAMESPACE, epoch: world.epoch, sender: ticket.session.0, number: 0 };
+    let record = seal(&ticket.key, &head, &to_server(), &"from the future", &sealed).unwrap().record;
+    assert!(refused(&world.effects(&record), ticket.session));
+    assert_eq!(world.machine.sessions().count(), 0);
+
+    let mut c = world.open_ticket(&ticket, &[]);
+    let strange = |number| {
+        let head = Head { kind: Kind::Request, number, ..head };
+        seal(&ticket.key, &head, &to_server(), &"from the future", &[1, 2]).unwrap().record
+    };
+    let ahead = world.effects(&strange(2));
+    assert_eq!(answers(&ahead, c.id)[0].1.result, Ok(Outcome::Gap { expected: RequestNo(1) }));
+    let (first, rows) = (strange(1), world.kv.clone());
+    assert!(refused(&world.effects(&first), c.id));
+    assert!(refused(&world.effects(&first), c.id));
+    assert_eq!(answers(&world.effects(&strange(1)), c.id)[0].1.result, Err(Refusal::NumberReused));
+    assert_eq!(world.kv, rows);
+
+    // The session goes on behind it, and its successor learns what became of it.
+    c.number = 1;
+    world.mkfile(&mut c, ROOT, "f");
+    let successor = world.ticket(2);
+    let record = world.sealed_open(&successor, &[c.id]);
+    let Ok(Outcome::Opened { ended, .. }) = answers(&world.effects(&record), successor.session).remove(0).1.result
+    else {
+        panic!()
+    };
+    assert_eq!(ended[0].results[0].1.result, Err(Refusal::NotUnderstood));
+    assert!(matches!(world.effects(&strange(3))[..], [Effect::SessionEnded { .. }]));
+    world.assert_replayable();
+}
+
+#[test]
+fn what_a_server_sealed_and_this_one_does_not_understand_stops_it() {
     let mut world = World::new();
     let record = world.sealed_server_record(ServerRecord::Version { version: 1000 });
     assert!(world.machine.apply(&mut world.kv, 99, 0, &record).is_err());

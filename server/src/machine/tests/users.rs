@@ -2,6 +2,7 @@
 
 use super::super::effect::Verdict;
 use super::*;
+use proto::LogTime;
 use proto::login::CredentialId;
 use proto::message::{Admin, AdminOutcome, AdminRequest, NewCredential, NewUser};
 
@@ -103,16 +104,43 @@ fn a_new_password_ends_sessions_until_landed() {
     world.server_record(ServerRecord::Landed { decision });
     assert!(world.machine.deliveries(&mut world.kv).is_empty());
 
-    // An older ticket is void, a newer one is good, and a late repeat changes nothing.
-    let old = Ticket { session: SessionId([2; 16]), ..ticket.clone() };
+    // A ticket of a login before it is void, however late its log time; one of a login
+    // with the new password is good in the same moment, and a late repeat changes nothing.
+    let old = Ticket { session: SessionId([2; 16]), issued: LogTime(1_000_000), user_seen: seen, ..ticket.clone() };
     let sealed = world.sealed_open(&old, &[]);
     assert!(matches!(world.effects(&sealed)[..], [Effect::SessionEnded { .. }]));
-    assert!(world.machine.needs_ticks());
-    world.tick(500);
-    let new = Ticket { session: SessionId([3; 16]), issued: world.machine.log_time(), ..ticket };
+    let user_seen = world.seen("u16");
+    let new = Ticket { session: SessionId([3; 16]), issued: world.machine.log_time(), user_seen, ..ticket };
     world.open_ticket(&new, &[]);
     world.server_record(record);
     assert_eq!(world.machine.sessions().count(), 1);
+}
+
+#[test]
+fn a_login_after_the_decision_outlives_its_landing() {
+    let mut world = World::new();
+    world.admin(Admin::UserAdd { first_namespace: NamespaceId(1), users: vec![new_user("a")] }).unwrap();
+    let (user, user_seen) = (user_name("a"), world.seen("a"));
+    let before = Ticket { user: user.clone(), user_seen, ..world.ticket(1) };
+    world.open_ticket(&before, &[]);
+    world.admin(Admin::UserRemove { user: user.clone() }).unwrap();
+    let [Effect::Deliver { decision, record, .. }] = &world.machine.deliveries(&mut world.kv)[..] else { panic!() };
+    let (decision, record) = (*decision, record.clone());
+    world.admin(Admin::UserAdd { first_namespace: NamespaceId(2), users: vec![new_user("a")] }).unwrap();
+    let user_seen = world.seen("a");
+    assert!(user_seen > decision);
+
+    // The removal lands late, after a login of the user of that name that came after it.
+    let after = Ticket { user, user_seen, ..world.ticket(2) };
+    let mut c = world.open_ticket(&after, &[]);
+    let effects = world.server_record(record);
+    let over = |effect: &&Effect| matches!(effect, Effect::SessionOver { .. });
+    assert_eq!(effects.iter().filter(over).count(), 1);
+    assert!(world.call(&mut c, Op::Session(SessionOp::Renew)).is_ok());
+    let late = Ticket { session: SessionId([3; 16]), ..before };
+    let sealed = world.sealed_open(&late, &[]);
+    assert!(matches!(world.effects(&sealed)[..], [Effect::SessionEnded { .. }]));
+    world.assert_replayable();
 }
 
 #[test]
