@@ -29,9 +29,9 @@ enum Command {
     /// List a directory.
     Ls(list::LsArgs),
     /// Upload files or directories.
-    Put(transfer::PutArgs),
+    Put(transfer::TransferArgs),
     /// Download files or directories.
-    Get(transfer::GetArgs),
+    Get(transfer::TransferArgs),
     /// Remove files or, with -r, directories.
     Rm(RmArgs),
     /// Make directories.

@@ -1,36 +1,42 @@
 //! Translates kernel calls into [`Fs`] calls, and nothing else.
 //!
-//! * Outside this file and `error.rs`, no module names a `fuser` type.
+//! * Outside this file, its own modules and `error.rs`, no module names a `fuser` type.
 //! * A callback never waits. What the caches can answer is answered here, on the
 //!   kernel's thread; the rest goes on as a task and is answered from there.
 //! * Each reply is answered once. A dropped one reaches the program as `EIO`.
 //! * The kernel keeps no name and no attribute (its TTL is 0): the mount's own
 //!   caches answer, which know until when they may. It keeps pages.
 
-use crate::client::{CallError, Patience};
+mod convert;
+mod invalidator;
+
+use crate::client::Patience;
 use crate::error::FsError;
-use crate::fs::{Caller, CreateHow, DirEntry, Fs, Kernel, NewNode, Opened, SetAttr, SetTime, Stat};
+use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, SetAttr};
 use crate::sys::interrupt::{Kind, Watcher};
 use bytes::Bytes;
-use fuser::{
-    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+use convert::{
+    GENERATION, TTL, attr_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr, file_type, logged,
+    node_kind, open_flags, set_time, xattr_reply,
 };
-use proto::Time;
-use proto::message::{FileKind, RenameHow, XattrHow};
-use std::collections::BTreeSet;
+use fuser::{
+    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
+    SessionACL, TimeOrNow, WriteFlags,
+};
+use invalidator::Invalidator;
+use proto::message::{RenameHow, XattrHow};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// Threads that take the kernel's requests.
 const THREADS: usize = 2;
@@ -38,14 +44,8 @@ const THREADS: usize = 2;
 const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// Read-ahead and other background requests that the kernel keeps under way.
 const MAX_BACKGROUND: u16 = 64;
-/// What programs are told to read and write at once, in bytes.
-const BLOCK_BYTES: u32 = 64 * 1024;
 /// The unit of `statfs`, in bytes.
 const STATFS_BLOCK_BYTES: u64 = 4096;
-
-const TTL: Duration = Duration::ZERO;
-/// Inode numbers are never used twice, so they need no generation.
-const GENERATION: Generation = Generation(0);
 
 /// A mount that is being served.
 pub struct Serving {
@@ -118,139 +118,8 @@ impl KfsFuse {
     }
 }
 
-/// The error's errno, with a word in the log if nobody expects it.
-fn logged(op: &'static str, error: FsError) -> Errno {
-    match &error {
-        FsError::Call(CallError::Refused { .. } | CallError::Interrupted) | FsError::NoAttribute => {
-            tracing::trace!(op, %error);
-        }
-        _ => tracing::debug!(op, %error),
-    }
-    error.errno()
-}
-
 fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid() }
-}
-
-fn entry_reply(reply: ReplyEntry, result: Result<Stat, Errno>) {
-    match result {
-        Ok(stat) => reply.entry(&TTL, &file_attr(&stat), GENERATION),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn attr_reply(reply: ReplyAttr, result: Result<Stat, Errno>) {
-    match result {
-        Ok(stat) => reply.attr(&TTL, &file_attr(&stat)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn empty_reply(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn xattr_reply(reply: ReplyXattr, result: Result<Bytes, Errno>, size: u32) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => {
-            reply.error(logged("getxattr", FsError::BufferTooSmall(value.len())));
-        }
-        Ok(value) => reply.data(&value),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Dir => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-    }
-}
-
-fn file_attr(stat: &Stat) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(stat.ino),
-        size: stat.size,
-        blocks: stat.blocks,
-        atime: system_time(stat.atime),
-        mtime: system_time(stat.mtime),
-        ctime: system_time(stat.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(stat.kind),
-        perm: (stat.mode & 0o7777) as u16,
-        nlink: stat.nlink,
-        uid: stat.uid,
-        gid: stat.gid,
-        rdev: stat.rdev,
-        blksize: BLOCK_BYTES,
-        flags: 0,
-    }
-}
-
-/// A time that the system's type cannot hold becomes 1970.
-fn system_time(time: Time) -> SystemTime {
-    let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let base = match time.secs >= 0 {
-        true => UNIX_EPOCH.checked_add(whole),
-        false => UNIX_EPOCH.checked_sub(whole),
-    };
-    base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
-fn time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time { secs: since.as_secs() as i64, nanos: since.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            match before.subsec_nanos() {
-                0 => Time { secs: -(before.as_secs() as i64), nanos: 0 },
-                nanos => Time { secs: -(before.as_secs() as i64) - 1, nanos: 1_000_000_000 - nanos },
-            }
-        }
-    }
-}
-
-fn set_time(at: TimeOrNow) -> SetTime {
-    match at {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(at) => SetTime::At(time_from_kernel(at)),
-    }
-}
-
-/// fuser 0.18 subtracts the nanoseconds of a time before 1970, which the kernel means to be added.
-fn time_from_kernel(at: SystemTime) -> Time {
-    match at.duration_since(UNIX_EPOCH) {
-        Ok(_) => time(at),
-        Err(before) => {
-            let before = before.duration();
-            Time { secs: -(before.as_secs() as i64), nanos: before.subsec_nanos() }
-        }
-    }
-}
-
-fn node_kind(mode: u32) -> Option<FileKind> {
-    match mode & libc::S_IFMT {
-        0 | libc::S_IFREG => Some(FileKind::File),
-        libc::S_IFIFO => Some(FileKind::Fifo),
-        libc::S_IFSOCK => Some(FileKind::Socket),
-        libc::S_IFCHR => Some(FileKind::CharDevice),
-        libc::S_IFBLK => Some(FileKind::BlockDevice),
-        _ => None,
-    }
 }
 
 impl Filesystem for KfsFuse {
@@ -317,10 +186,7 @@ impl Filesystem for KfsFuse {
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
         let work = async move { fs.readlink(ino.0, &patience).await };
-        self.answer("readlink", reply, work, |reply, result| match result {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        });
+        self.answer("readlink", reply, work, data_reply);
     }
 
     fn mknod(
@@ -443,10 +309,7 @@ impl Filesystem for KfsFuse {
     ) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::BufferedRead));
         let work = async move { fs.read(fh.0, offset, size, &patience).await };
-        self.answer("read", reply, work, |reply, result| match result {
-            Ok(data) => reply.data(&data),
-            Err(errno) => reply.error(errno),
-        });
+        self.answer("read", reply, work, data_reply);
     }
 
     fn write(
@@ -707,103 +570,5 @@ impl Filesystem for KfsFuse {
         reply: ReplyWrite,
     ) {
         reply.error(Errno::ENOSYS);
-    }
-}
-
-fn dot_attr(entry: &DirEntry) -> FileAttr {
-    let zero = Time::default();
-    file_attr(&Stat {
-        ino: entry.ino,
-        kind: entry.kind,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        nlink: 2,
-        size: 0,
-        blocks: 0,
-        atime: zero,
-        mtime: zero,
-        ctime: zero,
-        rdev: 0,
-    })
-}
-
-/// Drops the kernel's pages of inodes, from a thread of its own: the kernel lets
-/// the caller wait for pages that are just being read.
-struct Invalidator {
-    queue: Arc<Queue>,
-}
-
-/// Inodes that wait for it; each at most once, so it is bounded by the open files.
-#[derive(Default)]
-struct Queue {
-    state: Mutex<Waiting>,
-    more: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    inodes: BTreeSet<u64>,
-    over: bool,
-}
-
-impl Queue {
-    fn state(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct KernelPages {
-    queue: Arc<Queue>,
-}
-
-impl Kernel for KernelPages {
-    fn inval_inode(&self, ino: u64) {
-        self.queue.state().inodes.insert(ino);
-        self.queue.more.notify_one();
-    }
-}
-
-impl Invalidator {
-    fn start(notifier: Notifier) -> io::Result<(Invalidator, KernelPages)> {
-        let queue = Arc::new(Queue::default());
-        let waiting = queue.clone();
-        std::thread::Builder::new().name("kfs-invalidate".to_owned()).spawn(move || {
-            loop {
-                let mut state = waiting.state();
-                while state.inodes.is_empty() && !state.over {
-                    state = waiting.more.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-                let Some(ino) = state.inodes.pop_first() else { return };
-                drop(state);
-                if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                    tracing::debug!(ino, %error, "the kernel's pages were not dropped");
-                }
-            }
-        })?;
-        Ok((Invalidator { queue: queue.clone() }, KernelPages { queue }))
-    }
-}
-
-impl Drop for Invalidator {
-    fn drop(&mut self) {
-        let mut state = self.queue.state();
-        state.over = true;
-        state.inodes.clear();
-        drop(state);
-        self.queue.more.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_survive_the_way_to_the_kernel_and_back() {
-        for at in [(0, 0), (1, 999_999_999), (-1, 1), (-1, 0), (1 << 40, 5), (-(1 << 33), 999_999_999)] {
-            let at = Time { secs: at.0, nanos: at.1 };
-            assert_eq!(time(system_time(at)), at);
-        }
     }
 }

@@ -10,6 +10,7 @@
 
 use crate::ids::{Epoch, NamespaceId};
 use crate::log::MAX_RECORD_BYTES;
+use crate::numbered::numbered;
 use bytes::Bytes;
 
 /// Bytes of a header: 4 magic and version, 1 kind, 1 flags, 2 reserved, 4
@@ -25,52 +26,32 @@ const MAGIC: [u8; 4] = *b"KFS\x01";
 const _: () = assert!(4 + 1 + 1 + 2 + 4 + 4 + 4 + 4 + 16 + 8 + 24 == HEADER_BYTES);
 const _: () = assert!(MAX_RECORD_BYTES <= u32::MAX as usize);
 
-/// What a record is. The numbers are part of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// A session's first record in a partition.
-    Open = 1,
-    /// A session's numbered request.
-    Request = 2,
-    /// A server's own record in the log: incarnation, heartbeat, tick, admin decision.
-    Server = 3,
-    /// The answer to a request, an open or a read.
-    Answer = 4,
-    /// What a session is told unasked.
-    Push = 5,
-    /// Sealed content, on its way up.
-    Chunk = 6,
-    /// A download's request.
-    Read = 7,
-    /// Sealed content, on its way down.
-    Served = 8,
-    /// A step of a login, from the client.
-    Login = 9,
-    /// The server's side of a login.
-    LoginAnswer = 10,
-    /// The answer to an admin command.
-    AdminAnswer = 11,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 11] = [
-        Kind::Open,
-        Kind::Request,
-        Kind::Server,
-        Kind::Answer,
-        Kind::Push,
-        Kind::Chunk,
-        Kind::Read,
-        Kind::Served,
-        Kind::Login,
-        Kind::LoginAnswer,
-        Kind::AdminAnswer,
-    ];
-
-    /// The kind with this number.
-    pub fn from_number(number: u8) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|k| *k as u8 == number)
+numbered! {
+    /// What a record is. The numbers are part of the format.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub enum Kind {
+        /// A session's first record in a partition.
+        Open = 1,
+        /// A session's numbered request.
+        Request = 2,
+        /// A server's own record in the log: incarnation, heartbeat, tick, admin decision.
+        Server = 3,
+        /// The answer to a request, an open or a read.
+        Answer = 4,
+        /// What a session is told unasked.
+        Push = 5,
+        /// Sealed content, on its way up.
+        Chunk = 6,
+        /// A download's request.
+        Read = 7,
+        /// Sealed content, on its way down.
+        Served = 8,
+        /// A step of a login, from the client.
+        Login = 9,
+        /// The server's side of a login.
+        LoginAnswer = 10,
+        /// The answer to an admin command.
+        AdminAnswer = 11,
     }
 }
 

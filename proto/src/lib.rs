@@ -10,6 +10,7 @@ pub mod log;
 pub mod login;
 pub mod message;
 pub mod random;
+mod numbered;
 pub mod seal;
 #[cfg(feature = "simulation")]
 pub mod simulation;

@@ -12,28 +12,27 @@ mod tests;
 
 pub use tail::{Handing, Sink, Tail};
 
+use crate::numbered::numbered;
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// The topics of a cluster (the design's section 3). The number is part of what
-/// a frame's seal binds, so it never changes its meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[repr(u8)]
-pub enum Topic {
-    Requests = 1,
-    Chunks = 2,
-    Reads = 3,
-    Replies = 4,
-    Bulk = 5,
-    Auth = 6,
+numbered! {
+    /// The topics of a cluster (the design's section 3). The number is part of what
+    /// a frame's seal binds, so it never changes its meaning.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+    pub enum Topic {
+        Requests = 1,
+        Chunks = 2,
+        Reads = 3,
+        Replies = 4,
+        Bulk = 5,
+        Auth = 6,
+    }
 }
 
 impl Topic {
-    pub const ALL: [Topic; 6] =
-        [Topic::Requests, Topic::Chunks, Topic::Reads, Topic::Replies, Topic::Bulk, Topic::Auth];
-
     /// The topic's name after the cluster's prefix and a dot.
     pub fn suffix(self) -> &'static str {
         match self {

@@ -14,37 +14,23 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// What `put` and `get` take.
 #[derive(clap::Args)]
-pub(super) struct PutArgs {
+pub(super) struct TransferArgs {
     #[command(flatten)]
     pub access: Access,
-    /// Upload directories and all that is in them.
+    /// Directories too, and all that is in them.
     #[arg(short, long)]
     recursive: bool,
     /// No progress bar.
     #[arg(short, long)]
     quiet: bool,
-    /// Local files, then the remote name or directory.
+    /// What to copy, then the name or directory to copy it to.
     #[arg(required = true, num_args = 2..)]
     paths: Vec<OsString>,
 }
 
-#[derive(clap::Args)]
-pub(super) struct GetArgs {
-    #[command(flatten)]
-    pub access: Access,
-    /// Download directories and all that is in them.
-    #[arg(short, long)]
-    recursive: bool,
-    /// No progress bar.
-    #[arg(short, long)]
-    quiet: bool,
-    /// Remote files, then the local name or directory.
-    #[arg(required = true, num_args = 2..)]
-    paths: Vec<OsString>,
-}
-
-pub(super) async fn put(remote: &Remote, args: &PutArgs) -> anyhow::Result<()> {
+pub(super) async fn put(remote: &Remote, args: &TransferArgs) -> anyhow::Result<()> {
     let (to, files) = args.paths.split_last().context("there is nothing to upload")?;
     let into_dir = match remote.resolve(to).await {
         Ok(attr) => attr.kind == FileKind::Dir,
@@ -78,7 +64,7 @@ pub(super) async fn put(remote: &Remote, args: &PutArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) async fn get(remote: &Remote, args: &GetArgs) -> anyhow::Result<()> {
+pub(super) async fn get(remote: &Remote, args: &TransferArgs) -> anyhow::Result<()> {
     let (to, names) = args.paths.split_last().context("there is nothing to download")?;
     let to = Path::new(to);
     let into_dir = to.is_dir();

@@ -1,0 +1,189 @@
+//! What the kernel is told, from what [`crate::fs`] says: attributes, times and
+//! the replies that several operations share. Nothing here waits or decides.
+
+use crate::client::CallError;
+use crate::error::FsError;
+use crate::fs::{DirEntry, Opened, SetTime, Stat};
+use bytes::Bytes;
+use fuser::{
+    Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyXattr, TimeOrNow,
+};
+use proto::Time;
+use proto::message::FileKind;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What programs are told to read and write at once, in bytes.
+const BLOCK_BYTES: u32 = 64 * 1024;
+pub(super) const TTL: Duration = Duration::ZERO;
+/// Inode numbers are never used twice, so they need no generation.
+pub(super) const GENERATION: Generation = Generation(0);
+
+/// The error's errno, with a word in the log if nobody expects it.
+pub(super) fn logged(op: &'static str, error: FsError) -> Errno {
+    match &error {
+        FsError::Call(CallError::Refused { .. } | CallError::Interrupted) | FsError::NoAttribute => {
+            tracing::trace!(op, %error);
+        }
+        _ => tracing::debug!(op, %error),
+    }
+    error.errno()
+}
+
+pub(super) fn entry_reply(reply: ReplyEntry, result: Result<Stat, Errno>) {
+    match result {
+        Ok(stat) => reply.entry(&TTL, &file_attr(&stat), GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn attr_reply(reply: ReplyAttr, result: Result<Stat, Errno>) {
+    match result {
+        Ok(stat) => reply.attr(&TTL, &file_attr(&stat)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn data_reply<T: AsRef<[u8]>>(reply: ReplyData, result: Result<T, Errno>) {
+    match result {
+        Ok(data) => reply.data(data.as_ref()),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn empty_reply(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn xattr_reply(reply: ReplyXattr, result: Result<Bytes, Errno>, size: u32) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => {
+            reply.error(logged("getxattr", FsError::BufferTooSmall(value.len())));
+        }
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
+    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+pub(super) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Dir => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+pub(super) fn file_attr(stat: &Stat) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(stat.ino),
+        size: stat.size,
+        blocks: stat.blocks,
+        atime: system_time(stat.atime),
+        mtime: system_time(stat.mtime),
+        ctime: system_time(stat.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(stat.kind),
+        perm: (stat.mode & 0o7777) as u16,
+        nlink: stat.nlink,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.rdev,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+/// A time that the system's type cannot hold becomes 1970.
+fn system_time(time: Time) -> SystemTime {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let base = match time.secs >= 0 {
+        true => UNIX_EPOCH.checked_add(whole),
+        false => UNIX_EPOCH.checked_sub(whole),
+    };
+    base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+fn time(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { secs: since.as_secs() as i64, nanos: since.subsec_nanos() },
+        Err(before) => {
+            let before = before.duration();
+            match before.subsec_nanos() {
+                0 => Time { secs: -(before.as_secs() as i64), nanos: 0 },
+                nanos => Time { secs: -(before.as_secs() as i64) - 1, nanos: 1_000_000_000 - nanos },
+            }
+        }
+    }
+}
+
+pub(super) fn set_time(at: TimeOrNow) -> SetTime {
+    match at {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(at) => SetTime::At(time_from_kernel(at)),
+    }
+}
+
+/// fuser 0.18 subtracts the nanoseconds of a time before 1970, which the kernel means to be added.
+fn time_from_kernel(at: SystemTime) -> Time {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(_) => time(at),
+        Err(before) => {
+            let before = before.duration();
+            Time { secs: -(before.as_secs() as i64), nanos: before.subsec_nanos() }
+        }
+    }
+}
+
+pub(super) fn node_kind(mode: u32) -> Option<FileKind> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Some(FileKind::File),
+        libc::S_IFIFO => Some(FileKind::Fifo),
+        libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::CharDevice),
+        libc::S_IFBLK => Some(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+pub(super) fn dot_attr(entry: &DirEntry) -> FileAttr {
+    let zero = Time::default();
+    file_attr(&Stat {
+        ino: entry.ino,
+        kind: entry.kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 2,
+        size: 0,
+        blocks: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        rdev: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_way_to_the_kernel_and_back() {
+        for at in [(0, 0), (1, 999_999_999), (-1, 1), (-1, 0), (1 << 40, 5), (-(1 << 33), 999_999_999)] {
+            let at = Time { secs: at.0, nanos: at.1 };
+            assert_eq!(time(system_time(at)), at);
+        }
+    }
+}
