@@ -9,8 +9,8 @@ pub mod keys;
 pub mod log;
 pub mod login;
 pub mod message;
-pub mod random;
 mod numbered;
+pub mod random;
 pub mod seal;
 #[cfg(feature = "simulation")]
 pub mod simulation;

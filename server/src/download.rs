@@ -9,13 +9,14 @@
 //!   beyond that the topic is not read on.
 #![allow(clippy::disallowed_methods)] // Patience is measured here.
 
+use crate::live::Live;
 use crate::machine::effect::Peer;
 use crate::packs::Packs;
 use crate::run::{Ask, Asker, Sessions};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
 use proto::frame::{Frame, Kind};
-use proto::log::{Log, LogError, Record, Tail, Topic};
+use proto::log::{Log, LogError, Record, Topic};
 use proto::message::{Download, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal_hashed};
 use proto::{Epoch, SessionId};
@@ -37,8 +38,8 @@ pub(crate) struct Downloads {
     pub sessions: Arc<Sessions>,
     pub asker: Asker,
     pub epoch: Epoch,
-    /// All partitions of `reads`.
-    pub tail: Tail,
+    /// The topic `reads`.
+    pub asks: Live,
 }
 
 /// One read frame's common part.
@@ -58,19 +59,12 @@ struct Serving {
 
 /// Serves until the server's runtime ends.
 pub(crate) async fn serve(downloads: Downloads) {
-    let Downloads { log, packs, sessions, asker, epoch, mut tail } = downloads;
+    let Downloads { log, packs, sessions, asker, epoch, mut asks } = downloads;
     let asked = Arc::new(Semaphore::new(ASKED_AT_ONCE));
     let at_once = Semaphore::new(SERVED_AT_ONCE);
     let serving = Arc::new(Serving { log, packs, asker, epoch, at_once });
-    while let Some(record) = tail.next().await {
-        let record = match record {
-            Ok(record) => record,
-            // What was asked meanwhile is asked again.
-            Err(error) => {
-                tracing::warn!("{error}; waiting for Kafka");
-                continue;
-            }
-        };
+    loop {
+        let record = asks.next().await;
         let Some((reader, chunks)) = authentic(&record, &sessions, epoch) else { continue };
         let reader = Arc::new(reader);
         for name in chunks {

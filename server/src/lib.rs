@@ -12,6 +12,7 @@ pub mod disk;
 mod download;
 mod error;
 mod ingest;
+mod live;
 mod login;
 pub mod machine;
 pub mod packs;

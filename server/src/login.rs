@@ -6,6 +6,7 @@
 //! which the client opens its session in the namespace's partition itself.
 #![allow(clippy::disallowed_methods)] // Waits are bounded here, and partitions drawn.
 
+use crate::live::Live;
 use crate::machine::effect::Verdict;
 use crate::machine::{StoredUser, seal_ticket};
 use crate::run::own::OwnRecords;
@@ -14,7 +15,7 @@ use proto::Epoch;
 use proto::NamespaceId;
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
-use proto::log::{Log, REPLY_PARTITIONS, Tail, Topic};
+use proto::log::{Log, REPLY_PARTITIONS, Topic};
 use proto::login::{CredentialId, Known, LoginError, ServerDone, public_key, server_finish, server_start};
 use proto::message::{LoginAnswer, LoginDone, LoginRequest, ServerRecord, Ticket, UserName};
 use proto::seal::{Context, Direction, Head, open, random, seal};
@@ -80,7 +81,7 @@ pub(crate) struct Logins {
     pub attempts: Arc<Attempts>,
     pub epoch: Epoch,
     /// The topic `auth`.
-    pub tail: Tail,
+    pub asks: Live,
 }
 
 struct Service {
@@ -94,18 +95,11 @@ struct Service {
 
 /// Answers logins until the server's runtime ends.
 pub(crate) async fn serve(logins: Logins) {
-    let Logins { log, cluster, own, asker, attempts, epoch, mut tail } = logins;
+    let Logins { log, cluster, own, asker, attempts, epoch, mut asks } = logins;
     let service = Arc::new(Service { log, cluster, own, asker, attempts, epoch });
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    while let Some(record) = tail.next().await {
-        let record = match record {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::warn!("{error}; waiting for Kafka");
-                continue;
-            }
-        };
-        let Ok(frame) = Frame::parse(record.value) else { continue };
+    loop {
+        let Ok(frame) = Frame::parse(asks.next().await.value) else { continue };
         // Answers stand in the same topic.
         if frame.header().kind != Kind::Login {
             continue;

@@ -23,6 +23,7 @@ use crate::disk::Disk;
 use crate::download;
 use crate::error::ServerError;
 use crate::ingest;
+use crate::live::Live;
 use crate::login;
 use crate::machine::StoredUser;
 use crate::machine::effect::Peer;
@@ -35,7 +36,7 @@ use own::OwnRecords;
 use partition::panic_reason;
 use proto::chunk::ChunkName;
 use proto::keys::ClusterKey;
-use proto::log::{Log, Start, Topic};
+use proto::log::{Log, Topic};
 use proto::message::UserName;
 use proto::{Epoch, IncarnationId, LogTime, SessionId};
 use std::collections::BTreeMap;
@@ -369,10 +370,8 @@ impl Services {
 
     fn serve(&self, epoch: Epoch) -> Result<(), ServerError> {
         let asker = Asker { control: self.control.clone() };
-        let reads: Vec<_> =
-            (0..Topic::Reads.partitions()).map(|partition| (Topic::Reads, partition, Start::End)).collect();
-        let reads = self.log.read_from(&reads)?;
-        let auth = self.log.read_from(&[(Topic::Auth, 0, Start::End)])?;
+        let reads = Live::open(self.log.clone(), Topic::Reads)?;
+        let auth = Live::open(self.log.clone(), Topic::Auth)?;
         let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.chunks_from_end)?;
         self.runtime.spawn(download::serve(download::Downloads {
             log: self.log.clone(),
@@ -380,7 +379,7 @@ impl Services {
             sessions: self.sessions.clone(),
             asker: asker.clone(),
             epoch,
-            tail: reads,
+            asks: reads,
         }));
         self.runtime.spawn(login::serve(login::Logins {
             log: self.log.clone(),
@@ -389,7 +388,7 @@ impl Services {
             asker,
             attempts: self.attempts.clone(),
             epoch,
-            tail: auth,
+            asks: auth,
         }));
         self.data.note_epoch(epoch)?;
         self.phases.services_ready();

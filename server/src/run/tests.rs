@@ -9,7 +9,7 @@ use proto::chunk::chunk_record;
 use proto::frame::{Frame, Kind, record_hash};
 use proto::keys::KeyPair;
 use proto::log::memory::MemoryLog;
-use proto::log::{Record, Tail};
+use proto::log::{Record, Start, Tail};
 use proto::login::{ClientDone, ClientLogin, CredentialId, public_key};
 use proto::message::{
     Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp, View,

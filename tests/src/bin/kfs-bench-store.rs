@@ -16,7 +16,9 @@ use proto::message::{
     Ticket, Upload, UserName,
 };
 use proto::seal::{Context, Direction, Head, Key, seal};
-use proto::{Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, PushNo, RequestNo, ServerId, SessionId, Time};
+use proto::{
+    Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId, Time,
+};
 use serde::Serialize;
 use server::disk::Disk;
 use server::machine::effect::{Applied, Effect};
