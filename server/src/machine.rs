@@ -12,13 +12,17 @@
 //! understood stops this one, since skipping it would let replicas diverge; what a
 //! client sealed and is not understood is refused, at its number.
 
+pub mod check;
 pub mod effect;
 pub mod kv;
 
 mod clock;
 mod delete;
+mod history;
 mod incarnation;
+mod limits;
 mod promise;
+mod quotes;
 mod rename;
 mod rows;
 mod servers;
@@ -31,6 +35,10 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use limits::Limits;
+#[cfg(any(test, feature = "simulation"))]
+pub use limits::set_limits;
+pub use quotes::{is_referenced, quotes_over};
 pub use rows::{STATE_CONTENT_BYTES, content};
 pub use servers::Registered;
 pub use session::{open_ticket, seal_ticket};
@@ -46,7 +54,7 @@ use proto::keys::ClusterKey;
 use proto::log::Topic;
 use proto::message::{Refusal, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
-use proto::{Epoch, IncarnationId, Ino, LogTime, Position, ServerId, SessionId};
+use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, ServerId, SessionId};
 use rows::Turn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -70,6 +78,8 @@ pub struct Machine {
     /// Who holds which promise; follows from the sessions.
     holders: BTreeSet<(proto::message::Promise, SessionId)>,
     things: Things,
+    /// Ended sessions that may be quoted from, by when that ends; follows from [`Live::quotable`].
+    quotable_order: BTreeSet<(LogTime, SessionId)>,
 }
 
 /// The part of the state that lives in memory.
@@ -98,6 +108,12 @@ struct Live {
     /// Partition 0: whose checkpoints the log's trimming waits for.
     #[serde(default)]
     servers: BTreeMap<ServerId, Registered>,
+    /// Until when sessions that have ended may be quoted from by their successors.
+    #[serde(default)]
+    quotable: BTreeMap<SessionId, LogTime>,
+    /// Whose history is looked at next.
+    #[serde(default)]
+    history_turn: NamespaceId,
 }
 
 /// A dump that cannot be read back.
@@ -143,8 +159,15 @@ impl Machine {
             next_held: 0,
             buckets: BTreeMap::new(),
             servers: BTreeMap::new(),
+            quotable: BTreeMap::new(),
+            history_turn: NamespaceId(0),
         };
-        Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() }
+        Machine::of(partition, secrets, live)
+    }
+
+    fn of(partition: u32, secrets: Arc<ClusterKey>, live: Live) -> Machine {
+        let (holders, things, quotable_order) = (BTreeSet::new(), Things::default(), BTreeSet::new());
+        Machine { partition, secrets, live, holders, things, quotable_order }
     }
 
     /// The in-memory part, to be kept with the rows as they are now. It holds
@@ -163,8 +186,9 @@ impl Machine {
             Some((version, _)) => return Err(error(format!("unknown version {version}"))),
             None => return Err(error("it is empty".into())),
         };
-        let mut machine = Machine { partition, secrets, live, holders: BTreeSet::new(), things: Things::default() };
+        let mut machine = Machine::of(partition, secrets, live);
         machine.index_promises();
+        machine.index_quotes();
         Ok(machine)
     }
 
@@ -198,6 +222,7 @@ impl Machine {
         };
         match done {
             Ok(()) => {
+                self.mark_freed(&mut turn);
                 let (hash, effects) = turn.finish();
                 self.live.hash = hash;
                 self.live.applied = Some(at);

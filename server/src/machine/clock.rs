@@ -57,5 +57,7 @@ impl Machine {
         }
         users::forget_buckets(&mut self.live.buckets, now);
         self.forget_old_results(turn);
+        self.expire_quotes(turn);
+        self.expire_history(turn);
     }
 }

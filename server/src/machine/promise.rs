@@ -67,7 +67,7 @@ pub(super) struct Held {
 }
 
 /// Indexes that follow from sessions and held answers.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub(super) struct Things {
     /// Unconfirmed pushes by the things they wait under.
     unconfirmed: BTreeSet<(Promise, SessionId, PushNo)>,

@@ -9,6 +9,7 @@
 
 use super::effect::Effect;
 use super::kv::Kv;
+use super::limits::limits;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
 use proto::message::{Attr, Cursor, FileKind, Promise, Refusal};
@@ -23,6 +24,7 @@ pub(super) mod table {
     pub const CHUNK: u8 = b'C';
     pub const DIRENT: u8 = b'D';
     pub const EXTENT: u8 = b'E';
+    pub const FREED: u8 = b'F';
     pub const STAGED: u8 = b'G';
     pub const HISTORY: u8 = b'H';
     pub const INODE: u8 = b'I';
@@ -35,6 +37,7 @@ pub(super) mod table {
     pub const ENDED_BY_TIME: u8 = b'T';
     pub const USER: u8 = b'U';
     pub const USER_ENDED: u8 = b'V';
+    pub const PAST: u8 = b'W';
     pub const XATTR: u8 = b'X';
 }
 
@@ -43,9 +46,6 @@ const ROW_VERSION: u8 = 1;
 
 /// Sealed content up to this many bytes stays in the state; more goes to the packs.
 pub const STATE_CONTENT_BYTES: usize = 4096 + 64;
-
-/// History does not tell apart versions of one session within this much log time.
-const THIN_MS: u64 = 60_000;
 
 /// What a directory says of its own size, in bytes.
 pub(super) const DIR_BYTES: u64 = 4096;
@@ -105,7 +105,7 @@ pub(super) fn namespace_key(namespace: NamespaceId) -> Vec<u8> {
     Key::new(table::NAMESPACE).u32(namespace.0).done()
 }
 
-fn chunk_key(namespace: NamespaceId, name: &[u8]) -> Vec<u8> {
+pub(super) fn chunk_key(namespace: NamespaceId, name: &[u8]) -> Vec<u8> {
     Key::new(table::CHUNK).u32(namespace.0).bytes(name).done()
 }
 
@@ -138,6 +138,15 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> T {
     let (version, row) = bytes.split_first().expect("a stored row has a version");
     assert_eq!(*version, ROW_VERSION, "a stored row is of a version that this kfs-server does not know");
     rmp_serde::from_slice(row).expect("a stored row reads back as it was written")
+}
+
+/// The same of a row that may be damaged; says what is wrong with it.
+pub(super) fn try_decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match bytes.split_first() {
+        Some((&ROW_VERSION, row)) => rmp_serde::from_slice(row).map_err(|e| e.to_string()),
+        Some((version, _)) => Err(format!("it has the unknown version {version}")),
+        None => Err("it is empty".into()),
+    }
 }
 
 /// Sealed content that the state itself holds; `None` if it is in the packs, or gone.
@@ -199,6 +208,16 @@ pub(super) struct NamespaceRow {
     pub next: u64,
     pub bytes_used: u64,
     pub inodes_used: u64,
+    /// What its history takes; not part of what is used.
+    #[serde(default)]
+    pub history_bytes: u64,
+    /// What it may hold.
+    #[serde(default = "bytes_total")]
+    pub bytes_total: u64,
+}
+
+pub(super) fn bytes_total() -> u64 {
+    limits().bytes_total
 }
 
 /// What covers an inode's attributes.
@@ -234,9 +253,15 @@ pub(super) struct Turn<'a> {
     /// Inodes that have lost their last name.
     pub nameless: Vec<Ino>,
     pub effects: Vec<Effect>,
+    /// Chunks that nothing refers to any more.
+    pub freed: Vec<ChunkName>,
+    /// Rows that went to history so far, and those that have been made room for.
+    pub(super) remembered: usize,
+    pub(super) bounded: usize,
     references: BTreeMap<ChunkName, i64>,
     bytes_used: i64,
     inodes_used: i64,
+    pub(super) history_bytes: i64,
 }
 
 impl<'a> Turn<'a> {
@@ -260,9 +285,13 @@ impl<'a> Turn<'a> {
             opened: Vec::new(),
             nameless: Vec::new(),
             effects: Vec::new(),
+            freed: Vec::new(),
+            remembered: 0,
+            bounded: 0,
             references: BTreeMap::new(),
             bytes_used: 0,
             inodes_used: 0,
+            history_bytes: 0,
         }
     }
 
@@ -326,28 +355,6 @@ impl<'a> Turn<'a> {
     /// The mark of a row that began at an earlier position, by nobody's session.
     pub fn begin_of(&self, at: Position) -> Begin {
         Begin { at, time: LogTime(0), by: SessionId::default() }
-    }
-
-    /// Ends a row. Says whether history kept it.
-    pub fn retire<T: Serialize>(&mut self, key: &[u8], begin: &Begin, row: &T) -> bool {
-        self.delete(key);
-        self.remember(key, begin, row)
-    }
-
-    /// Keeps in history what stood under `key` until now, unless it is too short-lived.
-    fn remember<T: Serialize>(&mut self, key: &[u8], begin: &Begin, row: &T) -> bool {
-        if begin.by == self.by && begin.time.0 / THIN_MS == self.now.0 / THIN_MS {
-            return false;
-        }
-        let kept = Key::new(table::HISTORY)
-            .u32(self.namespace.0)
-            .bytes(key)
-            .u32(self.at.epoch.0)
-            .u64(self.at.offset)
-            .u32(self.at.index)
-            .done();
-        self.put(&kept, row);
-        true
     }
 
     /// The inode, if this session may have to do with it.
@@ -459,14 +466,16 @@ impl<'a> Turn<'a> {
     /// Brings the namespace's counts and its chunks' references up to date. To be
     /// called once per namespace touched.
     pub fn settle(&mut self) {
-        if self.bytes_used != 0 || self.inodes_used != 0 {
+        self.bound_history();
+        if (self.bytes_used, self.inodes_used, self.history_bytes) != (0, 0, 0) {
             let key = namespace_key(self.namespace);
             if let Some(mut row) = self.get::<NamespaceRow>(&key) {
                 row.bytes_used = row.bytes_used.saturating_add_signed(self.bytes_used);
                 row.inodes_used = row.inodes_used.saturating_add_signed(self.inodes_used);
+                row.history_bytes = row.history_bytes.saturating_add_signed(self.history_bytes);
                 self.put(&key, &row);
             }
-            (self.bytes_used, self.inodes_used) = (0, 0);
+            (self.bytes_used, self.inodes_used, self.history_bytes) = (0, 0, 0);
         }
         for (name, by) in std::mem::take(&mut self.references) {
             if by == 0 {
@@ -479,11 +488,13 @@ impl<'a> Turn<'a> {
                 continue;
             }
             self.delete(&key);
+            self.freed.push(name);
             let content = content_key(&name.to_bytes());
             if self.kv.get(&content).is_some() {
                 self.delete(&content);
+            } else {
+                self.effects.push(Effect::Unreferenced { name });
             }
-            self.effects.push(Effect::Unreferenced { name });
         }
     }
 }

@@ -29,7 +29,7 @@ const TICKET_MS: u64 = 60_000;
 /// What an ended session left is kept for its successor this long: 400 days of log time.
 const RESULTS_MS: u64 = 400 * 24 * 3_600_000;
 /// Ended sessions remembered by id.
-const MAX_ENDED: usize = 65_536;
+pub(super) const MAX_ENDED: usize = 65_536;
 /// Numbers of one session whose hash and result are remembered.
 const MAX_REMEMBERED: usize = 1024;
 /// Sessions whose chunks a session may quote, itself included.
@@ -299,6 +299,7 @@ impl Machine {
     /// kept for a successor.
     pub(super) fn end_session(&mut self, turn: &mut Turn, id: SessionId) {
         let Some(session) = self.live.sessions.remove(&id) else { return };
+        self.quotable_for_now(id);
         for promise in session.promises.keys() {
             self.holders.remove(&(*promise, id));
         }
@@ -413,7 +414,7 @@ impl Machine {
         };
         turn.by = id;
         turn.namespace = session.namespace;
-        turn.lineage = session.lineage.clone();
+        turn.lineage = self.quotable(id, &self.live.sessions[&id].lineage);
         turn.payload = frame.payload();
         turn.time = self.request_time(request.time, append_time_ms);
         let (result, payload) = match &request.op {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod delete;
+mod history;
 mod hostile;
 mod model;
 mod play;
@@ -27,7 +28,9 @@ use proto::message::{
     Refusal, Request, ServerBody, ServerRecord, SessionOp, Source, Ticket, Upload, UserName, View, WriteAt,
 };
 use proto::seal::{Context, Direction, Head, Key, seal};
-use proto::{Epoch, IncarnationId, Ino, Name, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId, Time};
+use proto::{
+    Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId, Time,
+};
 use std::sync::Arc;
 
 /// A namespace of partition 0.

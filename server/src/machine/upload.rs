@@ -269,7 +269,14 @@ impl Turn<'_> {
             has_xattrs: false,
         };
         // The root's own counter is 1.
-        self.put(&namespace_key(namespace), &NamespaceRow { next: 2, bytes_used: 0, inodes_used: 1 });
+        let row = NamespaceRow {
+            next: 2,
+            bytes_used: 0,
+            inodes_used: 1,
+            history_bytes: 0,
+            bytes_total: super::rows::bytes_total(),
+        };
+        self.put(&namespace_key(namespace), &row);
         self.put(&inode_key(root), &InodeRow { attr, entries: 0, xattr_bytes: 0, begin: self.begin() });
     }
 }

@@ -20,9 +20,6 @@ const EXTENTS_BYTES: usize = 400_000;
 /// Content from the state that goes along with one page of extents.
 const INLINE_BYTES: usize = 256 * 1024;
 
-/// Bytes that a namespace may hold, until there are quotas: 1 PiB.
-const BYTES_TOTAL: u64 = 1 << 50;
-
 impl Turn<'_> {
     /// The outcome, and content from the state that goes along.
     pub fn view(&mut self, view: &View) -> Result<(Outcome, Bytes), Refusal> {
@@ -117,7 +114,7 @@ impl Turn<'_> {
     fn statfs(&mut self) -> Result<Outcome, Refusal> {
         let row: NamespaceRow = self.get(&namespace_key(self.namespace)).ok_or(Refusal::Stale)?;
         Ok(Outcome::Statfs {
-            bytes_total: BYTES_TOTAL.max(row.bytes_used),
+            bytes_total: row.bytes_total.max(row.bytes_used),
             bytes_used: row.bytes_used,
             inodes_total: 1 << Ino::COUNTER_BITS,
             inodes_used: row.inodes_used,

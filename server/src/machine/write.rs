@@ -136,7 +136,7 @@ impl Turn<'_> {
             }
             let chunk = match &piece.source {
                 Source::Chunk(name) => {
-                    if !self.lineage.contains(&name.session) && !self.is_referenced(name) {
+                    if !self.may_quote(name) {
                         return Err(Refusal::ForeignChunk);
                     }
                     *name

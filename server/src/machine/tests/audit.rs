@@ -1,77 +1,16 @@
 //! What must be true of the rows whatever has happened, and random plays in which
 //! sessions close, expire and replace each other, to see that it is.
 
-use super::super::rows::{DirentRow, ExtentRow, InodeRow, NamespaceRow, decode, table};
+use super::super::check::check;
+use super::super::rows::{InodeRow, decode, table};
 use super::play::{Pick, picks};
 use super::*;
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
 
-fn u64_at(key: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(key[at..at + 8].try_into().expect("keys have their fields"))
-}
-
-/// Checks links, counts, extents and references against each other.
+/// Whatever has happened, the state's invariants hold.
 pub fn audit(world: &World) {
-    let (mut inodes, mut names) = (BTreeMap::new(), BTreeMap::<Ino, u32>::new());
-    let (mut entries, mut subdirs) = (BTreeMap::<Ino, u64>::new(), BTreeMap::<Ino, u32>::new());
-    let (mut covered, mut last_end) = (BTreeMap::<Ino, u64>::new(), (Ino(0), 0));
-    let (mut references, mut counted) = (BTreeMap::<Vec<u8>, u64>::new(), BTreeMap::new());
-    let (mut contents, mut dirents, mut namespace) = (BTreeSet::new(), Vec::new(), None);
-    for (key, value) in &world.kv.rows {
-        match key[0] {
-            table::INODE => {
-                inodes.insert(Ino(u64_at(key, 1)), decode::<InodeRow>(value));
-            }
-            table::DIRENT => dirents.push((Ino(u64_at(key, 1)), decode::<DirentRow>(value).ino)),
-            table::EXTENT => {
-                let (ino, row) = (Ino(u64_at(key, 1)), decode::<ExtentRow>(value));
-                assert_eq!(u64_at(key, 9), row.end());
-                assert!(last_end.0 != ino || last_end.1 <= row.offset, "extents overlap");
-                last_end = (ino, row.end());
-                *covered.entry(ino).or_default() += u64::from(row.len);
-                *references.entry(row.chunk.to_bytes().to_vec()).or_default() += 1;
-            }
-            // Table and namespace, then the key that the row had.
-            table::HISTORY if key[5] == table::EXTENT => {
-                *references.entry(decode::<ExtentRow>(value).chunk.to_bytes().to_vec()).or_default() += 1;
-            }
-            table::CHUNK => {
-                counted.insert(key[5..].to_vec(), decode::<u64>(value));
-            }
-            table::CONTENT => {
-                contents.insert(key[1..].to_vec());
-            }
-            table::NAMESPACE => namespace = Some(decode::<NamespaceRow>(value)),
-            _ => {}
-        }
-    }
-    for (dir, ino) in dirents {
-        let child = &inodes[&ino];
-        *names.entry(ino).or_default() += 1;
-        *entries.entry(dir).or_default() += 1;
-        if child.attr.kind == FileKind::Dir {
-            assert_eq!(child.attr.parent, Some(dir));
-            *subdirs.entry(dir).or_default() += 1;
-        } else {
-            assert!(child.attr.parent.is_none_or(|parent| parent == dir));
-        }
-    }
-    for (ino, row) in &inodes {
-        let named = names.get(ino).copied().unwrap_or(0);
-        let is_dir = row.attr.kind == FileKind::Dir;
-        let nlink = if is_dir { 2 + subdirs.get(ino).copied().unwrap_or(0) } else { named };
-        assert_eq!(row.attr.nlink, nlink, "{row:?}");
-        assert_eq!(row.entries, entries.get(ino).copied().unwrap_or(0));
-        assert_eq!(row.attr.allocated, covered.get(ino).copied().unwrap_or(0));
-        assert_eq!(named == 0 && *ino != ROOT, world.machine.live.nameless.contains_key(ino));
-    }
-    assert_eq!(references, counted);
-    assert!(contents.iter().all(|name| references.contains_key(name)));
-    if let Some(namespace) = namespace {
-        assert_eq!(namespace.inodes_used, inodes.len() as u64);
-        assert_eq!(namespace.bytes_used, covered.values().sum::<u64>());
-    }
+    let report = check(&world.machine, &mut world.kv.clone(), &mut |_, _| {});
+    assert_eq!(report.violations.told, Vec::<String>::new());
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,99 @@
+//! What is alive: sessions, what they were promised and have open, what was pushed
+//! and is held, who has ended; and the indexes that follow from them.
+
+use super::{Check, name_in};
+use crate::machine::Machine;
+use crate::machine::rows::table;
+use proto::SessionId;
+use serde::de::IgnoredAny;
+use std::collections::BTreeSet;
+
+impl Check<'_> {
+    pub(super) fn sessions(&mut self) {
+        let machine = self.machine;
+        let live = &machine.live;
+        let violations = &mut self.report.violations;
+        for (id, session) in &live.sessions {
+            let lives_only = !live.ended.contains_key(id) && !live.quotable.contains_key(id);
+            violations.check(lives_only, || format!("session {id} lives and has ended"));
+            violations.check(session.lineage.first() == Some(id), || format!("session {id} does not follow itself"));
+            violations.check(session.admitted_at <= live.now, || format!("session {id} was heard later than now"));
+            let number = session.remembered.last_key_value().map(|(number, _)| *number);
+            violations.check(number.is_none_or(|number| number <= session.admitted), || {
+                format!("session {id} has a result of {number:?}, and was admitted up to {:?}", session.admitted)
+            });
+            let push = session.pending.last_key_value().map(|(number, _)| *number);
+            violations.check(push.is_none_or(|push| push <= session.pushed), || {
+                format!("session {id} has the push {push:?} to confirm, and was pushed {:?}", session.pushed)
+            });
+            let ordered: BTreeSet<_> =
+                session.promise_order.iter().map(|(order, promise)| (*promise, *order)).collect();
+            let promised: BTreeSet<_> = session.promises.iter().map(|(promise, order)| (*promise, *order)).collect();
+            violations.check(ordered == promised, || format!("session {id} has promises without their order"));
+        }
+        for (ino, holders) in &live.nameless {
+            for id in holders {
+                let has = live.sessions.get(id).is_some_and(|session| session.opened.contains(ino));
+                violations
+                    .check(has, || format!("inode {} is kept for session {id}, which does not have it open", ino.0));
+            }
+            violations.check(!holders.is_empty(), || format!("inode {} is kept for nobody", ino.0));
+        }
+        let order: BTreeSet<_> = live.ended.iter().map(|(id, mark)| (mark.at, *id)).collect();
+        violations.check(order == live.ended_order, || "the order of sessions' ends is not theirs".into());
+        match Machine::restore(machine.partition, machine.secrets.clone(), &machine.dump()) {
+            Ok(again) => {
+                violations.check(again.holders == machine.holders, || "the index of promises is another one".into());
+                violations.check(again.things == machine.things, || "the index of pushes is another one".into());
+                violations.check(again.quotable_order == machine.quotable_order, || {
+                    "the order of sessions to quote from is another one".into()
+                });
+            }
+            Err(error) => violations.add(|| error.to_string()),
+        }
+        self.ended();
+        self.freed();
+        self.users();
+    }
+
+    /// That what ended sessions have left is listed by its time.
+    fn ended(&mut self) {
+        let (mut by_id, mut by_time) = (BTreeSet::new(), BTreeSet::new());
+        self.rows::<IgnoredAny>(&[table::ENDED], |_, key, _| {
+            by_id.insert(key[1..].to_vec());
+        });
+        self.rows::<IgnoredAny>(&[table::ENDED_BY_TIME], |_, key, _| {
+            by_time.insert(key.get(9..).unwrap_or_default().to_vec());
+        });
+        self.report
+            .violations
+            .check(by_id == by_time, || "what ended sessions have left is not listed by its time".into());
+    }
+
+    /// That chunks are marked as freed only while somebody might quote them again.
+    fn freed(&mut self) {
+        let live = &self.machine.live;
+        self.rows::<IgnoredAny>(&[table::FREED], |violations, key, _| {
+            let session: Option<&[u8; 16]> = key.get(1..).and_then(<[u8]>::first_chunk);
+            let name = key.get(17..).and_then(name_in);
+            let Some((session, name)) = session.map(|id| SessionId(*id)).zip(name) else {
+                return violations.add(|| "a mark of a freed chunk has no chunk's name".into());
+            };
+            let quotable = live.sessions.contains_key(&session) || live.quotable.contains_key(&session);
+            violations.check(quotable && name.session == session, || {
+                format!("the chunk {name} is marked as freed, and nobody could quote it")
+            });
+        });
+    }
+
+    fn users(&mut self) {
+        let mut namespaces = BTreeSet::new();
+        self.rows::<crate::machine::StoredUser>(&[table::USER], |violations, key, user| {
+            violations.check(&key[1..] == user.name.as_str().as_bytes(), || format!("{} has another's key", user.name));
+            violations.check(namespaces.insert(user.namespace), || format!("{} shares a namespace", user.name));
+        });
+        let partition = self.machine.partition;
+        let stray = partition != 0 && !namespaces.is_empty();
+        self.report.violations.check(!stray, || format!("partition {partition} has users, which belong into 0"));
+    }
+}
