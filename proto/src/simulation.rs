@@ -6,6 +6,9 @@
 //! Everything holds for one thread, the one that a [`Simulation`] was begun on:
 //! others in the same process live in the real world.
 
+use crate::ids::{Position, RequestNo, SessionId, Time};
+use crate::message::{Op, Outcome, Refusal};
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::marker::PhantomData;
@@ -24,6 +27,7 @@ thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
     static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
     static NODE: RefCell<Option<Node>> = const { RefCell::new(None) };
+    static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
 /// While it lives, this thread is simulated.
@@ -42,7 +46,46 @@ impl Drop for Simulation {
     fn drop(&mut self) {
         SEED.set(None);
         BEGUN.set(None);
+        OBSERVER.set(None);
     }
+}
+
+/// What the real code tells a simulation as it happens.
+pub enum Seen<'a> {
+    /// A machine has executed an admitted request.
+    Applied {
+        at: Position,
+        session: SessionId,
+        number: RequestNo,
+        /// The number was admitted before, and this executes it once more.
+        again: bool,
+        /// The time that counts for the change.
+        time: Time,
+        op: &'a Op,
+        payload: &'a Bytes,
+        result: &'a Result<Outcome, Refusal>,
+    },
+    /// A machine has taken a record in, skipped or not; its state now has this hash.
+    Hash { at: Position, hash: [u8; 32] },
+    /// A client has entered a request into its session's order. `time` is the client's own
+    /// and goes with the request for good.
+    Entered { time: Time, op: &'a Op },
+}
+
+type Observer = Box<dyn FnMut(&Seen<'_>)>;
+
+/// Tells `observer` from now on, until the simulation of this thread ends.
+pub fn observe(observer: impl FnMut(&Seen<'_>) + 'static) {
+    OBSERVER.set(Some(Box::new(observer)));
+}
+
+/// Tells the observer, if there is one.
+pub fn seen(seen: &Seen<'_>) {
+    OBSERVER.with_borrow_mut(|observer| {
+        if let Some(observer) = observer {
+            observer(seen);
+        }
+    });
 }
 
 /// Whether this thread is simulated.

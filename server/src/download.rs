@@ -70,7 +70,7 @@ pub(crate) async fn serve(downloads: Downloads) {
         for name in chunks {
             let Ok(slot) = asked.clone().acquire_owned().await else { return };
             let (serving, reader) = (serving.clone(), reader.clone());
-            tokio::spawn(async move {
+            proto::task::spawn(async move {
                 serving.serve(&reader, name).await;
                 drop(slot);
             });

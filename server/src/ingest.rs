@@ -13,7 +13,8 @@ use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
 use proto::{Epoch, SessionId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Skipped records are told of at most this often.
 const WARN_EVERY: Duration = Duration::from_secs(10);

@@ -21,4 +21,6 @@ mod run;
 pub mod store;
 
 pub use error::ServerError;
+#[cfg(feature = "simulation")]
+pub use run::tasks::Tasks;
 pub use run::{NewLog, Server, ServerConfig, Waiter};

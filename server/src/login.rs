@@ -10,9 +10,10 @@ use crate::live::Live;
 use crate::machine::effect::Verdict;
 use crate::machine::{StoredUser, seal_ticket};
 use crate::run::own::OwnRecords;
-use crate::run::{Ask, Asker, LoginView, UserView, unix_ms};
+use crate::run::{Ask, Asker, LoginView, UserView};
 use proto::Epoch;
 use proto::NamespaceId;
+use proto::clock::Clock;
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::{Log, REPLY_PARTITIONS, Topic};
@@ -82,6 +83,7 @@ pub(crate) struct Logins {
     pub epoch: Epoch,
     /// The topic `auth`.
     pub asks: Live,
+    pub clock: Clock,
 }
 
 struct Service {
@@ -91,12 +93,13 @@ struct Service {
     asker: Asker,
     attempts: Arc<Attempts>,
     epoch: Epoch,
+    clock: Clock,
 }
 
 /// Answers logins until the server's runtime ends.
 pub(crate) async fn serve(logins: Logins) {
-    let Logins { log, cluster, own, asker, attempts, epoch, mut asks } = logins;
-    let service = Arc::new(Service { log, cluster, own, asker, attempts, epoch });
+    let Logins { log, cluster, own, asker, attempts, epoch, mut asks, clock } = logins;
+    let service = Arc::new(Service { log, cluster, own, asker, attempts, epoch, clock });
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok(frame) = Frame::parse(asks.next().await.value) else { continue };
@@ -106,7 +109,7 @@ pub(crate) async fn serve(logins: Logins) {
         }
         let Ok(turn) = at_once.clone().acquire_owned().await else { return };
         let service = service.clone();
-        tokio::spawn(async move {
+        proto::task::spawn(async move {
             service.answer(&frame).await;
             drop(turn);
         });
@@ -243,7 +246,7 @@ impl Service {
             volatile,
             window_requests: WINDOW_REQUESTS,
             window_bytes: if volatile { WINDOW_BYTES_VOLATILE } else { WINDOW_BYTES },
-            server_time_ms: unix_ms(),
+            server_time_ms: self.clock.now_ms(),
         };
         Ok(LoginAnswer::Done { sealed: answer.seal(&done.session_secret.login_key())? })
     }

@@ -226,6 +226,7 @@ impl Machine {
                 let (hash, effects) = turn.finish();
                 self.live.hash = hash;
                 self.live.applied = Some(at);
+                self.tell_hash(at);
                 Ok(Applied::Yes(effects))
             }
             Err(Stop::Skip(why)) => {
@@ -243,7 +244,15 @@ impl Machine {
     fn skip(&mut self, kv: &mut dyn Kv, at: Position, why: &'static str) -> Applied {
         (self.live.hash, _) = Turn::new(kv, &self.live.hash, at, self.live.now).finish();
         self.live.applied = Some(at);
+        self.tell_hash(at);
         Applied::Skipped(why)
+    }
+
+    /// Lets a simulation compare machines.
+    fn tell_hash(&self, at: Position) {
+        #[cfg(feature = "simulation")]
+        proto::simulation::seen(&proto::simulation::Seen::Hash { at, hash: self.live.hash });
+        let _ = at;
     }
 
     /// Whether something here can expire, so that log time must move.

@@ -17,6 +17,8 @@ mod apply;
 pub(crate) mod own;
 mod partition;
 mod start;
+#[cfg(feature = "simulation")]
+pub mod tasks;
 
 use crate::data::DataDir;
 use crate::disk::Disk;
@@ -35,15 +37,16 @@ use bytes::Bytes;
 use own::OwnRecords;
 use partition::panic_reason;
 use proto::chunk::ChunkName;
+use proto::clock::Clock;
 use proto::keys::ClusterKey;
-use proto::log::{Log, Topic};
+use proto::log::{Log, Tail, Topic};
 use proto::message::UserName;
-use proto::{Epoch, IncarnationId, LogTime, SessionId};
+use proto::{Epoch, IncarnationId, LogTime, SessionId, task};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Questions and reports that may wait for the loop.
@@ -66,6 +69,8 @@ pub struct ServerConfig {
     pub append_time: bool,
     /// Bytes of rows that are cached in memory, over all partitions.
     pub cache_bytes: usize,
+    /// What this machine takes for civil time.
+    pub clock: Clock,
     /// What rows and content stand on.
     pub disk: Disk,
 }
@@ -80,6 +85,7 @@ impl ServerConfig {
             volatile: false,
             append_time: true,
             cache_bytes: 512 << 20,
+            clock: Clock::default(),
             disk: Disk::default(),
         }
     }
@@ -155,63 +161,12 @@ impl Server {
     /// Blocks until that comparison is done, at most a few of the log's timeouts;
     /// [`Server::ready`] says when the server answers.
     pub fn start(config: ServerConfig, log: Arc<dyn Log>) -> Result<Server, ServerError> {
-        let data = Arc::new(DataDir::open(&config.data, config.key_file.as_deref())?);
-        let cluster = Arc::new(data.identity.cluster_key.clone());
-        let server = data.identity.server;
         let runtime = Background::start()?;
-        let packs = Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.handle())?;
-        let packs = Arc::new(packs);
-        let plan = start::plan(&data.state(), &config, &cluster, log.as_ref())?;
-
-        let phases = Arc::new(Phases::default());
-        let sessions = Arc::new(Sessions::default());
-        let attempts = Arc::new(login::Attempts::default());
-        let (halt, halted) = watch::channel(Halt::No);
-        let (control, controlled) = mpsc::channel(CONTROL_QUEUE);
-        let (epoch, epoch_known) = oneshot::channel();
-        let own = Arc::new(OwnRecords::new(log.clone(), cluster.clone(), IncarnationId::random()));
-        let (checkpoints, checkpoints_wanted) = std::sync::mpsc::channel();
-        let checkpoint_thread = spawn("kfs-checkpoint", {
-            let (packs, control) = (packs.clone(), control.clone());
-            move || write_checkpoints(&packs, &checkpoints_wanted, &control)
-        })?;
-
-        let services = Services {
-            data: data.clone(),
-            log: log.clone(),
-            cluster: cluster.clone(),
-            packs: packs.clone(),
-            sessions: sessions.clone(),
-            attempts: attempts.clone(),
-            phases: phases.clone(),
-            control: control.clone(),
-            own: own.clone(),
-            halted: halted.clone(),
-            chunks_from_end: plan.new_epoch,
-            runtime: runtime.handle(),
-        };
-        let services_thread = spawn("kfs-ingest", move || services.run(epoch_known))?;
-
-        let apply = ApplyParts {
-            plan,
-            control: controlled,
-            reports: control,
-            checkpoints,
-            own,
-            answers: Answers::new(log, cluster),
-            packs,
-            sessions,
-            attempts,
-            phases: phases.clone(),
-            opening: Opening {
-                server,
-                new_epoch: false,
-                append_time: config.append_time,
-                volatile: config.volatile,
-                epoch: Some(epoch),
-            },
-            halted,
-        };
+        let Parts { data, packs, apply, services, epoch, checkpoints, halt } =
+            Parts::open(&config, &log, runtime.handle())?;
+        let (phases, control) = (services.phases.clone(), services.control.clone());
+        let checkpoint_thread = spawn("kfs-checkpoint", move || write_checkpoints(&packs, checkpoints, &control))?;
+        let services_thread = spawn("kfs-ingest", move || services.run(epoch))?;
         let loop_thread = spawn("kfs-attend", {
             let phases = phases.clone();
             move || {
@@ -301,19 +256,79 @@ impl Waiter {
     }
 }
 
-/// What the loop's thread builds itself from; partitions stay on that thread.
+/// A server that is open and compared with the log, before any of it runs.
+struct Parts {
+    data: Arc<DataDir>,
+    packs: Arc<Packs>,
+    apply: ApplyParts,
+    services: Services,
+    epoch: oneshot::Receiver<Epoch>,
+    checkpoints: mpsc::UnboundedReceiver<(u32, Frozen)>,
+    halt: watch::Sender<Halt>,
+}
+
+impl Parts {
+    fn open(config: &ServerConfig, log: &Arc<dyn Log>, runtime: tokio::runtime::Handle) -> Result<Parts, ServerError> {
+        let data = Arc::new(DataDir::open(&config.data, config.key_file.as_deref())?);
+        let cluster = Arc::new(data.identity.cluster_key.clone());
+        let server = data.identity.server;
+        let packs = Arc::new(Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.clone())?);
+        let plan = start::plan(&data.state(), config, &cluster, log.as_ref())?;
+
+        let phases = Arc::new(Phases::default());
+        let sessions = Arc::new(Sessions::default());
+        let attempts = Arc::new(login::Attempts::default());
+        let (halt, halted) = watch::channel(Halt::No);
+        let (control, controlled) = mpsc::channel(CONTROL_QUEUE);
+        let (epoch, epoch_known) = oneshot::channel();
+        let own = Arc::new(OwnRecords::new(log.clone(), cluster.clone(), IncarnationId::random()));
+        let (checkpoints, checkpoints_wanted) = mpsc::unbounded_channel();
+        let services = Services {
+            data: data.clone(),
+            log: log.clone(),
+            cluster: cluster.clone(),
+            packs: packs.clone(),
+            sessions: sessions.clone(),
+            attempts: attempts.clone(),
+            phases: phases.clone(),
+            control: control.clone(),
+            own: own.clone(),
+            halted: halted.clone(),
+            chunks_from_end: plan.new_epoch,
+            clock: config.clock.clone(),
+            runtime,
+        };
+        let start::Plan { partitions, tail, new_epoch } = plan;
+        let apply = Apply {
+            partitions,
+            checkpoints,
+            own,
+            answers: Answers::new(log.clone(), cluster),
+            packs: packs.clone(),
+            sessions,
+            attempts,
+            phases,
+            opening: Opening {
+                server,
+                new_epoch,
+                append_time: config.append_time,
+                volatile: config.volatile,
+                epoch: Some(epoch),
+            },
+            clock: config.clock.clone(),
+            state: apply::State::default(),
+        };
+        let apply = ApplyParts { apply, tail, control: controlled, reports: control, halted };
+        Ok(Parts { data, packs, apply, services, epoch: epoch_known, checkpoints: checkpoints_wanted, halt })
+    }
+}
+
+/// The loop, and what it is told by.
 struct ApplyParts {
-    plan: start::Plan,
+    apply: Apply,
+    tail: Tail,
     control: mpsc::Receiver<Control>,
     reports: mpsc::Sender<Control>,
-    checkpoints: std::sync::mpsc::Sender<(u32, Frozen)>,
-    own: Arc<OwnRecords>,
-    answers: Answers,
-    packs: Arc<Packs>,
-    sessions: Arc<Sessions>,
-    attempts: Arc<login::Attempts>,
-    phases: Arc<Phases>,
-    opening: Opening,
     halted: watch::Receiver<Halt>,
 }
 
@@ -323,20 +338,11 @@ impl ApplyParts {
             .enable_time()
             .build()
             .map_err(|e| ServerError::System { tried: "start the loop", reason: e.to_string() })?;
-        let start::Plan { partitions, tail, new_epoch } = self.plan;
-        let apply = Apply {
-            partitions,
-            checkpoints: self.checkpoints,
-            own: self.own,
-            answers: self.answers,
-            packs: self.packs,
-            sessions: self.sessions,
-            attempts: self.attempts,
-            phases: self.phases,
-            opening: Opening { new_epoch, ..self.opening },
-            state: apply::State::default(),
-        };
-        runtime.block_on(apply::run(apply, tail, self.control, self.reports, self.halted))
+        runtime.block_on(self.attend())
+    }
+
+    async fn attend(self) -> Result<(), ServerError> {
+        apply::run(self.apply, self.tail, self.control, self.reports, self.halted).await
     }
 }
 
@@ -353,35 +359,46 @@ struct Services {
     own: Arc<OwnRecords>,
     halted: watch::Receiver<Halt>,
     chunks_from_end: bool,
+    clock: Clock,
     runtime: tokio::runtime::Handle,
 }
 
 impl Services {
     /// Starts logins and downloads as soon as the epoch is known; then ingests, on this thread.
     fn run(self, epoch: oneshot::Receiver<Epoch>) {
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.serve(epoch));
+    }
+
+    async fn serve(self, epoch: oneshot::Receiver<Epoch>) {
         // The loop has ended before it came so far, and has said why.
-        let Ok(epoch) = epoch.blocking_recv() else { return };
-        if let Err(error) = self.serve(epoch) {
-            let report = self.control.send(Control::Failed(error));
+        let Ok(epoch) = epoch.await else { return };
+        let ended = match self.begin(epoch) {
+            Ok(chunks) => self.ingest(chunks, epoch).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
             // The loop may have ended already.
-            let _ = self.runtime.block_on(report);
+            let _ = self.control.send(Control::Failed(error)).await;
         }
     }
 
-    fn serve(&self, epoch: Epoch) -> Result<(), ServerError> {
+    /// Starts logins and downloads; gives the content that is to be ingested.
+    fn begin(&self, epoch: Epoch) -> Result<Tail, ServerError> {
         let asker = Asker { control: self.control.clone() };
         let reads = Live::open(self.log.clone(), Topic::Reads)?;
         let auth = Live::open(self.log.clone(), Topic::Auth)?;
         let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.chunks_from_end)?;
-        self.runtime.spawn(download::serve(download::Downloads {
+        let downloads = download::serve(download::Downloads {
             log: self.log.clone(),
             packs: self.packs.clone(),
             sessions: self.sessions.clone(),
             asker: asker.clone(),
             epoch,
             asks: reads,
-        }));
-        self.runtime.spawn(login::serve(login::Logins {
+        });
+        task::spawn_on(&self.runtime, downloads);
+        let logins = login::serve(login::Logins {
             log: self.log.clone(),
             cluster: self.cluster.clone(),
             own: self.own.clone(),
@@ -389,26 +406,31 @@ impl Services {
             attempts: self.attempts.clone(),
             epoch,
             asks: auth,
-        }));
+            clock: self.clock.clone(),
+        });
+        task::spawn_on(&self.runtime, logins);
         self.data.note_epoch(epoch)?;
         self.phases.services_ready();
+        Ok(chunks)
+    }
 
+    async fn ingest(&self, chunks: Tail, epoch: Epoch) -> Result<(), ServerError> {
         let mut halted = self.halted.clone();
         let stop = async move {
             // An error means that the server is gone.
             let _ = halted.wait_for(|halt| *halt != Halt::No).await;
         };
-        self.runtime.block_on(ingest::run(chunks, &self.packs, &self.cluster, epoch, stop))
+        ingest::run(chunks, &self.packs, &self.cluster, epoch, stop).await
     }
 }
 
 /// Writes what the loop has frozen, one checkpoint at a time, until the loop ends.
 fn write_checkpoints(
     packs: &Packs,
-    wanted: &std::sync::mpsc::Receiver<(u32, Frozen)>,
+    mut wanted: mpsc::UnboundedReceiver<(u32, Frozen)>,
     control: &mpsc::Sender<Control>,
 ) {
-    for (partition, frozen) in wanted {
+    while let Some((partition, frozen)) = wanted.blocking_recv() {
         let written = packs.flush().map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
         // The loop may have ended without waiting for it.
         let _ = control.blocking_send(Control::Checkpointed(partition, written));
@@ -540,11 +562,6 @@ impl Phases {
     fn lock(&self) -> std::sync::MutexGuard<'_, Phase> {
         self.phase.lock().expect("nobody panics while holding it")
     }
-}
-
-/// Milliseconds since 1970 by this machine's clock.
-pub(crate) fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]

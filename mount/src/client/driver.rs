@@ -239,6 +239,8 @@ impl Inner {
                     (journal.and_then(|journal| journal.request(&op, &payload, now)), now)
                 }
             };
+            #[cfg(feature = "simulation")]
+            proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op });
             let waiter = caller.map(Caller);
             let entry = Entry { waiter, op, payload, time, journaled, entered_ms: now_ms };
             state.core.submit(now_ms, entry, actions);

@@ -51,17 +51,28 @@ pub trait Sink: Send {
 pub struct Handing {
     /// Closed by being dropped.
     _stop: watch::Sender<()>,
-    thread: std::thread::JoinHandle<()>,
+    reading: Reading,
+}
+
+enum Reading {
+    Thread(std::thread::JoinHandle<()>),
+    /// Ends at its next turn after the sender has gone.
+    #[cfg(feature = "simulation")]
+    Task,
 }
 
 impl Handing {
     /// Ends the reading and waits until the sink is gone, at most some 100 ms longer than it
     /// takes an item. Not to be called by the sink itself.
     pub fn end(self) {
-        let Handing { _stop: stop, thread } = self;
+        let Handing { _stop: stop, reading } = self;
         drop(stop);
-        // What panicked there has said so.
-        let _ = thread.join();
+        match reading {
+            // What panicked there has said so.
+            Reading::Thread(thread) => drop(thread.join()),
+            #[cfg(feature = "simulation")]
+            Reading::Task => {}
+        }
     }
 }
 
@@ -120,11 +131,16 @@ impl Tail {
     /// [`LogError::Refused`] when the system gives no thread.
     pub fn hand_to(self, name: &str, mut sink: impl Sink + 'static) -> Result<Handing, LogError> {
         let (stop, stopped) = watch::channel(());
+        #[cfg(feature = "simulation")]
+        if crate::simulation::is_on() {
+            crate::task::spawn(async move { self.pump(&mut sink, stopped).await });
+            return Ok(Handing { _stop: stop, reading: Reading::Task });
+        }
         let thread = spawn(name, move || match self.source {
             Source::Idle(poller) => poller.run(&mut sink, &stopped),
             _ => block_on(self.pump(&mut sink, stopped)),
         })?;
-        Ok(Handing { _stop: stop, thread })
+        Ok(Handing { _stop: stop, reading: Reading::Thread(thread) })
     }
 
     /// Hands over what waits in a queue or in memory.

@@ -246,6 +246,10 @@ impl Registered {
 
 /// Registers every user, on all cores.
 fn register_all(cluster: &ClusterKey, specs: &[UserSpec]) -> Result<Vec<Registered>, AdminError> {
+    #[cfg(feature = "simulation")]
+    if proto::simulation::is_on() {
+        return specs.iter().map(|spec| Registered::new(cluster, spec)).collect();
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = specs.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {

@@ -431,6 +431,17 @@ impl Machine {
         }
         self.note_nameless(turn, id);
         turn.settle();
+        #[cfg(feature = "simulation")]
+        proto::simulation::seen(&proto::simulation::Seen::Applied {
+            at: turn.at,
+            session: id,
+            number,
+            again: repeat,
+            time: turn.time,
+            op: &request.op,
+            payload: &turn.payload,
+            result: &result,
+        });
         self.answer(turn, to, result, payload, request.op.is_change());
     }
 

@@ -12,7 +12,7 @@
 use super::answers::Answers;
 use super::own::{OwnRecords, Sent};
 use super::partition::Partition;
-use super::{Ask, Control, Halt, LoginView, Phases, Sessions, UserView, unix_ms};
+use super::{Ask, Control, Halt, LoginView, Phases, Sessions, UserView};
 use crate::error::ServerError;
 use crate::login::Attempts;
 use crate::machine;
@@ -20,10 +20,11 @@ use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
 use bytes::Bytes;
+use proto::clock::Clock;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, REQUEST_PARTITIONS, Record, Sink, Tail, Topic};
 use proto::message::{ServerRecord, UserName};
-use proto::{Epoch, Position, ServerId};
+use proto::{Epoch, Position, ServerId, task};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -52,7 +53,7 @@ const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// What the loop has and knows.
 pub struct Apply {
     pub partitions: Vec<Partition>,
-    pub checkpoints: std::sync::mpsc::Sender<(u32, Frozen)>,
+    pub checkpoints: mpsc::UnboundedSender<(u32, Frozen)>,
     pub own: Arc<OwnRecords>,
     pub answers: Answers,
     pub packs: Arc<Packs>,
@@ -60,6 +61,7 @@ pub struct Apply {
     pub attempts: Arc<Attempts>,
     pub phases: Arc<Phases>,
     pub opening: Opening,
+    pub clock: Clock,
     pub state: State,
 }
 
@@ -154,7 +156,7 @@ async fn attend(
         };
         for appended in opening {
             let reports = reports.clone();
-            tokio::spawn(async move {
+            task::spawn(async move {
                 if let Err(error) = appended.await {
                     // Nobody listens any more when the loop has ended.
                     let _ = reports.send(Control::Failed(error.into())).await;
@@ -286,7 +288,7 @@ impl Apply {
         let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
         match applied {
             Applied::Yes(effects) => {
-                let speak = !replayed || unix_ms() - record.append_time_ms < ANSWER_REPLAYED_MS;
+                let speak = !replayed || self.clock.now_ms() - record.append_time_ms < ANSWER_REPLAYED_MS;
                 let epoch = partition.machine.epoch();
                 for effect in effects {
                     self.effect(record.partition, epoch, effect, speak, now)?;

@@ -1,0 +1,76 @@
+//! A server without threads, for simulations: every part is a task of the runtime
+//! that it is started in, and belongs to the simulated machine that starts it.
+//!
+//! It is built of the same parts as [`super::Server`]. A crash is the machine's:
+//! its tasks are gone, and nothing here is told.
+
+use super::{ApplyParts, Control, Halt, Parts, Phases, ServerConfig};
+use crate::error::ServerError;
+use crate::packs::Packs;
+use crate::store::Frozen;
+use proto::log::Log;
+use proto::task;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How long a simulated disk takes for a half of a checkpoint.
+const DISK: Duration = Duration::from_millis(3);
+
+/// A server whose parts are tasks.
+pub struct Tasks {
+    phases: Arc<Phases>,
+    halt: watch::Sender<Halt>,
+}
+
+impl Tasks {
+    /// As [`super::Server::start`], in the current runtime. `config.disk` must be an inline one.
+    pub fn start(config: &ServerConfig, log: Arc<dyn Log>) -> Result<Tasks, ServerError> {
+        let Parts { data, packs, apply, services, epoch, checkpoints, halt } =
+            Parts::open(config, &log, tokio::runtime::Handle::current())?;
+        let phases = services.phases.clone();
+        task::spawn(write_checkpoints(packs, checkpoints, services.control.clone()));
+        task::spawn(services.serve(epoch));
+        task::spawn({
+            let phases = phases.clone();
+            async move {
+                let ended = ApplyParts::attend(apply).await;
+                drop(data);
+                phases.ended(ended);
+            }
+        });
+        Ok(Tasks { phases, halt })
+    }
+
+    /// Whether it answers.
+    pub fn is_ready(&self) -> bool {
+        let phase = self.phases.lock();
+        phase.loop_ready && phase.services_ready && phase.ended.is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Result<(), ServerError>> {
+        self.phases.lock().ended.clone()
+    }
+
+    /// Applies no more, checkpoints everything applied, and ends some time later.
+    pub fn stop(&self) {
+        self.halt.send_replace(Halt::Clean);
+    }
+}
+
+/// As the thread of that name, but between its two halves a crash can come.
+async fn write_checkpoints(
+    packs: Arc<Packs>,
+    mut wanted: mpsc::UnboundedReceiver<(u32, Frozen)>,
+    control: mpsc::Sender<Control>,
+) {
+    while let Some((partition, frozen)) = wanted.recv().await {
+        tokio::time::sleep(DISK).await;
+        let flushed = packs.flush();
+        tokio::time::sleep(DISK).await;
+        let written = flushed.map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
+        // The loop may have ended without waiting for it.
+        let _ = control.send(Control::Checkpointed(partition, written)).await;
+    }
+}
