@@ -6,6 +6,7 @@
 //! nobody but the administrator can say whether it should happen twice.
 #![allow(clippy::disallowed_methods)] // Waits are bounded here, and ids drawn.
 
+pub mod servers;
 pub mod users;
 
 use crate::data::Identity;

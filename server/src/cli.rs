@@ -10,13 +10,13 @@ use crate::data::{self, DataError, Identity};
 use crate::{Server, ServerConfig, ServerError, Waiter};
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use proto::Epoch;
 use proto::config::{Config, Options, Properties, ServerOptions, check_brokers, check_prefix, parse_duration};
 use proto::keys::KeyPair;
 use proto::log::kafka::{KafkaLog, KafkaSettings, create_topics, missing_topics, topic_commands};
 use proto::log::{LogError, Topic};
 use proto::login::{DeviceCredential, DeviceSecret, MAX_PASSWORD_BYTES};
 use proto::message::UserName;
+use proto::{Epoch, ServerId};
 use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -36,14 +36,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a data directory with a new cluster's keys.
+    /// Make a data directory: with a new cluster's keys, or for one more server of a cluster.
     Init {
         /// The directory to make; empty, or not there yet.
         #[arg(long, value_name = "DIR")]
         data: PathBuf,
         /// Where the recovery private key goes. Move it offline: it opens every user's content.
-        #[arg(long, value_name = "FILE", default_value = "kfs-recovery.key")]
+        #[arg(long, value_name = "FILE", default_value = "kfs-recovery.key", conflicts_with = "join")]
         recovery: PathBuf,
+        /// Join the cluster of this data directory, or of a copy of its cluster.key, recovery.pub and server.toml.
+        #[arg(long, value_name = "DIR")]
+        join: Option<PathBuf>,
+        /// The cluster key, if it is not in the directory to join.
+        #[arg(long, value_name = "FILE", requires = "join")]
+        key_file: Option<PathBuf>,
     },
     /// Serve until SIGTERM or Ctrl-C.
     Run {
@@ -53,6 +59,23 @@ enum Command {
     /// Add, change, remove and list users, through a running server.
     #[command(subcommand)]
     User(User),
+    /// Show every server: which one answers, how far each is behind, when it brought its state to disk.
+    Status {
+        /// As JSON, with every partition.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Wait no longer for a server that is gone for good, so that the log can be trimmed.
+    /// A running one registers itself again; one that comes back later needs a snapshot.
+    Deregister {
+        /// As `status` shows it.
+        #[arg(value_parser = server_id)]
+        server: ServerId,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
     /// Show which topics are missing, create them, or print the commands that do.
     Topics {
         /// Create what is missing.
@@ -182,10 +205,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { data, recovery } => init(&data, &recovery),
+        Command::Init { data, recovery, join: None, .. } => init(&data, &recovery),
+        Command::Init { data, join: Some(from), key_file, .. } => join(&data, &from, key_file.as_deref()),
         Command::Run { cluster } => serve(&cluster),
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
+        Command::Status { json, cluster } => status(json, &cluster),
+        Command::Deregister { server, cluster } => deregister(server, &cluster),
     }
 }
 
@@ -196,6 +222,13 @@ fn init(data: &Path, recovery: &Path) -> anyhow::Result<()> {
         "the recovery private key is in {}: move it offline; it gives back content when a password is lost",
         recovery.display()
     );
+    println!("next: kfs-server run --brokers HOST:PORT --data {}", data.display());
+    Ok(())
+}
+
+fn join(data: &Path, from: &Path, key_file: Option<&Path>) -> anyhow::Result<()> {
+    let identity = data::join(data, from, key_file)?;
+    println!("initialised {} as the server {} of {}", data.display(), identity.server, identity.cluster_key.id());
     println!("next: kfs-server run --brokers HOST:PORT --data {}", data.display());
     Ok(())
 }
@@ -421,10 +454,41 @@ fn users(user: User) -> anyhow::Result<()> {
     }
 }
 
+fn status(json: bool, cluster: &Cluster) -> anyhow::Result<()> {
+    let setting = cluster.setting()?;
+    let log = Arc::new(KafkaLog::connect(setting.kafka.clone())?);
+    let status = connected_by(&setting, log.clone(), async |mut admin| Ok(admin.status(log.as_ref()).await?))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        println!("{status}");
+    }
+    Ok(())
+}
+
+fn deregister(server: ServerId, cluster: &Cluster) -> anyhow::Result<()> {
+    if connected(&cluster.setting()?, async |mut admin| Ok(admin.deregister(server).await?))? {
+        println!("deregistered {server}: the log is kept for it no longer");
+        return Ok(());
+    }
+    bail!("no server {server} is registered; see `kfs-server status`");
+}
+
+fn server_id(text: &str) -> Result<ServerId, String> {
+    data::unhex(text).map(ServerId).ok_or_else(|| "a server's id has 32 hex digits".to_owned())
+}
+
 /// Runs a command against whichever server answers.
 fn connected<T>(setting: &Setting, command: impl AsyncFnOnce(Admin) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    connected_by(setting, Arc::new(KafkaLog::connect(setting.kafka.clone())?), command)
+}
+
+fn connected_by<T>(
+    setting: &Setting,
+    log: Arc<KafkaLog>,
+    command: impl AsyncFnOnce(Admin) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let identity = Identity::read(&setting.data, setting.key_file.as_deref())?;
-    let log = Arc::new(KafkaLog::connect(setting.kafka.clone())?);
     let epoch = epoch_of(setting)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -83,7 +83,28 @@ pub struct DataDir {
 /// Makes a data directory for the first server of a new cluster. The recovery
 /// key's private half goes to `recovery`; neither is ever written over.
 pub fn init(path: &Path, recovery: &Path) -> Result<Identity, DataError> {
-    let io = |tried, path: &Path, e: std::io::Error| DataError::Io { tried, path: path.into(), reason: e.to_string() };
+    make_empty(path)?;
+    let pair = KeyPair::generate();
+    // First, since it is the one place outside: nothing is left behind if it cannot be written.
+    pair.write_recovery(recovery)?;
+    let identity =
+        Identity { server: ServerId::random(), cluster_key: ClusterKey::generate(), recovery: pair.public() };
+    fill(path, &identity).inspect_err(|_| drop(std::fs::remove_file(recovery)))?;
+    Ok(identity)
+}
+
+/// Makes a data directory for another server of the cluster that `from` belongs to:
+/// `from` is that server's data directory, or a copy of its `cluster.key`,
+/// `recovery.pub` and `server.toml`. `key_file` stands in for `from`'s `cluster.key`.
+pub fn join(path: &Path, from: &Path, key_file: Option<&Path>) -> Result<Identity, DataError> {
+    let identity = Identity { server: ServerId::random(), ..Identity::read(from, key_file)? };
+    make_empty(path)?;
+    fill(path, &identity)?;
+    Ok(identity)
+}
+
+/// Makes the directory; refuses one with anything in it.
+fn make_empty(path: &Path) -> Result<(), DataError> {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
             if path.join("server.toml").exists() {
@@ -92,23 +113,23 @@ pub fn init(path: &Path, recovery: &Path) -> Result<Identity, DataError> {
             if entries.next().is_some() {
                 return Err(DataError::NotEmpty { path: path.into() });
             }
+            Ok(())
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| io("create", path, e))?;
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(|e| io("create", path, &e))
         }
-        Err(e) => return Err(io("read the directory", path, e)),
+        Err(e) => Err(io("read the directory", path, &e)),
     }
+}
 
-    let pair = KeyPair::generate();
-    // First, since it is the one place outside: nothing is left behind if it cannot be written.
-    pair.write_recovery(recovery)?;
-    let identity =
-        Identity { server: ServerId::random(), cluster_key: ClusterKey::generate(), recovery: pair.public() };
-    let rest = || -> Result<(), DataError> {
+/// Writes what belongs into a new directory, or nothing.
+fn fill(path: &Path, identity: &Identity) -> Result<(), DataError> {
+    let write = || -> Result<(), DataError> {
         identity.cluster_key.write(&path.join("cluster.key"))?;
         for dir in ["state", "packs"] {
             let dir = path.join(dir);
-            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|e| io("create", &dir, e))?;
+            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|e| io("create", &dir, &e))?;
         }
         write_new(&path.join("recovery.pub"), &format!("{}\n", identity.recovery))?;
         let file = ServerFile {
@@ -118,9 +139,9 @@ pub fn init(path: &Path, recovery: &Path) -> Result<Identity, DataError> {
         };
         let text = toml::to_string(&file).map_err(|e| damaged(path, &e))?;
         write_new(&path.join("server.toml"), &text)?;
-        File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| io("make durable", path, e))
+        File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| io("make durable", path, &e))
     };
-    if let Err(error) = rest() {
+    write().inspect_err(|_| {
         // Made by this call, and of no use without the rest.
         for file in ["server.toml", "recovery.pub", "cluster.key"] {
             let _ = std::fs::remove_file(path.join(file));
@@ -128,10 +149,11 @@ pub fn init(path: &Path, recovery: &Path) -> Result<Identity, DataError> {
         for dir in ["state", "packs"] {
             let _ = std::fs::remove_dir(path.join(dir));
         }
-        let _ = std::fs::remove_file(recovery);
-        return Err(error);
-    }
-    Ok(identity)
+    })
+}
+
+fn io(tried: &'static str, path: &Path, e: &std::io::Error) -> DataError {
+    DataError::Io { tried, path: path.into(), reason: e.to_string() }
 }
 
 impl Identity {
@@ -254,7 +276,7 @@ fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> DataError {
 }
 
 /// The bytes that `N * 2` hex digits tell.
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() != N * 2 || !text.is_ascii() {
         return None;
     }
@@ -286,6 +308,22 @@ mod tests {
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         drop(open);
         DataDir::open(&data, None).expect("free again");
+    }
+
+    #[test]
+    fn another_server_joins_with_the_same_keys_and_an_id_of_its_own() {
+        let (dir, data, recovery) = fresh();
+        let first = init(&data, &recovery).expect("initialises");
+        let second = dir.path().join("second");
+        let joined = join(&second, &data, None).expect("joins");
+        let read = Identity::read(&second, None).expect("reads");
+        assert_eq!(read.server, joined.server);
+        assert_ne!(read.server, first.server);
+        assert_eq!((read.cluster_key.id(), read.recovery), (first.cluster_key.id(), first.recovery));
+        assert!(matches!(join(&second, &data, None), Err(DataError::Initialised { .. })));
+        let third = dir.path().join("third");
+        assert!(matches!(join(&third, dir.path(), None), Err(DataError::NotInitialised { .. })));
+        assert!(!third.exists());
     }
 
     #[test]

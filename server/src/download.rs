@@ -20,10 +20,11 @@ use proto::log::{Log, LogError, Record, Topic};
 use proto::message::{Download, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal_hashed};
 use proto::{Epoch, SessionId};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
 
 /// How long a chunk that is not here is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SERVED_AT_ONCE: usize = 16;
 
 const ASKED_AT_ONCE: usize = 4096;
+
+/// A quiet server remembers this many requests, each for this long: what the answering
+/// one has not served when it dies is then not waited for until it is asked again.
+const SEEN_MAX: usize = 1024;
+const SEEN_FOR: Duration = Duration::from_secs(4);
 
 pub(crate) struct Downloads {
     pub log: Arc<dyn Log>,
@@ -40,6 +46,8 @@ pub(crate) struct Downloads {
     pub epoch: Epoch,
     /// The topic `reads`.
     pub asks: Live,
+    /// Whether this server is the one that answers.
+    pub speaks: watch::Receiver<bool>,
 }
 
 /// One read frame's common part.
@@ -57,23 +65,64 @@ struct Serving {
     at_once: Semaphore,
 }
 
-/// Serves until the server's runtime ends.
+/// Requests seen while another server answers, to be served after a takeover.
+struct Seen {
+    records: VecDeque<(Instant, Record)>,
+}
+
+impl Seen {
+    fn keep(&mut self, record: Record, now: Instant) {
+        self.records.push_back((now, record));
+        while self.records.len() > SEEN_MAX || self.records.front().is_some_and(|(seen, _)| *seen + SEEN_FOR < now) {
+            self.records.pop_front();
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> impl Iterator<Item = Record> {
+        let recent = std::mem::take(&mut self.records).into_iter();
+        recent.filter(move |(seen, _)| *seen + SEEN_FOR >= now).map(|(_, record)| record)
+    }
+}
+
+/// Serves until the server's runtime ends, whenever this server is the one that answers.
 pub(crate) async fn serve(downloads: Downloads) {
-    let Downloads { log, packs, sessions, asker, epoch, mut asks } = downloads;
+    let Downloads { log, packs, sessions, asker, epoch, mut asks, mut speaks } = downloads;
     let asked = Arc::new(Semaphore::new(ASKED_AT_ONCE));
     let at_once = Semaphore::new(SERVED_AT_ONCE);
     let serving = Arc::new(Serving { log, packs, asker, epoch, at_once });
+    let mut seen = Seen { records: VecDeque::new() };
     loop {
-        let record = asks.next().await;
-        let Some((reader, chunks)) = authentic(&record, &sessions, epoch) else { continue };
-        let reader = Arc::new(reader);
-        for name in chunks {
-            let Ok(slot) = asked.clone().acquire_owned().await else { return };
-            let (serving, reader) = (serving.clone(), reader.clone());
-            proto::task::spawn(async move {
-                serving.serve(&reader, name).await;
-                drop(slot);
-            });
+        let records = tokio::select! {
+            biased;
+            changed = speaks.changed() => {
+                // The loop has ended, and with it the server.
+                if changed.is_err() {
+                    return;
+                }
+                if !*speaks.borrow_and_update() {
+                    continue;
+                }
+                seen.take(Instant::now()).collect()
+            }
+            record = asks.next() => {
+                if !*speaks.borrow() {
+                    seen.keep(record, Instant::now());
+                    continue;
+                }
+                vec![record]
+            }
+        };
+        for record in records {
+            let Some((reader, chunks)) = authentic(&record, &sessions, epoch) else { continue };
+            let reader = Arc::new(reader);
+            for name in chunks {
+                let Ok(slot) = asked.clone().acquire_owned().await else { return };
+                let (serving, reader) = (serving.clone(), reader.clone());
+                proto::task::spawn(async move {
+                    serving.serve(&reader, name).await;
+                    drop(slot);
+                });
+            }
         }
     }
 }

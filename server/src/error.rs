@@ -1,11 +1,11 @@
 //! Why a server does not start, or stops. Each is one line for the operator.
 
 use crate::data::DataError;
-use crate::machine::effect::NotApplied;
+use crate::machine::effect::{NotApplied, short};
 use crate::packs::PackError;
 use crate::store::StoreError;
-use proto::Epoch;
 use proto::log::LogError;
+use proto::{Epoch, ServerId};
 use std::sync::Arc;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -27,7 +27,8 @@ pub enum ServerError {
     LogChanged { topic: &'static str, partition: u32, reason: String },
     #[error(
         "{topic}/{partition} begins at offset {first}, but this server has applied it only before {wanted}: records \
-         that it needs were deleted (too short a retention, or a server away for too long); nothing was changed here"
+         that it needs were deleted (too short a retention, or a server away for too long); nothing was changed here. Take \
+         a snapshot of another server (README.md: Several servers)"
     )]
     RecordsGone { topic: &'static str, partition: u32, first: u64, wanted: u64 },
     #[error(
@@ -37,6 +38,15 @@ pub enum ServerError {
     OtherCluster { topic: &'static str, partition: u32, records: u64 },
     #[error(transparent)]
     NotApplied(#[from] NotApplied),
+    #[error(
+        "the state of partition {partition} before offset {at} is {} here and {} on the server {by}, which answers: one of \
+         the two is damaged or runs another program. This one stops; to go on, take a snapshot of the other one \
+         (README.md: Several servers)",
+        short(.here), short(.there)
+    )]
+    Differs { partition: u32, at: u64, here: [u8; 32], there: [u8; 32], by: ServerId },
+    #[error("the epoch {} has begun while this server served the one before; start it again", .epoch.0)]
+    EpochOver { epoch: Epoch },
     #[error("cannot restore partition {partition} from its checkpoint: {reason}")]
     Restore { partition: u32, reason: String },
     #[error("the log did not take this server's record in partition {partition} of epoch {}: {reason}", .epoch.0)]

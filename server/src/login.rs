@@ -23,7 +23,7 @@ use proto::seal::{Context, Direction, Head, open, random, seal};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
 /// Logins worked on at once; more wait in the topic.
@@ -84,6 +84,8 @@ pub(crate) struct Logins {
     /// The topic `auth`.
     pub asks: Live,
     pub clock: Clock,
+    /// Whether this server is the one that answers.
+    pub speaks: watch::Receiver<bool>,
 }
 
 struct Service {
@@ -98,13 +100,14 @@ struct Service {
 
 /// Answers logins until the server's runtime ends.
 pub(crate) async fn serve(logins: Logins) {
-    let Logins { log, cluster, own, asker, attempts, epoch, mut asks, clock } = logins;
+    let Logins { log, cluster, own, asker, attempts, epoch, mut asks, clock, speaks } = logins;
     let service = Arc::new(Service { log, cluster, own, asker, attempts, epoch, clock });
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok(frame) = Frame::parse(asks.next().await.value) else { continue };
-        // Answers stand in the same topic.
-        if frame.header().kind != Kind::Login {
+        // Answers stand in the same topic. What another server may have left unanswered
+        // is asked again within a second.
+        if frame.header().kind != Kind::Login || !*speaks.borrow() {
             continue;
         }
         let Ok(turn) = at_once.clone().acquire_owned().await else { return };

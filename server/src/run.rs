@@ -30,9 +30,10 @@ use crate::login;
 use crate::machine::StoredUser;
 use crate::machine::effect::Peer;
 use crate::packs::Packs;
+use crate::replica::Rules;
 use crate::store::{Frozen, Written};
 use answers::Answers;
-use apply::{Apply, Opening};
+use apply::{Answering, Apply, Opening};
 use bytes::Bytes;
 use own::OwnRecords;
 use partition::panic_reason;
@@ -71,6 +72,8 @@ pub struct ServerConfig {
     pub cache_bytes: usize,
     /// What this machine takes for civil time.
     pub clock: Clock,
+    /// How several servers agree on which one answers.
+    pub rules: Rules,
     /// What rows and content stand on.
     pub disk: Disk,
 }
@@ -86,6 +89,7 @@ impl ServerConfig {
             append_time: true,
             cache_bytes: 512 << 20,
             clock: Clock::default(),
+            rules: Rules::default(),
             disk: Disk::default(),
         }
     }
@@ -281,6 +285,7 @@ impl Parts {
         let (halt, halted) = watch::channel(Halt::No);
         let (control, controlled) = mpsc::channel(CONTROL_QUEUE);
         let (epoch, epoch_known) = oneshot::channel();
+        let (speaking, speaks) = watch::channel(false);
         let own = Arc::new(OwnRecords::new(log.clone(), cluster.clone(), IncarnationId::random()));
         let (checkpoints, checkpoints_wanted) = mpsc::unbounded_channel();
         let services = Services {
@@ -296,6 +301,7 @@ impl Parts {
             halted: halted.clone(),
             chunks_from_end: plan.new_epoch,
             clock: config.clock.clone(),
+            speaks,
             runtime,
         };
         let start::Plan { partitions, tail, new_epoch } = plan;
@@ -315,7 +321,8 @@ impl Parts {
                 volatile: config.volatile,
                 epoch: Some(epoch),
             },
-            clock: config.clock.clone(),
+            answering: Answering::new(server, config.rules, speaking),
+            inline: config.disk.is_inline(),
             state: apply::State::default(),
         };
         let apply = ApplyParts { apply, tail, control: controlled, reports: control, halted };
@@ -360,6 +367,8 @@ struct Services {
     halted: watch::Receiver<Halt>,
     chunks_from_end: bool,
     clock: Clock,
+    /// Whether this server is the one that answers.
+    speaks: watch::Receiver<bool>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -396,6 +405,7 @@ impl Services {
             asker: asker.clone(),
             epoch,
             asks: reads,
+            speaks: self.speaks.clone(),
         });
         task::spawn_on(&self.runtime, downloads);
         let logins = login::serve(login::Logins {
@@ -406,6 +416,7 @@ impl Services {
             attempts: self.attempts.clone(),
             epoch,
             asks: auth,
+            speaks: self.speaks.clone(),
             clock: self.clock.clone(),
         });
         task::spawn_on(&self.runtime, logins);

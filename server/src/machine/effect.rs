@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use proto::chunk::ChunkName;
-use proto::message::{AdminAnswer, Answer, PushBody, ServerRecord};
+use proto::message::{AdminAnswer, Answer, Outcome, PushBody, ServerRecord};
 use proto::seal::Key;
 use proto::{Epoch, IncarnationId, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId};
 
@@ -83,6 +83,25 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// About how many bytes it takes in memory.
+    pub fn weight(&self) -> usize {
+        const EACH: usize = 256;
+        let answer = |answer: &Answer| match &answer.result {
+            Ok(Outcome::Listing { entries, .. }) => entries.len() * EACH,
+            Ok(Outcome::Extents { extents, .. }) => extents.len() * EACH,
+            _ => EACH,
+        };
+        match self {
+            Effect::Answer { answer: given, payload, .. } => EACH + answer(given) + payload.len(),
+            Effect::Push { body, .. } => match &body.push {
+                proto::message::Push::Invalidate(things) => EACH + things.len() * 16,
+                proto::message::Push::LastNameGone(_) => EACH,
+            },
+            Effect::Keep { content, .. } => EACH + content.len(),
+            _ => EACH,
+        }
+    }
+
     /// Feeds all that tells this effect apart from others into the state's hash.
     /// Content is known by its name, and keys are in the state already.
     pub(super) fn digest(&self, hasher: &mut blake3::Hasher) {

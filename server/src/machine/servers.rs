@@ -24,6 +24,7 @@ pub struct Registered {
     pub incarnation: IncarnationId,
     /// The newest machine version that it can run.
     pub supports: u32,
+    /// It was the last one to claim that it answers, and has not taken that back.
     pub answers: bool,
     /// When it was heard, in milliseconds of the broker's time, or of log time where
     /// the broker stamps no records.
@@ -59,6 +60,10 @@ impl Machine {
         {
             servers.remove(&silent);
             turn.effects.push(Effect::Deregistered { server: silent });
+        }
+        if answers {
+            // One that has died cannot say that it answers no longer.
+            servers.values_mut().for_each(|other| other.answers = false);
         }
         let new = Registered {
             incarnation: id,

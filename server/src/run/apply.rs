@@ -7,7 +7,12 @@
 //!   downloads) is done by another thread, [`attend`], one at a time with records: whoever
 //!   holds the lock has the state.
 //! * What the log had at the start is applied first. Then this incarnation opens in
-//!   every partition, and the server is ready when all of these records have come back.
+//!   every partition; the server is ready when all of these records have come back and it
+//!   is known which server answers ([`Answering`]).
+
+mod answering;
+
+pub use answering::Answering;
 
 use super::answers::Answers;
 use super::own::{OwnRecords, Sent};
@@ -20,7 +25,6 @@ use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
 use bytes::Bytes;
-use proto::clock::Clock;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, REQUEST_PARTITIONS, Record, Sink, Tail, Topic};
 use proto::message::{ServerRecord, UserName};
@@ -40,10 +44,6 @@ const TICK_LOST_AFTER: Duration = Duration::from_secs(5);
 /// A decision that has not landed is appended again after this long.
 const DELIVER_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-/// Replayed records younger than this are answered: whoever sent them may still
-/// wait, and an answer that comes twice does no harm.
-const ANSWER_REPLAYED_MS: i64 = 60_000;
-
 /// Skipped records are told of at most this often.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -61,7 +61,9 @@ pub struct Apply {
     pub attempts: Arc<Attempts>,
     pub phases: Arc<Phases>,
     pub opening: Opening,
-    pub clock: Clock,
+    pub answering: Answering,
+    /// Whoever waits does so on the caller's thread.
+    pub inline: bool,
     pub state: State,
 }
 
@@ -81,7 +83,7 @@ pub struct Opening {
 pub struct State {
     /// Decisions of partition 0 that have not landed yet.
     deliveries: BTreeMap<Position, Delivery>,
-    /// Whether those that were open at the start have been asked for.
+    /// Whether those that were open when this server began to answer have been asked for.
     deliveries_known: bool,
     opening_sent: bool,
     ready: bool,
@@ -91,6 +93,8 @@ pub struct State {
     opening: Vec<Appended>,
     /// What [`attend`] sleeps until.
     armed: Option<Instant>,
+    /// The last heartbeat's append.
+    last_heartbeat: Option<Appended>,
     /// What has stopped the reading of records.
     failed: Option<ServerError>,
     /// No record is applied any more.
@@ -118,13 +122,14 @@ struct Shared {
 /// Runs until told to stop or something fails. A clean stop checkpoints. `reports` is the
 /// other end of `control`, for what this itself has under way.
 pub async fn run(
-    apply: Apply,
+    mut apply: Apply,
     tail: Tail,
     mut control: mpsc::Receiver<Control>,
     reports: mpsc::Sender<Control>,
     mut halted: watch::Receiver<Halt>,
 ) -> Result<(), ServerError> {
     apply.register_sessions();
+    apply.answering.ingested = apply.packs.ingested()?;
     let shared = Arc::new(Shared { apply: Mutex::new(apply), room: Condvar::new(), wake: Notify::new() });
     let reading = tail.hand_to("kfs-apply", Records(shared.clone()))?;
     let ended = attend(&shared, &mut control, &reports, &mut halted).await;
@@ -178,14 +183,18 @@ async fn attend(
 
 /// A clean end: everything applied is checkpointed, what waited for that is answered.
 async fn finish(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Result<(), ServerError> {
+    shared.lock().say_that_it_ends();
     while shared.lock().checkpoint_all() {
         match control.recv().await {
             Some(control) => shared.control(control)?,
             None => break,
         }
     }
-    let latest = shared.lock().answers.latest();
-    if let Some(latest) = latest {
+    let latest = {
+        let mut apply = shared.lock();
+        [apply.answers.latest(), apply.state.last_heartbeat.take()]
+    };
+    for latest in latest.into_iter().flatten() {
         // Its failure is nothing to a server that ends.
         let _ = tokio::time::timeout(LAST_ANSWER_WAIT, latest).await;
     }
@@ -281,17 +290,28 @@ impl Apply {
     fn record(&mut self, record: Record, now: Instant) -> Result<(), ServerError> {
         let header = record.value.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
         let by_server = header.as_ref().is_some_and(|header| header.kind == Kind::Server);
+        let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
         let partition = &mut self.partitions[record.partition as usize];
-        let replayed = record.offset < partition.existing_end;
+        if self.opening.new_epoch && !partition.opened && own.is_none() {
+            // The epoch begins from the state that this server has, not from what others
+            // still write to the one that is over.
+            partition.pass(&record, now);
+            return Ok(());
+        }
         let Some(applied) = partition.apply(&record, now, !by_server)? else { return Ok(()) };
 
-        let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
+        let epoch = partition.machine.epoch();
+        if self.state.opening_sent && epoch > self.own.epoch(record.partition) {
+            return Err(ServerError::EpochOver { epoch });
+        }
+        self.answering.applied(record.partition, partition.next_offset, partition.machine.state_hash())?;
+        if header.as_ref().is_some_and(|header| header.kind == Kind::Open) {
+            self.answering.active(now);
+        }
         match applied {
             Applied::Yes(effects) => {
-                let speak = !replayed || self.clock.now_ms() - record.append_time_ms < ANSWER_REPLAYED_MS;
-                let epoch = partition.machine.epoch();
                 for effect in effects {
-                    self.effect(record.partition, epoch, effect, speak, now)?;
+                    self.effect(record.partition, record.offset, epoch, effect, now)?;
                 }
                 if let Some(header) = own {
                     self.own_record_applied(record.partition, header.number, now);
@@ -299,7 +319,14 @@ impl Apply {
             }
             Applied::Skipped(reason) => {
                 if own.is_some_and(|header| header.number == 0) {
-                    let epoch = partition.machine.epoch();
+                    if !partition.opened_again && epoch == self.own.epoch(record.partition) {
+                        // Another server has begun the same epoch just before.
+                        partition.opened_again = true;
+                        let (server, supports) = (self.opening.server, machine::MACHINE_VERSION);
+                        let record = ServerRecord::Incarnation { server, supports };
+                        self.state.opening.push(self.own.open(partition.number, epoch, record).appended);
+                        return Ok(());
+                    }
                     let reason = reason.to_owned();
                     return Err(ServerError::NotOpened { partition: record.partition, epoch, reason });
                 }
@@ -309,12 +336,13 @@ impl Apply {
         Ok(())
     }
 
+    /// `offset` is the record's that it comes from.
     fn effect(
         &mut self,
         partition: u32,
+        offset: u64,
         epoch: Epoch,
         effect: Effect,
-        speak: bool,
         now: Instant,
     ) -> Result<(), ServerError> {
         match effect {
@@ -324,19 +352,22 @@ impl Apply {
             Effect::Unreferenced { .. } => {}
             Effect::SessionOpened { to } => self.sessions.opened(partition, to),
             Effect::SessionOver { session } => self.sessions.over(partition, session),
+            Effect::Heartbeat { server, incarnation, number, answers, ends } => {
+                self.heard(server, incarnation, number, (answers, ends), now)?;
+            }
+            Effect::Deregistered { server } => self.deregistered(server),
             Effect::Deliver { partition, decision, record } => self.deliver(partition, decision, record, now),
-            Effect::Decision { attempt, verdict } => self.attempts.decided(attempt, verdict),
-            Effect::Answer { after_checkpoint: Some(_), .. } if speak => {
-                self.partitions[partition as usize].await_checkpoint(effect, now);
+            Effect::Decision { attempt, verdict } => {
+                self.answering.active(now);
+                self.attempts.decided(attempt, verdict);
             }
-            // Where the log itself may be lost, a user who was told of must be safe: one added
-            // again after a crash has other keys, and could not open what the first one wrote.
-            Effect::Admin { .. } if speak && self.opening.volatile => {
-                self.partitions[partition as usize].await_checkpoint(effect, now);
+            Effect::Admin { .. } => {
+                self.answering.active(now);
+                self.say(partition, offset, epoch, effect, now);
             }
-            Effect::Heartbeat { .. } | Effect::Deregistered { .. } => {}
-            effect if speak => self.speak(epoch, effect),
-            _ => {}
+            Effect::Answer { .. } | Effect::Push { .. } | Effect::SessionEnded { .. } => {
+                self.say(partition, offset, epoch, effect, now);
+            }
         }
         Ok(())
     }
@@ -381,15 +412,14 @@ impl Apply {
             self.state.deliveries.remove(&decision);
             drop(self.own.append(0, ServerRecord::Landed { decision }));
         }
-        if !self.state.ready && self.partitions.iter().all(|partition| partition.opened) {
-            self.state.ready = true;
-            self.phases.loop_ready();
+        if number == 0 && self.partitions.iter().all(|partition| partition.opened) {
+            self.opened(now);
         }
     }
 
     fn deliver(&mut self, partition: u32, decision: Position, record: ServerRecord, now: Instant) {
-        // Before this incarnation is open nothing can be appended; then they are asked for.
-        if self.partitions[0].opened && !self.state.deliveries.contains_key(&decision) {
+        // Whoever takes over asks for those that have not landed.
+        if self.answering.is_answering() && !self.state.deliveries.contains_key(&decision) {
             let Sent { number, .. } = self.own.append(partition, record.clone());
             self.state.deliveries.insert(decision, Delivery { partition, record, sent: now, number });
         }
@@ -459,9 +489,11 @@ impl Apply {
     /// Sends ticks and deliveries that are due. Gives the time when anything is due next.
     fn send_due_records(&mut self, now: Instant) -> Instant {
         let mut next = now + Duration::from_secs(60);
+        next = self.look_at_servers(now).map_or(next, |look| next.min(look));
+        let answering = self.answering.is_answering();
         for partition in &mut self.partitions {
             next = partition.checkpoint_due().map_or(next, |due| next.min(due));
-            if !partition.opened || !partition.machine.needs_ticks() {
+            if !answering || !partition.machine.needs_ticks() {
                 // The next tick's time begins when ticking does.
                 partition.ticked = None;
                 continue;
@@ -487,8 +519,8 @@ impl Apply {
             }
             next = next.min(delivery.sent + DELIVER_AGAIN_AFTER);
         }
-        // Decisions made before this start, by anyone.
-        if self.state.ready && !self.state.deliveries_known {
+        // Decisions made before this server answered, by anyone.
+        if answering && !self.state.deliveries_known {
             self.state.deliveries_known = true;
             let zero = &mut self.partitions[0];
             for effect in zero.machine.deliveries(&mut zero.store) {
@@ -519,6 +551,8 @@ impl Apply {
                 for answer in partition.thaw(written?) {
                     self.speak(epoch, answer);
                 }
+                // A checkpoint has brought the content to disk as well.
+                self.answering.ingested = self.packs.ingested()?;
             }
             Control::Failed(error) => return Err(error),
             Control::Ask(ask) => self.asked(ask),

@@ -39,6 +39,15 @@ impl OwnRecords {
         self.incarnation
     }
 
+    pub fn log(&self) -> Arc<dyn Log> {
+        self.log.clone()
+    }
+
+    /// The epoch that this incarnation has opened in, or means to; 0 before.
+    pub fn epoch(&self, partition: u32) -> Epoch {
+        self.lock(partition).0
+    }
+
     /// The incarnation's first record in a partition, `Incarnation` or `Epoch`.
     pub fn open(&self, partition: u32, epoch: Epoch, record: ServerRecord) -> Sent {
         *self.lock(partition) = (epoch, 0);

@@ -50,8 +50,9 @@ pub struct Partition {
     /// Answers that leave when a checkpoint covers their offset, in rising order.
     awaiting: Vec<(u64, Effect)>,
     sync_since: Option<Instant>,
-    /// Whether this incarnation is open here.
+    /// Whether this incarnation is open here, and whether it had to try twice.
     pub opened: bool,
+    pub opened_again: bool,
     /// When the last tick was sent, and its number while it has not been applied.
     pub ticked: Option<Instant>,
     pub tick_under_way: Option<u64>,
@@ -80,6 +81,7 @@ impl Partition {
             awaiting: Vec::new(),
             sync_since: None,
             opened: false,
+            opened_again: false,
             ticked: None,
             tick_under_way: None,
         }
@@ -120,6 +122,23 @@ impl Partition {
         let (since, client) = self.changed.unwrap_or((now, false));
         self.changed = Some((since, client || by_client));
         Ok(Some(applied))
+    }
+
+    /// Moves on by a record that the state is to know nothing of.
+    pub fn pass(&mut self, record: &Record, now: Instant) {
+        self.next_offset = record.offset + 1;
+        self.last = Some(record.value.clone());
+        self.changed.get_or_insert((now, false));
+    }
+
+    /// A restart begins here: the first offset that the last checkpoint does not cover.
+    pub fn safe_offset(&self) -> u64 {
+        self.safe_offset
+    }
+
+    /// Everything before it is answered, once what was said has arrived.
+    pub fn answered_to(&self) -> u64 {
+        self.awaiting.first().map_or(self.next_offset, |(offset, _)| offset.saturating_sub(1))
     }
 
     /// Keeps an answer until a checkpoint covers what has been applied up to now.

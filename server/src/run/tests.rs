@@ -1,5 +1,7 @@
 //! Whole servers over the log in memory, spoken to as a client would.
 
+mod replicas;
+
 use super::*;
 use crate::admin::Admin;
 use crate::admin::users::UserSpec;

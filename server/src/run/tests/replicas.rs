@@ -1,0 +1,207 @@
+//! Several servers over one log: who answers, takeover, trimming, and servers that
+//! differ or come too late.
+
+use super::*;
+use crate::admin::servers::{Agreement, Role, ServerStatus};
+use crate::replica::Rules;
+use crate::run::own::OwnRecords;
+use proto::ServerId;
+use proto::message::{Heartbeat, Progress, ServerRecord};
+use std::time::Instant;
+
+/// A takeover takes the silence, an interval, and what tests on a busy machine take.
+const TAKEOVER: Duration = Duration::from_millis(2_000 + 500 + 1_500);
+
+impl Place {
+    /// The data directory of the n-th server, made by joining the first one's cluster.
+    fn joined(&self, n: u32) -> PathBuf {
+        let dir = self.dir.path().join(format!("data-{n}"));
+        if !dir.exists() {
+            data::join(&dir, &self.data(), None).expect("joins");
+        }
+        dir
+    }
+
+    fn try_run(&self, data: PathBuf) -> Result<Server, ServerError> {
+        let rules = Rules { upkeep_every_ms: 200, ..Rules::default() };
+        let config = ServerConfig { rules, ..ServerConfig::new(data) };
+        let server = Server::start(config, Arc::new(self.log.clone()))?;
+        server.ready()?;
+        Ok(server)
+    }
+
+    fn run(&self, data: PathBuf) -> Server {
+        self.try_run(data).expect("becomes ready")
+    }
+
+    async fn servers(&self) -> Vec<ServerStatus> {
+        self.admin().await.status(&self.log).await.expect("a server answers").servers
+    }
+
+    async fn answering(&self) -> ServerId {
+        let servers = self.servers().await;
+        let answering = servers.iter().find(|server| server.role == Role::Answering).expect("one answers");
+        data::unhex(&answering.server).map(ServerId).expect("an id")
+    }
+
+    fn id(&self, data: &Path) -> ServerId {
+        Identity::read(data, None).expect("reads").server
+    }
+
+    /// Waits until something holds.
+    async fn until(&self, what: &str, holds: impl AsyncFn(&Place) -> bool) {
+        let deadline = Instant::now() + WAIT;
+        while !holds(self).await {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// What stopped a server that has to stop by itself.
+fn stopped(server: &Server) -> ServerError {
+    let (told, why) = std::sync::mpsc::channel();
+    let waiter = server.waiter();
+    std::thread::spawn(move || told.send(waiter.failed()));
+    why.recv_timeout(WAIT).expect("it stops")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_answering_server_dies_the_other_one_answers_what_it_left() {
+    let place = Place::new();
+    let (first, second) = (place.data(), place.joined(2));
+    let a = place.run(first.clone());
+    let b = place.run(second.clone());
+    place.add_user("ann", b"secret").await;
+    assert_eq!(place.answering().await, place.id(&first));
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    assert!(matches!(client.call(mkdir(root, "a")).await.result, Ok(Outcome::Entry(_))));
+    let repeated = place.log.records(Topic::Requests, client.done.partition).pop().expect("the last request").value;
+    let chunk = client.upload(&[7; 100_000]).await;
+    assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+
+    // Nothing is asked twice here: what nobody has answered is answered after the takeover.
+    a.crash();
+    let crashed = Instant::now();
+    let answer = client.call(mkdir(root, "b")).await;
+    assert!(matches!(answer.result, Ok(Outcome::Entry(_))), "{answer:?}");
+    assert!(crashed.elapsed() < TAKEOVER, "{:?}", crashed.elapsed());
+    assert_eq!(place.answering().await, place.id(&second));
+    assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+    assert!(login(&place.log, "ann", b"secret").await.is_ok());
+    let hash = record_hash(&repeated);
+    place.log.append(Topic::Requests, client.done.partition, repeated).await.expect("appends");
+    let (key, partition) = (client.key.clone(), client.done.replies_partition);
+    let again: (Answer, Bytes) = opened(&mut client.replies, Kind::Answer, &key, Topic::Replies, partition, hash).await;
+    assert!(matches!(again.0.result, Ok(Outcome::Entry(_))), "a repeat is answered as before: {:?}", again.0);
+
+    // The first one comes back and keeps quiet, until the other one says that it ends.
+    let a = place.run(first.clone());
+    assert_eq!(place.answering().await, place.id(&second));
+    let same = async |place: &Place| place.servers().await.iter().any(|server| server.state == Agreement::Same);
+    place.until("their states are compared", same).await;
+    b.stop().expect("stops cleanly");
+    let ended = Instant::now();
+    assert!(matches!(client.call(mkdir(root, "c")).await.result, Ok(Outcome::Entry(_))));
+    assert!(ended.elapsed() < Duration::from_millis(1_500), "nobody waits for silence: {:?}", ended.elapsed());
+    assert_eq!(place.answering().await, place.id(&first));
+    a.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_begin_an_empty_log_together_agree() {
+    let place = Place::new();
+    let dirs = [place.data(), place.joined(2), place.joined(3)];
+    let servers: Vec<Server> = std::thread::scope(|scope| {
+        let started: Vec<_> = dirs.iter().map(|dir| scope.spawn(|| place.run(dir.clone()))).collect();
+        started.into_iter().map(|started| started.join().expect("no panic")).collect()
+    });
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert!(client.root().await.result.is_ok());
+    let settled = async |place: &Place| {
+        let servers = place.servers().await;
+        let count = |role| servers.iter().filter(|server| server.role == role).count();
+        let agreed = servers.iter().filter(|server| server.state == Agreement::Same).count();
+        (count(Role::Answering), count(Role::Quiet), agreed) == (1, 2, 2)
+    };
+    place.until("one answers and all agree", settled).await;
+    for server in servers {
+        server.stop().expect("stops cleanly");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_state_differs_stops() {
+    let place = Place::new();
+    let a = place.run(place.data());
+    let epoch = data::epoch(&place.data()).expect("known");
+    let cluster = Arc::new(Identity::read(&place.data(), None).expect("reads").cluster_key.clone());
+    let other = OwnRecords::new(Arc::new(place.log.clone()), cluster, IncarnationId::random());
+    // The lowest id there is, so the real one yields to it.
+    let server = ServerId([0; 16]);
+    other.open(0, epoch, ServerRecord::Incarnation { server, supports: 1 }).appended.await.expect("appends");
+    let (_, end) = place.log.bounds(Topic::Requests, 3).expect("bounds");
+    let wrong = Progress { partition: 3, hash_at: end, hash: [9; 32], ..Progress::default() };
+    for partitions in [vec![], vec![wrong]] {
+        let heartbeat = Heartbeat { answers: true, ends: false, partitions };
+        other.append(0, ServerRecord::Heartbeat(heartbeat)).appended.await.expect("appends");
+    }
+    let error = stopped(&a).to_string();
+    assert!(error.contains("the state of partition 3 before offset") && error.contains("0909090909090909"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
+    let place = Place::new();
+    place.log.set_time(1_000_000);
+    let dirs = [place.data(), place.joined(2)];
+    let a = place.run(dirs[0].clone());
+    let b = place.run(dirs[1].clone());
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    let partition = client.done.partition;
+    for n in 0..40 {
+        assert!(client.call(mkdir(root, &format!("d{n}"))).await.result.is_ok());
+    }
+    let chunk = client.upload(&[7; 10_000]).await;
+    assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+    let first = |place: &Place, topic| place.log.bounds(topic, partition).expect("bounds").0;
+    assert_eq!(first(&place, Topic::Requests), 0, "nothing is checkpointed yet");
+    // A clean end is a checkpoint.
+    b.stop().expect("stops cleanly");
+    a.stop().expect("stops cleanly");
+    let a = place.run(dirs[0].clone());
+    let b = place.run(dirs[1].clone());
+    let trimmed = async |place: &Place| first(place, Topic::Requests) > 40 && first(place, Topic::Chunks) > 0;
+    place.until("the log is trimmed", trimmed).await;
+
+    // Both start again, also after a crash, and content that has left the log is there.
+    a.crash();
+    b.crash();
+    let a = place.run(dirs[0].clone());
+    let b = place.run(dirs[1].clone());
+    assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+    assert_eq!(client.call(mkdir(root, "d7")).await.result, Err(proto::message::Refusal::Exists));
+
+    // One that is away is waited for, until it is given up.
+    b.stop().expect("stops cleanly");
+    let at = first(&place, Topic::Requests);
+    for n in 0..40 {
+        assert!(client.call(mkdir(root, &format!("e{n}"))).await.result.is_ok());
+    }
+    a.stop().expect("stops cleanly");
+    let a = place.run(dirs[0].clone());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(first(&place, Topic::Requests) < at + 30, "the other one needs what came after");
+    place.log.set_time(1_000_000 + 25 * 3_600_000);
+    place.until("it is deregistered", async |place| place.servers().await.len() == 1).await;
+    place.until("the log is trimmed", async |place| first(place, Topic::Requests) >= at + 39).await;
+    let error = place.try_run(dirs[1].clone()).err().expect("it cannot go on").to_string();
+    assert!(error.contains("snapshot"), "{error}");
+    let error = place.try_run(place.joined(3)).err().expect("it cannot begin").to_string();
+    assert!(error.contains("snapshot"), "{error}");
+    a.stop().expect("stops cleanly");
+}
