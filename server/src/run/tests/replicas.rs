@@ -77,7 +77,6 @@ async fn when_the_answering_server_dies_the_other_one_answers_what_it_left() {
     let mut client = Client::open(&place.log, "ann", b"secret").await;
     let root = Ino::root(client.done.namespace);
     assert!(matches!(client.call(mkdir(root, "a")).await.result, Ok(Outcome::Entry(_))));
-    let repeated = place.log.records(Topic::Requests, client.done.partition).pop().expect("the last request").value;
     let chunk = client.upload(&[7; 100_000]).await;
     assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
 
@@ -90,6 +89,10 @@ async fn when_the_answering_server_dies_the_other_one_answers_what_it_left() {
     assert_eq!(place.answering().await, place.id(&second));
     assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
     assert!(login(&place.log, "ann", b"secret").await.is_ok());
+    let is_request =
+        |record: &Record| Frame::parse(record.value.clone()).is_ok_and(|f| f.header().kind == Kind::Request);
+    let records = place.log.records(Topic::Requests, client.done.partition);
+    let repeated = records.into_iter().rfind(is_request).expect("the last request").value;
     let hash = record_hash(&repeated);
     place.log.append(Topic::Requests, client.done.partition, repeated).await.expect("appends");
     let (key, partition) = (client.key.clone(), client.done.replies_partition);
@@ -169,7 +172,7 @@ async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
     let chunk = client.upload(&[7; 10_000]).await;
     assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
     let first = |place: &Place, topic| place.log.bounds(topic, partition).expect("bounds").0;
-    assert_eq!(first(&place, Topic::Requests), 0, "nothing is checkpointed yet");
+    assert!(first(&place, Topic::Requests) < 10, "only their openings are checkpointed yet");
     // A clean end is a checkpoint.
     b.stop().expect("stops cleanly");
     a.stop().expect("stops cleanly");
