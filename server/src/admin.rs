@@ -15,7 +15,7 @@ use proto::frame::{Frame, Kind, record_hash};
 use proto::keys::{ClusterKey, PublicKey};
 use proto::log::{Log, LogError, REPLY_PARTITIONS, Start, Tail, Topic};
 use proto::message::{self, AdminAnswer, AdminOutcome, AdminRequest, Refusal, ServerRecord};
-use proto::seal::{Context, Direction, open, random};
+use proto::seal::{Context, Direction, SealError, open, random};
 use proto::{Epoch, IncarnationId, ServerId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,44 @@ pub struct Admin {
     replies: Tail,
     replies_partition: u32,
     timeout: Duration,
+}
+
+/// The log's epoch, as its servers' latest records have it; `None` if no server has
+/// written into partition 0 lately. Blocks, at most the log's timeout at each step.
+///
+/// # Errors
+/// What the log says.
+pub fn epoch_of(cluster: &ClusterKey, log: &dyn Log) -> Result<Option<Epoch>, LogError> {
+    /// How many of the last records are looked through. A server beats every 10 s at least.
+    const LAST_RECORDS: [u64; 2] = [1 << 10, 1 << 16];
+    let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition: 0, answers: None };
+    for last in LAST_RECORDS {
+        let (first, next) = log.bounds(Topic::Requests, 0)?;
+        let mut at = first.max(next.saturating_sub(last));
+        let mut epoch = None;
+        let mut tail = log.read_from(&[(Topic::Requests, 0, Start::At(at))])?;
+        while at < next {
+            let Some(record) = tail.blocking_next() else { break };
+            let record = record?;
+            at = record.offset + 1;
+            let Ok(frame) = Frame::parse(record.value) else { continue };
+            let header = frame.header();
+            // Its header says so to everyone, but only a server can have sealed it.
+            if header.kind == Kind::Server
+                && Some(header.epoch) > epoch
+                && !matches!(
+                    open::<message::ServerBody>(&cluster.server_key(header.epoch), &frame, &context),
+                    Err(SealError::Forged | SealError::Malformed(_))
+                )
+            {
+                epoch = Some(header.epoch);
+            }
+        }
+        if epoch.is_some() {
+            return Ok(epoch);
+        }
+    }
+    Ok(None)
 }
 
 impl Admin {

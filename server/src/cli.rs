@@ -4,8 +4,10 @@
 //! from a terminal or a file, never from an argument, and are never logged.
 #![allow(clippy::disallowed_methods)] // A device's id is drawn at random here, and waits are bounded by the clock.
 
-use crate::admin::Admin;
+mod log;
+
 use crate::admin::users::UserSpec;
+use crate::admin::{self, Admin};
 use crate::data::{self, DataError, Identity};
 use crate::{Server, ServerConfig, ServerError, Waiter};
 use anyhow::{Context, bail};
@@ -87,6 +89,9 @@ enum Command {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Look at what stands in the log.
+    #[command(subcommand)]
+    Log(log::LogCommand),
 }
 
 #[derive(Subcommand)]
@@ -210,6 +215,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Run { cluster } => serve(&cluster),
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
+        Command::Log(command) => log::run(command),
         Command::Status { json, cluster } => status(json, &cluster),
         Command::Deregister { server, cluster } => deregister(server, &cluster),
     }
@@ -489,7 +495,7 @@ fn connected_by<T>(
     command: impl AsyncFnOnce(Admin) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let identity = Identity::read(&setting.data, setting.key_file.as_deref())?;
-    let epoch = epoch_of(setting)?;
+    let epoch = epoch_of(setting, &identity, log.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let admin = Admin::connect(&identity, epoch, log, setting.kafka.timeout).await?;
@@ -497,11 +503,16 @@ fn connected_by<T>(
     })
 }
 
-/// The cluster's epoch; a server that has just been started may be about to write it.
-fn epoch_of(setting: &Setting) -> anyhow::Result<Epoch> {
-    const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The cluster's epoch: from the log, where servers speak of it, so that a copy of the keys
+/// is enough; else as the directory's own server noted it. A server that has just been
+/// started may be about to write it.
+fn epoch_of(setting: &Setting, identity: &Identity, log: &KafkaLog) -> anyhow::Result<Epoch> {
+    const LOOK_AGAIN: Duration = Duration::from_millis(200);
     let deadline = Instant::now() + setting.kafka.timeout;
     loop {
+        if let Some(epoch) = admin::epoch_of(&identity.cluster_key, log)? {
+            return Ok(epoch);
+        }
         match data::epoch(&setting.data) {
             Err(DataError::NoEpoch { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
             known => return Ok(known?),

@@ -19,6 +19,7 @@ pub mod packs;
 pub mod replica;
 mod run;
 pub mod store;
+pub mod trace;
 
 pub use error::ServerError;
 #[cfg(feature = "simulation")]

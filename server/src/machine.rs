@@ -305,6 +305,12 @@ impl Machine {
         self.live.sessions.iter().map(|(id, session)| session.peer(*id))
     }
 
+    /// The keys of the sessions that live or have ended lately, for whoever reads the log.
+    pub fn session_keys(&self) -> impl Iterator<Item = (SessionId, Key)> + '_ {
+        let live = self.live.sessions.iter().map(|(id, session)| (*id, session.key.clone()));
+        live.chain(self.live.ended.iter().map(|(id, mark)| (*id, mark.key.clone())))
+    }
+
     /// What has been decided here and not yet landed elsewhere.
     pub fn deliveries(&mut self, kv: &mut dyn Kv) -> Vec<Effect> {
         users::deliveries(kv)

@@ -10,6 +10,7 @@ mod dev;
 mod files;
 mod jobs;
 mod large;
+mod log;
 mod login;
 mod mount8;
 mod plain_user;

@@ -58,6 +58,11 @@ impl Place {
     async fn admin(&self) -> Admin {
         let identity = Identity::read(&self.data(), None).expect("reads");
         let epoch = data::epoch(&self.data()).expect("known");
+        assert_eq!(
+            crate::admin::epoch_of(&identity.cluster_key, &self.log).expect("reads"),
+            Some(epoch),
+            "the log tells it too"
+        );
         Admin::connect(&identity, epoch, Arc::new(self.log.clone()), WAIT).await.expect("connects")
     }
 

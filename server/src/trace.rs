@@ -1,0 +1,223 @@
+//! The log on paper: records of `requests` opened and said in words, one line each,
+//! so that a real incident (`kfs-server log dump`) and a simulator's trace read alike.
+//!
+//! The cluster key is enough: a session's key stands in the ticket of its open, so a
+//! reader that has seen the open can open what follows. Names, numbers and sizes are
+//! shown; never content, a key, or anything that is sealed itself.
+//!
+//! A line says what a record asks for, not what became of it: whether it was admitted
+//! is the machine's to say.
+
+mod words;
+
+pub use words::{Part, Words};
+
+use crate::machine::open_ticket;
+use proto::frame::{Frame, Header, Kind};
+use proto::keys::ClusterKey;
+use proto::log::{Record, Topic};
+use proto::message::{Open, Request, ServerBody, Ticket, UserName};
+use proto::seal::{Context, Direction, Key, SealError, open};
+use proto::{NamespaceId, SessionId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Sessions whose keys are remembered; beyond them the one seen first is forgotten.
+const MAX_SESSIONS: usize = 1 << 20;
+
+/// Reads records of `requests` in their order, partition by partition or mixed.
+pub struct Trace {
+    cluster: ClusterKey,
+    /// By partition too, since a session has a key for each.
+    sessions: BTreeMap<(u32, SessionId), Known>,
+    order: BTreeMap<u64, (u32, SessionId)>,
+    next: u64,
+}
+
+struct Known {
+    key: Key,
+    user: Option<UserName>,
+}
+
+/// One record in words.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub epoch: u32,
+    pub partition: u32,
+    pub offset: u64,
+    /// Kafka's own, in milliseconds since 1970; 0 where the broker has none.
+    pub append_time_ms: i64,
+    /// `None` for what is no record of ours.
+    #[serde(flatten)]
+    pub writer: Option<Writer>,
+    /// What it says, or why that cannot be told.
+    #[serde(flatten)]
+    pub said: Said,
+    pub record_bytes: usize,
+    pub payload_bytes: u32,
+}
+
+/// Who wrote a record, as its header has it; authentic only if what it says could be read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Writer {
+    #[serde(serialize_with = "lower_case")]
+    pub kind: Kind,
+    /// A session, or a server's incarnation.
+    #[serde(serialize_with = "hexadecimal")]
+    pub sender: [u8; 16],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
+    pub namespace: u32,
+    pub number: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Said {
+    Words(Words),
+    Unread { unread: String },
+}
+
+impl Trace {
+    pub fn new(cluster: ClusterKey) -> Trace {
+        Trace { cluster, sessions: BTreeMap::new(), order: BTreeMap::new(), next: 0 }
+    }
+
+    /// Makes a session readable whose open is not among the records, from a machine's dump.
+    pub fn know(&mut self, partition: u32, session: SessionId, key: Key) {
+        self.remember(partition, session, Known { key, user: None });
+    }
+
+    /// The record in words. An open makes what follows of its session readable.
+    pub fn line(&mut self, record: &Record) -> Line {
+        let mut line = Line {
+            epoch: 0,
+            partition: record.partition,
+            offset: record.offset,
+            append_time_ms: record.append_time_ms,
+            writer: None,
+            said: Said::Unread { unread: String::new() },
+            record_bytes: record.value.len(),
+            payload_bytes: 0,
+        };
+        let frame = match Frame::parse(record.value.clone()) {
+            Ok(frame) => frame,
+            Err(error) => {
+                line.said = Said::Unread { unread: error.to_string() };
+                return line;
+            }
+        };
+        let Header { kind, namespace, epoch, sender, number, payload_bytes, .. } = *frame.header();
+        line.epoch = epoch.0;
+        line.payload_bytes = payload_bytes;
+        let mut user = None;
+        line.said = match self.read(record.partition, &frame, &mut user) {
+            Ok(words) => Said::Words(words),
+            Err(unread) => Said::Unread { unread },
+        };
+        line.writer = Some(Writer { kind, sender, user, namespace: namespace.0, number });
+        line
+    }
+
+    /// The user and namespace of an open, if the record is one.
+    pub fn opened(&self, record: &Record) -> Option<(UserName, NamespaceId)> {
+        let frame = Frame::parse(record.value.clone()).ok()?;
+        if frame.header().kind != Kind::Open {
+            return None;
+        }
+        let ticket = open_ticket(&self.cluster, &frame.payload()).ok()?;
+        Some((ticket.user, ticket.namespace))
+    }
+
+    fn read(&mut self, partition: u32, frame: &Frame, user: &mut Option<UserName>) -> Result<Words, String> {
+        let header = frame.header();
+        let session = SessionId(header.sender);
+        match header.kind {
+            Kind::Server => {
+                let key = self.cluster.server_key(header.epoch);
+                let body: ServerBody = said(&key, frame, partition, Direction::ServerToLog)?;
+                Ok(Words::server(&body.record))
+            }
+            Kind::Open => {
+                let ticket = open_ticket(&self.cluster, &frame.payload()).map_err(|error| unread(&error))?;
+                let body: Open = said(&ticket.key, frame, partition, Direction::ToServer)?;
+                let words = Words::open(&body, &ticket);
+                let Ticket { key, user: name, .. } = ticket;
+                *user = Some(name.clone());
+                self.remember(partition, session, Known { key, user: Some(name) });
+                Ok(words)
+            }
+            Kind::Request => {
+                let Some(known) = self.sessions.get(&(partition, session)) else {
+                    return Err("sealed under the key of a session whose open is not there".to_owned());
+                };
+                let request: Request = said(&known.key, frame, partition, Direction::ToServer)?;
+                user.clone_from(&known.user);
+                Ok(Words::request(&request))
+            }
+            _ => Err("of a kind that does not belong into the request log".to_owned()),
+        }
+    }
+
+    fn remember(&mut self, partition: u32, session: SessionId, known: Known) {
+        if self.sessions.insert((partition, session), known).is_some() {
+            return;
+        }
+        self.order.insert(self.next, (partition, session));
+        self.next += 1;
+        if self.order.len() > MAX_SESSIONS
+            && let Some((_, first)) = self.order.pop_first()
+        {
+            self.sessions.remove(&first);
+        }
+    }
+}
+
+fn said<T: DeserializeOwned>(key: &Key, frame: &Frame, partition: u32, direction: Direction) -> Result<T, String> {
+    let context = Context { direction, topic: Topic::Requests, partition, answers: None };
+    open(key, frame, &context).map(|opened| opened.body).map_err(|error| unread(&error))
+}
+
+fn unread(error: &SealError) -> String {
+    error.to_string()
+}
+
+fn lower_case<S: serde::Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(&format!("{kind:?}").to_lowercase())
+}
+
+fn hexadecimal<S: serde::Serializer>(id: &[u8; 16], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_str(&SessionId(*id))
+}
+
+/// For people: times in UTC, ids by their first 8 digits.
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}@{} ", self.epoch, self.partition, self.offset)?;
+        match chrono::DateTime::from_timestamp_millis(self.append_time_ms) {
+            Some(at) if self.append_time_ms != 0 => write!(f, "{} ", at.format("%Y-%m-%dT%H:%M:%S%.3fZ"))?,
+            _ => write!(f, "- ")?,
+        }
+        if let Some(writer) = &self.writer {
+            let who = match (&writer.user, writer.kind) {
+                (Some(user), _) => user.as_str(),
+                (None, Kind::Server) => "server",
+                (None, _) => "session",
+            };
+            write!(f, "{who} {} #{} ", words::short(&writer.sender), writer.number)?;
+        }
+        match &self.said {
+            Said::Words(words) => write!(f, "{words}")?,
+            Said::Unread { unread } => write!(f, "UNREAD ({unread}) bytes={}", self.record_bytes)?,
+        }
+        if self.payload_bytes > 0 {
+            write!(f, " payload={}", self.payload_bytes)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
