@@ -15,6 +15,7 @@ mod login;
 mod mount8;
 mod plain_user;
 mod refusals;
+mod takeover;
 
 use harness::{Cluster, Mount};
 use std::sync::OnceLock;

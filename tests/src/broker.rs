@@ -51,6 +51,12 @@ impl Broker {
         Ok(Broker(Inner::Own(Kafka::start(1)?)))
     }
 
+    /// Three real brokers, as a cluster that survives the loss of one: replication 3,
+    /// and acknowledged means on two of them.
+    pub fn replicated_kafka(_prefix: &str) -> Result<Broker> {
+        Ok(Broker(Inner::Own(Kafka::start(3)?)))
+    }
+
     /// A broker that other tests use too, where starting one takes seconds.
     pub fn shared(prefix: &str) -> Result<Broker> {
         static KAFKA: Mutex<Option<Kafka>> = Mutex::new(None);

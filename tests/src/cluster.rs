@@ -1,5 +1,5 @@
-//! A cluster as users run it: a broker, one `kfs-server` process, users, and any
-//! number of `kfs-mount` processes, in directories and on ports of its own.
+//! A cluster as users run it: a broker, a `kfs-server` process or several (`servers.rs`),
+//! users, and any number of `kfs-mount` processes, in directories and on ports of its own.
 //!
 //! Programs find it by `KFS_CONFIG`; what they keep outside of it (journals,
 //! state) goes into its directory by the XDG variables and `HOME`.
@@ -25,8 +25,8 @@ pub struct Cluster {
     pub broker: Broker,
     programs: Programs,
     prefix: String,
-    // Before the directory, so that it has ended when that goes.
-    server: Option<Process>,
+    // Before the directory, so that they have ended when that goes. The first has made the cluster.
+    pub(crate) servers: Vec<Option<Process>>,
     dir: Scratch,
 }
 
@@ -66,7 +66,7 @@ impl Cluster {
             dir.join("config.toml"),
             format!("brokers = {:?}\nprefix = {:?}\n", broker.bootstrap(), prefix),
         )?;
-        Ok(Cluster { broker, programs, prefix, server: None, dir })
+        Ok(Cluster { broker, programs, prefix, servers: vec![None], dir })
     }
 
     pub fn dir(&self) -> &Path {
@@ -122,48 +122,6 @@ impl Cluster {
         let mut command = self.command("kfs");
         command.args(args).env("KFS_USER", user).env("KFS_PASSWORD_FILE", self.password_file(user));
         Invocation { command, input: String::new() }
-    }
-
-    /// Starts the server and waits until it says that it serves.
-    pub fn start_server(&mut self) -> Result<()> {
-        self.server = None;
-        self.server = Some(self.launch_server(&self.data())?);
-        Ok(())
-    }
-
-    fn launch_server(&self, data: &Path) -> Result<Process> {
-        let mut command = self.command("kfs-server");
-        command.arg("run").arg("--data").arg(data);
-        let log = self.dir.join("server.log");
-        let before = std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
-        let mut process = Process::start("kfs-server", &mut command, &log)?;
-        let mut ended = None;
-        run::wait_for("kfs-server to be ready", READY_BOUND, || {
-            ended = process.ended();
-            (ended.is_some() || process.output().get(before..).is_some_and(|new| new.contains("ready"))).then_some(())
-        })
-        .with_context(|| process.output())?;
-        if let Some(status) = ended {
-            bail!("kfs-server ended at its start ({status}): {}", process.output());
-        }
-        Ok(process)
-    }
-
-    /// The server's process, for signals and measurements.
-    pub fn server(&mut self) -> &mut Process {
-        self.server.as_mut().expect("the test has started a server")
-    }
-
-    /// kill -9.
-    pub fn kill_server(&mut self) {
-        self.server().kill();
-    }
-
-    /// SIGTERM; the exit code must be 0.
-    pub fn stop_server(&mut self) -> Result<()> {
-        let status = self.server().stop(READY_BOUND)?;
-        ensure!(status.success(), "kfs-server answered SIGTERM by {status}: {}", self.server().output());
-        Ok(())
     }
 
     /// The password of every user of a test is made from the name.

@@ -13,6 +13,7 @@ pub mod kafka;
 pub mod process;
 pub mod programs;
 pub mod run;
+pub mod servers;
 pub mod tree;
 
 pub use cluster::{Cluster, Mount};
