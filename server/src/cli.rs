@@ -4,6 +4,7 @@
 //! from a terminal or a file, never from an argument, and are never logged.
 #![allow(clippy::disallowed_methods)] // A device's id is drawn at random here, and waits are bounded by the clock.
 
+mod check;
 mod log;
 
 use crate::admin::users::UserSpec;
@@ -78,6 +79,8 @@ enum Command {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Check everything that a server keeps, while it does not run: exit code 1 if anything is wrong.
+    Check(check::Args),
     /// Show which topics are missing, create them, or print the commands that do.
     Topics {
         /// Create what is missing.
@@ -213,6 +216,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Init { data, recovery, join: None, .. } => init(&data, &recovery),
         Command::Init { data, join: Some(from), key_file, .. } => join(&data, &from, key_file.as_deref()),
         Command::Run { cluster } => serve(&cluster),
+        Command::Check(args) => check::run(&args),
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
         Command::Log(command) => log::run(command),

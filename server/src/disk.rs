@@ -7,6 +7,9 @@
 //! that lose and tear writes, and lets every wait happen on the caller's thread, so
 //! that a run has one order.
 
+#[cfg(test)]
+pub mod full;
+
 use object_store::ObjectStore;
 use redb::{Database, DatabaseError};
 use std::fmt;
@@ -85,6 +88,7 @@ pub(crate) enum Wait {
 }
 
 impl Wait {
+    /// `runtime` unless all waiting is left to the caller.
     pub fn new(disk: &Disk, runtime: tokio::runtime::Handle) -> Wait {
         #[cfg(any(test, feature = "simulation"))]
         if disk.inline {

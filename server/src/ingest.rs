@@ -12,7 +12,7 @@ use proto::chunk::{ChunkName, verify_chunk};
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
-use proto::{Epoch, SessionId};
+use proto::{Epoch, NamespaceId, SessionId};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -81,8 +81,13 @@ pub(crate) async fn run(
     }
 }
 
-/// The chunk in a record, if it is authentic and of this epoch.
-fn verified(record: &Record, cluster: &ClusterKey, epoch: Epoch) -> Result<(ChunkName, bytes::Bytes), String> {
+/// The chunk in a record, and the namespace that it says it is for, if it is
+/// authentic and of this epoch.
+pub(crate) fn verified(
+    record: &Record,
+    cluster: &ClusterKey,
+    epoch: Epoch,
+) -> Result<(NamespaceId, ChunkName, bytes::Bytes), String> {
     let frame = Frame::parse(record.value.clone()).map_err(|e| e.to_string())?;
     if frame.header().epoch != epoch {
         return Err(format!("of epoch {}", frame.header().epoch.0));
@@ -97,7 +102,7 @@ fn verified(record: &Record, cluster: &ClusterKey, epoch: Epoch) -> Result<(Chun
         session: SessionId(frame.header().sender),
         hash,
     };
-    Ok((name, frame.payload()))
+    Ok((frame.header().namespace, name, frame.payload()))
 }
 
 #[derive(Default)]

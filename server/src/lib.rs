@@ -6,12 +6,14 @@
 //! programs do. Start with `README.md`.
 
 pub mod admin;
+pub mod check;
 pub mod cli;
 pub mod data;
 pub mod disk;
 mod download;
 mod error;
 mod ingest;
+mod keeper;
 mod live;
 mod login;
 pub mod machine;

@@ -13,20 +13,32 @@
 //! * Memory: at most two buffers of [`PACK_BYTES`] and a record each; whoever adds
 //!   waits for the writer beyond that.
 //!
-//! Packs are never rewritten or deleted yet: freed content stays where it is.
+//! What nothing refers to any more is dropped from the index once a checkpoint is
+//! past its freeing (`garbage.rs`), mostly dead packs are written anew
+//! (`rewrite.rs`), and what stands there is read again now and then (`scrub.rs`).
 
 mod buffers;
+mod check;
+mod garbage;
 mod index;
+mod rewrite;
+mod scrub;
+mod writer;
+
+pub use check::{PacksReport, check};
+pub use garbage::GRACE;
+pub use index::Cut;
 
 use crate::disk::{Disk, Wait};
-use buffers::{Buffer, Buffers, Ingested, Job, What};
+use buffers::{Buffers, Chore};
 use bytes::Bytes;
+use garbage::Covered;
 use index::{Index, Where};
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use proto::Epoch;
+use object_store::{ObjectStore, ObjectStoreExt};
 use proto::chunk::ChunkName;
-use std::collections::BTreeMap;
+use proto::{Epoch, NamespaceId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -67,6 +79,11 @@ struct Shared {
     wait: Wait,
     buffers: Mutex<Buffers>,
     stop: AtomicBool,
+    has_writer: bool,
+    /// Freed before these, and since when a checkpoint is past them.
+    covered: Mutex<Covered>,
+    /// Chunks that were found damaged and are to be healed.
+    damaged: Mutex<BTreeSet<ChunkName>>,
     /// For the writer: a buffer is full, a flush is wanted, or it should stop.
     wanted: Condvar,
     /// For those who wait for the writer.
@@ -86,15 +103,7 @@ impl Packs {
         runtime: tokio::runtime::Handle,
     ) -> Result<Packs, PackError> {
         let index = Index::open(dir, cluster, disk)?;
-        let objects = match &disk.objects {
-            Some(objects) => objects.clone(),
-            None => {
-                let local = object_store::local::LocalFileSystem::new_with_prefix(dir).map_err(|e| {
-                    PackError::Read { pack: 0, objects: dir.display().to_string(), reason: e.to_string() }
-                })?;
-                Arc::new(local.with_fsync(true))
-            }
-        };
+        let objects = objects_of(dir, disk)?;
         let buffers = Mutex::new(Buffers::new(index.tail()?));
         let shared = Arc::new(Shared {
             index,
@@ -102,6 +111,9 @@ impl Packs {
             wait: Wait::new(disk, runtime),
             buffers,
             stop: AtomicBool::new(false),
+            has_writer: !disk.is_inline(),
+            covered: Mutex::default(),
+            damaged: Mutex::default(),
             wanted: Condvar::new(),
             written: Condvar::new(),
             arrived: Notify::new(),
@@ -129,18 +141,21 @@ impl Packs {
     }
 
     /// Notes that a partition of `chunks` has been ingested before `next_offset`,
-    /// with what its last record held.
+    /// with what its last record held, and the namespace that it says it is for.
     pub fn ingest(
         &self,
         partition: u32,
         epoch: Epoch,
         next_offset: u64,
-        chunk: Option<(ChunkName, Bytes)>,
+        chunk: Option<(NamespaceId, ChunkName, Bytes)>,
     ) -> Result<(), PackError> {
         let mut buffers = self.room()?;
         buffers.note_ingested(partition, epoch, next_offset);
         match chunk {
-            Some((name, content)) => self.keep_in(buffers, name, content),
+            Some((namespace, name, content)) => {
+                buffers.note_fresh(namespace, name);
+                self.keep_in(buffers, name, content)
+            }
             None => Ok(()),
         }
     }
@@ -159,28 +174,31 @@ impl Packs {
             if buffers.is_safe(wanted) {
                 return Ok(());
             }
-            buffers = self.write_some(buffers);
+            buffers = self.shared.write_some(buffers);
         }
     }
 
     /// The content of a chunk, checked against its hash; `None` if it is not here.
     pub async fn read(&self, name: &ChunkName) -> Result<Option<Bytes>, PackError> {
-        // Buffers first: what leaves them is in the index before it does.
-        if let Some(content) = self.shared.lock().find(name) {
-            return Ok(Some(content));
+        let mut tried = None;
+        loop {
+            // Buffers first: what leaves them is in the index before it does.
+            if let Some(content) = self.shared.lock().find(name) {
+                return Ok(Some(content));
+            }
+            let Some(place) = self.shared.index.find(name)? else { return Ok(None) };
+            match self.shared.content(name, place).await {
+                // Its pack may have been rewritten just now; then it stands elsewhere.
+                Err(error) if tried == Some(place) => {
+                    if let PackError::Damaged { .. } = error {
+                        self.note_damaged(*name);
+                    }
+                    return Err(error);
+                }
+                Err(_) => tried = Some(place),
+                Ok(content) => return Ok(Some(content)),
+            }
         }
-        let Some(Where { pack, offset, bytes }) = self.shared.index.find(name)? else { return Ok(None) };
-        let range = u64::from(offset)..u64::from(offset) + u64::from(bytes);
-        let content = self.shared.objects.get_range(&pack_path(pack), range).await.map_err(|e| PackError::Read {
-            pack,
-            objects: self.shared.objects.to_string(),
-            reason: e.to_string(),
-        })?;
-        if *blake3::hash(&content).as_bytes() != name.hash {
-            let objects = self.shared.objects.to_string();
-            return Err(PackError::Damaged { pack, objects, name: *name });
-        }
-        Ok(Some(content))
     }
 
     /// As [`Packs::read`], but waits for a chunk that is not here yet; whoever
@@ -206,7 +224,7 @@ impl Packs {
             if !buffers.is_full() {
                 return Ok(buffers);
             }
-            buffers = self.write_some(buffers);
+            buffers = self.shared.write_some(buffers);
         }
     }
 
@@ -223,15 +241,16 @@ impl Packs {
         Ok(())
     }
 
-    /// Lets the writer come one job further, or does that job.
-    fn write_some<'a>(&'a self, mut buffers: MutexGuard<'a, Buffers>) -> MutexGuard<'a, Buffers> {
-        if self.writer.is_some() {
-            self.shared.wanted.notify_one();
-            return self.shared.written.wait(buffers).expect("the writer does not panic while holding the lock");
-        }
-        match buffers.next() {
-            Some(job) => self.shared.write(buffers, job),
-            None => buffers,
+    /// Lets the writer do a chore, and waits until it is done.
+    fn want(&self, chore: Chore) -> Result<(), PackError> {
+        let mut buffers = self.shared.lock();
+        let wanted = buffers.want(chore);
+        loop {
+            buffers.failure()?;
+            if buffers.is_done(wanted) {
+                return Ok(());
+            }
+            buffers = self.shared.write_some(buffers);
         }
     }
 }
@@ -256,48 +275,32 @@ impl Shared {
         self.buffers.lock().expect("nobody panics while holding the buffers")
     }
 
-    fn write_until_stopped(&self) {
-        let mut buffers = self.lock();
-        while !self.stop.load(Ordering::Relaxed) {
-            buffers = match buffers.next() {
-                Some(job) => self.write(buffers, job),
-                None => self.wanted.wait(buffers).expect("nobody panics while holding the buffers"),
-            };
-        }
-    }
-
-    /// Does one job without the lock, and says so to those who wait.
-    fn write<'a>(&'a self, buffers: MutexGuard<'a, Buffers>, job: Job) -> MutexGuard<'a, Buffers> {
-        drop(buffers);
-        let outcome = match &job.what {
-            What::Pack(buffer) => self.write_pack(buffer, &job.ingested),
-            What::Tail(chunks) => self.index.add_tail(chunks, &job.ingested),
-        };
-        let mut buffers = self.lock();
-        buffers.done(job, outcome);
-        self.written.notify_all();
-        buffers
-    }
-
-    fn write_pack(&self, buffer: &Buffer, ingested: &Ingested) -> Result<(), PackError> {
-        let pack = self.index.next_pack()?;
-        let mut places = Vec::with_capacity(buffer.order.len());
-        let mut offset = 0u32;
-        for name in &buffer.order {
-            let bytes = buffer.chunks[name].len() as u32;
-            places.push((*name, Where { pack, offset, bytes }));
-            offset += bytes;
-        }
-        // Shares the buffer's memory; an object left by a crash before the index
-        // was written has the same number and is replaced.
-        let payload: PutPayload = buffer.order.iter().map(|name| buffer.chunks[name].clone()).collect();
-        self.wait.wait(self.objects.put(&pack_path(pack), payload)).map_err(|e| PackError::Write {
+    /// What stands at a place, if it has its name's hash.
+    async fn content(&self, name: &ChunkName, Where { pack, offset, bytes }: Where) -> Result<Bytes, PackError> {
+        let range = u64::from(offset)..u64::from(offset) + u64::from(bytes);
+        let content = self.objects.get_range(&pack_path(pack), range).await.map_err(|e| PackError::Read {
             pack,
             objects: self.objects.to_string(),
             reason: e.to_string(),
         })?;
-        self.index.add_pack(pack, &places, buffer.tailed(), ingested)
+        if *blake3::hash(&content).as_bytes() != name.hash {
+            return Err(PackError::Damaged { pack, objects: self.objects.to_string(), name: *name });
+        }
+        Ok(content)
     }
+}
+
+/// Where packs are.
+fn objects_of(dir: &Path, disk: &Disk) -> Result<Arc<dyn ObjectStore>, PackError> {
+    if let Some(objects) = &disk.objects {
+        return Ok(objects.clone());
+    }
+    let local = object_store::local::LocalFileSystem::new_with_prefix(dir).map_err(|e| PackError::Read {
+        pack: 0,
+        objects: dir.display().to_string(),
+        reason: e.to_string(),
+    })?;
+    Ok(Arc::new(local.with_fsync(true)))
 }
 
 fn pack_path(pack: u64) -> ObjectPath {

@@ -14,6 +14,7 @@
 
 mod answers;
 mod apply;
+mod asks;
 pub(crate) mod own;
 mod partition;
 mod start;
@@ -25,6 +26,7 @@ use crate::disk::Disk;
 use crate::download;
 use crate::error::ServerError;
 use crate::ingest;
+use crate::keeper::{self, Keeper};
 use crate::live::Live;
 use crate::login;
 use crate::machine::StoredUser;
@@ -42,13 +44,14 @@ use proto::clock::Clock;
 use proto::keys::ClusterKey;
 use proto::log::{Log, Tail, Topic};
 use proto::message::UserName;
-use proto::{Epoch, IncarnationId, LogTime, SessionId, task};
+use proto::{Epoch, IncarnationId, LogTime, NamespaceId, SessionId, task};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 /// Questions and reports that may wait for the loop.
 const CONTROL_QUEUE: usize = 1024;
@@ -116,6 +119,8 @@ pub struct Server {
     loop_thread: Option<JoinHandle<()>>,
     services_thread: Option<JoinHandle<()>>,
     runtime: Option<Background>,
+    #[cfg(test)]
+    packs: Arc<Packs>,
 }
 
 /// A runtime that may be ended from inside another one, as whoever stops a server
@@ -169,6 +174,8 @@ impl Server {
         let Parts { data, packs, apply, services, epoch, checkpoints, halt } =
             Parts::open(&config, &log, runtime.handle())?;
         let (phases, control) = (services.phases.clone(), services.control.clone());
+        #[cfg(test)]
+        let packs_again = packs.clone();
         let checkpoint_thread = spawn("kfs-checkpoint", move || write_checkpoints(&packs, checkpoints, &control))?;
         let services_thread = spawn("kfs-ingest", move || services.run(epoch))?;
         let loop_thread = spawn("kfs-attend", {
@@ -189,6 +196,8 @@ impl Server {
             loop_thread: Some(loop_thread),
             services_thread: Some(services_thread),
             runtime: Some(runtime),
+            #[cfg(test)]
+            packs: packs_again,
         })
     }
 
@@ -278,6 +287,7 @@ impl Parts {
         let server = data.identity.server;
         let packs = Arc::new(Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.clone())?);
         let plan = start::plan(&data.state(), config, &cluster, log.as_ref())?;
+        packs.recover(&plan.checkpoints, Instant::now())?;
 
         let phases = Arc::new(Phases::default());
         let sessions = Arc::new(Sessions::default());
@@ -304,7 +314,7 @@ impl Parts {
             speaks,
             runtime,
         };
-        let start::Plan { partitions, tail, new_epoch } = plan;
+        let start::Plan { partitions, tail, new_epoch, .. } = plan;
         let apply = Apply {
             partitions,
             checkpoints,
@@ -420,6 +430,14 @@ impl Services {
             clock: self.clock.clone(),
         });
         task::spawn_on(&self.runtime, logins);
+        let keeper = Keeper {
+            log: self.log.clone(),
+            packs: self.packs.clone(),
+            cluster: self.cluster.clone(),
+            asker: Asker { control: self.control.clone() },
+            epoch,
+        };
+        task::spawn_on(&self.runtime, keeper::run(keeper));
         self.data.note_epoch(epoch)?;
         self.phases.services_ready();
         Ok(chunks)
@@ -467,6 +485,21 @@ pub(crate) enum Ask {
     User {
         user: UserName,
         reply: oneshot::Sender<LoginView>,
+    },
+    /// When it is and which of these sessions live, once everything before `applied`
+    /// has been; until then `None`.
+    Live {
+        partition: u32,
+        applied: u64,
+        sessions: Vec<SessionId>,
+        reply: oneshot::Sender<Option<(LogTime, Vec<bool>)>>,
+    },
+    /// Which of these uploads are quoted, each in its namespace; the others never
+    /// will be, and are dropped.
+    Unquoted {
+        partition: u32,
+        chunks: Vec<(NamespaceId, ChunkName)>,
+        reply: oneshot::Sender<Vec<bool>>,
     },
     /// Content that the rows hold.
     Content {

@@ -97,6 +97,7 @@ impl Turn<'_> {
         }
         // What came in a request was referred to by that very request.
         name.topic == Topic::Chunks
+            && name.partition == self.at.partition
             && self.lineage.contains(&name.session)
             && self.get_bytes(&freed_key(name)).is_none()
     }

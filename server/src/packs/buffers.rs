@@ -1,12 +1,12 @@
-//! What is on its way into packs: content in memory, what is wanted of the writer,
-//! and what it does next. No thread, no lock, no I/O; whoever writes asks
-//! [`Buffers::next`], does it, and tells [`Buffers::done`].
+//! What is on its way into packs and out of them: content in memory, what is wanted
+//! of the writer, and what it does next. No thread, no lock, no I/O; whoever writes
+//! asks [`Buffers::next`], does it, and tells [`Buffers::done`].
 
-use super::{PACK_BYTES, PackError, TAIL_BYTES};
+use super::{Cut, PACK_BYTES, PackError, TAIL_BYTES};
 use bytes::Bytes;
-use proto::Epoch;
 use proto::chunk::ChunkName;
-use std::collections::BTreeMap;
+use proto::{Epoch, LogTime, NamespaceId, SessionId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// How far partitions of `chunks` have been ingested.
@@ -17,10 +17,18 @@ pub(super) struct Buffers {
     filling: Buffer,
     /// Being written as a pack.
     writing: Option<Arc<Buffer>>,
-    /// Counts what has been added; content is safe up to `safe`.
+    /// To go into the index with what is written next.
+    notes: Notes,
+    /// What records of a partition have freed since its last cut.
+    freed: BTreeMap<u32, Vec<ChunkName>>,
+    /// Counts what has been added; it is safe up to `safe`.
     added: u64,
     safe: u64,
     flush_wanted: u64,
+    chores: VecDeque<Chore>,
+    chores_wanted: u64,
+    chores_done: u64,
+    scrubbed: Option<(u64, u32)>,
     failed: Option<PackError>,
 }
 
@@ -29,19 +37,29 @@ pub(super) struct Buffers {
 pub(super) struct Buffer {
     pub chunks: BTreeMap<ChunkName, Bytes>,
     pub order: Vec<ChunkName>,
-    pub bytes: usize,
+    bytes: usize,
     /// The first of `order` that does not stand in the index database's tail.
     untailed: usize,
-    /// How far partitions had been ingested when this was added.
-    ingested: Ingested,
+}
+
+/// What goes into the index together with content.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Notes {
+    pub ingested: Ingested,
+    /// Uploads that nothing has quoted yet, as far as is known here.
+    pub fresh: Vec<(NamespaceId, ChunkName)>,
+    /// Chunks that nothing refers to once everything before the cut is applied.
+    pub freed: Vec<(Cut, ChunkName)>,
+    /// Where the scrub stands.
+    pub scrubbed: Option<(u64, u32)>,
 }
 
 /// What the writer does next, whole or not at all.
 pub(super) struct Job {
     pub what: What,
-    pub ingested: Ingested,
-    /// What counts as safe afterwards.
-    upto: u64,
+    pub notes: Notes,
+    /// What counts as safe afterwards, if it does.
+    upto: Option<u64>,
 }
 
 pub(super) enum What {
@@ -49,6 +67,23 @@ pub(super) enum What {
     Pack(Arc<Buffer>),
     /// These go into the index database until more has come.
     Tail(Vec<(ChunkName, Bytes)>),
+    Chore(Chore),
+}
+
+/// Housekeeping that changes the index, and so is the writer's.
+#[derive(Clone)]
+pub(super) enum Chore {
+    /// These chunks are no longer needed, and were freed before the cut.
+    Drop { cut: Cut, names: Vec<ChunkName> },
+    /// What was freed before the cut will be said again.
+    Forget(Cut),
+    /// What these packs still hold becomes a pack of its own.
+    Rewrite { from: Vec<u64>, chunks: Vec<(ChunkName, Bytes)> },
+    /// Objects of packs that are no longer used go.
+    Delete,
+    /// Sessions that were seen to be over, those of which nothing is fresh any more,
+    /// and uploads that are quoted.
+    Over { seen: Vec<(SessionId, LogTime)>, done: Vec<SessionId>, settled: Vec<ChunkName> },
 }
 
 impl Buffers {
@@ -83,15 +118,43 @@ impl Buffers {
         self.filling.chunks.get(name).or_else(in_writing).cloned()
     }
 
-    /// Adds content that is neither here nor in the index.
+    /// Adds content that is not here.
     pub fn add(&mut self, name: ChunkName, content: Bytes) {
         self.filling.insert(name, content);
         self.added += 1;
     }
 
     pub fn note_ingested(&mut self, partition: u32, epoch: Epoch, next_offset: u64) {
-        self.filling.ingested.insert(partition, (epoch, next_offset));
+        self.notes.ingested.insert(partition, (epoch, next_offset));
         self.added += 1;
+    }
+
+    /// Notes that an upload has been added, by a session in this namespace.
+    pub fn note_fresh(&mut self, namespace: NamespaceId, name: ChunkName) {
+        self.notes.fresh.push((namespace, name));
+    }
+
+    pub fn note_scrubbed(&mut self, place: (u64, u32)) {
+        self.notes.scrubbed = Some(place);
+        self.scrubbed = Some(place);
+    }
+
+    /// Where the scrub stands, if it has come further than the index says.
+    pub fn scrubbed(&self) -> Option<(u64, u32)> {
+        self.scrubbed
+    }
+
+    /// A record of this partition has freed a chunk.
+    pub fn note_freed(&mut self, partition: u32, name: ChunkName) {
+        self.freed.entry(partition).or_default().push(name);
+    }
+
+    /// All that has been freed in a partition was freed before this. Says whether anything was.
+    pub fn cut(&mut self, cut: Cut) -> bool {
+        let Some(names) = self.freed.remove(&cut.partition) else { return false };
+        self.notes.freed.extend(names.into_iter().map(|name| (cut, name)));
+        self.added += 1;
+        true
     }
 
     /// Wants everything added until now to be safe. Gives what to pass to [`Buffers::is_safe`].
@@ -104,12 +167,27 @@ impl Buffers {
         self.safe >= wanted
     }
 
+    /// Wants a chore done. Gives what to pass to [`Buffers::is_done`].
+    pub fn want(&mut self, chore: Chore) -> u64 {
+        self.chores.push_back(chore);
+        self.chores_wanted += 1;
+        self.chores_wanted
+    }
+
+    pub fn is_done(&self, wanted: u64) -> bool {
+        self.chores_done >= wanted
+    }
+
     /// What is to be written now. Until it is [`Buffers::done`] nothing else is.
     pub fn next(&mut self) -> Option<Job> {
-        if self.failed.is_some() || (!self.is_full() && self.flush_wanted <= self.safe) {
+        if self.failed.is_some() {
             return None;
         }
-        let (upto, ingested) = (self.added, self.filling.ingested.clone());
+        if !self.is_full() && self.flush_wanted <= self.safe {
+            // A chore says nothing of content that is not written yet.
+            let chore = What::Chore(self.chores.pop_front()?);
+            return Some(Job { what: chore, notes: Notes::default(), upto: None });
+        }
         let what = if self.filling.bytes >= TAIL_BYTES {
             let full = Arc::new(std::mem::take(&mut self.filling));
             self.writing = Some(full.clone());
@@ -117,7 +195,7 @@ impl Buffers {
         } else {
             What::Tail(self.filling.untailed().collect())
         };
-        Some(Job { what, ingested, upto })
+        Some(Job { what, notes: std::mem::take(&mut self.notes), upto: Some(self.added) })
     }
 
     pub fn done(&mut self, job: Job, outcome: Result<(), PackError>) {
@@ -130,8 +208,14 @@ impl Buffers {
             What::Pack(_) => self.writing = None,
             // Only the writer takes from the buffer, so they are still its first ones.
             What::Tail(chunks) => self.filling.untailed += chunks.len(),
+            What::Chore(chore) => {
+                if let Chore::Drop { names, .. } = chore {
+                    self.filling.remove(&names.into_iter().collect());
+                }
+                self.chores_done += 1;
+            }
         }
-        self.safe = job.upto;
+        self.safe = job.upto.unwrap_or(self.safe);
     }
 }
 
@@ -140,6 +224,16 @@ impl Buffer {
         self.bytes += content.len();
         self.order.push(name);
         self.chunks.insert(name, content);
+    }
+
+    fn remove(&mut self, names: &BTreeSet<ChunkName>) {
+        let mut gone = names.iter().filter_map(|name| self.chunks.remove(name)).peekable();
+        if gone.peek().is_none() {
+            return;
+        }
+        self.bytes -= gone.map(|content| content.len()).sum::<usize>();
+        self.untailed -= self.tailed().iter().filter(|name| names.contains(name)).count();
+        self.order.retain(|name| !names.contains(name));
     }
 
     /// Those at the front of `order` that stand in the index database's tail.

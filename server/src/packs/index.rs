@@ -1,25 +1,47 @@
-//! Which chunk stands where in which pack, and how far `chunks` was ingested.
+//! The database beside the packs: which chunk stands where, what waits to become a
+//! pack, what nobody needs any more, and how far `chunks` was ingested.
 //!
-//! Keys are whole names. They begin with the position, so a partition's chunks
-//! arrive in rising order and lie together.
+//! Chunks' keys are whole names. They begin with the position, so a partition's
+//! chunks arrive in rising order and lie together. Every change is one durable
+//! transaction of the writer's; readers see the last one.
 
 use super::PackError;
+use super::buffers::Notes;
 use crate::disk::Disk;
 use bytes::Bytes;
-use proto::Epoch;
 use proto::chunk::ChunkName;
+use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use std::collections::BTreeMap;
+use redb::{ReadTransaction, WriteTransaction};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// Name -> pack, offset, bytes.
 const CHUNKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("chunks");
 /// Content that waits for company to become a pack.
 const TAIL: TableDefinition<&[u8], &[u8]> = TableDefinition::new("tail");
 /// Partition of `chunks` -> epoch and first offset not ingested.
 const INGESTED: TableDefinition<u32, (u32, u64)> = TableDefinition::new("ingested");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// Pack and offset -> the name that stands there.
+const PLACES: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("places");
+/// Pack -> its bytes, and how many of them are of chunks in [`CHUNKS`].
+const PACKS: TableDefinition<u64, (u64, u64)> = TableDefinition::new("packs");
+/// Packs that are no longer used and may still be there.
+const DOOMED: TableDefinition<u64, ()> = TableDefinition::new("doomed");
+/// Session and name -> namespace: uploads of sessions that may still quote them.
+const FRESH: TableDefinition<&[u8], u32> = TableDefinition::new("fresh");
+/// Sessions with fresh uploads that were seen to be over -> when, in log time.
+const OVER: TableDefinition<&[u8], u64> = TableDefinition::new("over");
+/// [`Cut`] and name: what a partition's records have freed.
+const FREED: TableDefinition<&[u8], ()> = TableDefinition::new("freed");
+
 const CLUSTER: &str = "cluster";
 const NEXT_PACK: &str = "next pack";
+/// Present once [`PLACES`] and [`PACKS`] tell of every chunk.
+const PLACED: &str = "placed";
+/// Where the last scrub stands: pack and offset.
+const SCRUBBED: &str = "scrubbed";
 
 /// Bytes of the index kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
@@ -30,6 +52,20 @@ pub(super) struct Where {
     pub pack: u64,
     pub offset: u32,
     pub bytes: u32,
+}
+
+/// A place in a partition's log: everything before `upto` in `epoch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cut {
+    pub partition: u32,
+    pub epoch: Epoch,
+    pub upto: u64,
+}
+
+/// A pack that is written, for the index.
+pub(super) struct NewPack<'a> {
+    pub pack: u64,
+    pub places: &'a [(ChunkName, Where)],
 }
 
 pub(super) struct Index {
@@ -53,6 +89,12 @@ impl Index {
             write.open_table(CHUNKS)?;
             write.open_table(TAIL)?;
             write.open_table(INGESTED)?;
+            write.open_table(PLACES)?;
+            write.open_table(PACKS)?;
+            write.open_table(DOOMED)?;
+            write.open_table(FRESH)?;
+            write.open_table(OVER)?;
+            write.open_table(FREED)?;
             let stored = {
                 let mut meta = write.open_table(META)?;
                 let stored = meta.get(CLUSTER)?.map(|v| v.value().to_vec());
@@ -61,6 +103,7 @@ impl Index {
                 }
                 stored
             };
+            place_all(&write)?;
             write.commit()?;
             Ok(stored)
         })?;
@@ -75,10 +118,9 @@ impl Index {
     }
 
     pub fn find(&self, name: &ChunkName) -> Result<Option<Where>, PackError> {
-        self.run("read", || {
-            let chunks = self.database.begin_read()?.open_table(CHUNKS)?;
-            let found = chunks.get(name.to_bytes().as_slice())?;
-            Ok(found.map(|value| Where::decode(value.value())))
+        self.read(|read| {
+            let chunks = read.open_table(CHUNKS)?;
+            Ok(chunks.get(name.to_bytes().as_slice())?.map(|value| Where::decode(value.value())))
         })?
         .map(|place| place.ok_or_else(|| self.error("understand", &"an entry has another length; run a newer one")))
         .transpose()
@@ -86,23 +128,18 @@ impl Index {
 
     /// The tail's chunks with their content, in order.
     pub fn tail(&self) -> Result<Vec<(ChunkName, Bytes)>, PackError> {
-        let rows = self.run("read", || {
-            let tail = self.database.begin_read()?.open_table(TAIL)?;
+        let rows = self.read(|read| {
+            let tail = read.open_table(TAIL)?;
             let rows =
                 tail.iter()?.map(|row| row.map(|(name, content)| (name.value().to_vec(), content.value().to_vec())));
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
-        let decode = |(name, content): (Vec<u8>, Vec<u8>)| {
-            let name = name[..].try_into().map_err(|e| self.error("understand", &e))?;
-            let name = ChunkName::from_bytes(name).map_err(|e| self.error("understand", &e))?;
-            Ok((name, Bytes::from(content)))
-        };
-        rows.into_iter().map(decode).collect()
+        rows.into_iter().map(|(name, content)| Ok((self.name(&name)?, Bytes::from(content)))).collect()
     }
 
     pub fn ingested(&self) -> Result<BTreeMap<u32, (Epoch, u64)>, PackError> {
-        self.run("read", || {
-            let ingested = self.database.begin_read()?.open_table(INGESTED)?;
+        self.read(|read| {
+            let ingested = read.open_table(INGESTED)?;
             let rows = ingested
                 .iter()?
                 .map(|row| row.map(|(partition, at)| (partition.value(), (Epoch(at.value().0), at.value().1))));
@@ -112,43 +149,168 @@ impl Index {
 
     /// The number of the pack to be written next.
     pub fn next_pack(&self) -> Result<u64, PackError> {
-        self.run("read", || {
-            let meta = self.database.begin_read()?.open_table(META)?;
+        self.read(|read| {
+            let meta = read.open_table(META)?;
             let stored = meta.get(NEXT_PACK)?;
             Ok(stored.and_then(|v| v.value().try_into().ok()).map_or(1, u64::from_be_bytes))
         })
     }
 
+    /// Every pack with its bytes and those in use.
+    pub fn packs(&self) -> Result<Vec<(u64, u64, u64)>, PackError> {
+        self.read(|read| {
+            let packs = read.open_table(PACKS)?;
+            let rows = packs.iter()?.map(|row| row.map(|(pack, of)| (pack.value(), of.value().0, of.value().1)));
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    pub fn doomed(&self) -> Result<Vec<u64>, PackError> {
+        self.read(|read| {
+            let doomed = read.open_table(DOOMED)?;
+            let rows = doomed.iter()?.map(|row| row.map(|(pack, _)| pack.value()));
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Chunks in the order in which they stand, from a place on: up to `bytes` of
+    /// them, and at least one, all of one pack.
+    pub fn places(&self, from: (u64, u32), bytes: u64) -> Result<Vec<(ChunkName, Where)>, PackError> {
+        let rows = self.read(|read| {
+            let (places, chunks) = (read.open_table(PLACES)?, read.open_table(CHUNKS)?);
+            let (mut found, mut sum): (Vec<(Vec<u8>, Where)>, u64) = (Vec::new(), 0);
+            for row in places.range(from..)? {
+                let (place, name) = row?;
+                let (pack, _) = place.value();
+                if found.first().is_some_and(|(_, first)| first.pack != pack) || (sum >= bytes && !found.is_empty()) {
+                    break;
+                }
+                if let Some(at) = chunks.get(name.value())?.and_then(|value| Where::decode(value.value())) {
+                    sum += u64::from(at.bytes);
+                    found.push((name.value().to_vec(), at));
+                }
+            }
+            Ok(found)
+        })?;
+        rows.into_iter().map(|(name, at)| Ok((self.name(&name)?, at))).collect()
+    }
+
+    /// Where the last scrub stands.
+    pub fn scrubbed(&self) -> Result<(u64, u32), PackError> {
+        self.read(|read| {
+            let meta = read.open_table(META)?;
+            let stored = meta.get(SCRUBBED)?;
+            let place = stored.and_then(|v| Where::decode(v.value()));
+            Ok(place.map_or((0, 0), |place| (place.pack, place.offset)))
+        })
+    }
+
+    /// Sessions with fresh uploads after this one, each with a partition that it
+    /// uploaded to and the mark of its end; at most `limit`.
+    pub fn fresh_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<(SessionId, u32, Option<LogTime>)>, PackError> {
+        self.read(|read| {
+            let (fresh, over) = (read.open_table(FRESH)?, read.open_table(OVER)?);
+            let mut from = after.map_or(Some(vec![0; 16]), next_session);
+            let mut found = Vec::new();
+            while let Some(start) = from.take()
+                && found.len() < limit
+            {
+                let Some(row) = fresh.range(start.as_slice()..)?.next() else { break };
+                let (key, _) = row?;
+                let Some((session, name)) = split_fresh(key.value()) else { break };
+                let mark = over.get(session.0.as_slice())?.map(|at| LogTime(at.value()));
+                found.push((session, name.partition, mark));
+                from = next_session(session);
+            }
+            Ok(found)
+        })
+    }
+
+    /// Fresh uploads of a session, each with its namespace; at most `limit`.
+    pub fn fresh_of(&self, session: SessionId, limit: usize) -> Result<Vec<(NamespaceId, ChunkName)>, PackError> {
+        self.read(|read| {
+            let fresh = read.open_table(FRESH)?;
+            let mut found = Vec::new();
+            for row in fresh.range(session.0.as_slice()..)? {
+                let (key, namespace) = row?;
+                match split_fresh(key.value()) {
+                    Some((of, name)) if of == session && found.len() < limit => {
+                        found.push((NamespaceId(namespace.value()), name));
+                    }
+                    _ => break,
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// What was freed, by cuts; each cut once.
+    pub fn cuts(&self) -> Result<BTreeSet<Cut>, PackError> {
+        self.read(|read| {
+            let freed = read.open_table(FREED)?;
+            let rows = freed.iter()?.map(|row| row.map(|(key, _)| Cut::decode(key.value())));
+            Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        })
+    }
+
+    /// Chunks freed before this cut; at most `limit`.
+    pub fn freed(&self, cut: Cut, limit: usize) -> Result<Vec<ChunkName>, PackError> {
+        let names = self.read(|read| {
+            let freed = read.open_table(FREED)?;
+            let prefix = cut.encode();
+            let mut names = Vec::new();
+            for row in freed.range(prefix.as_slice()..)? {
+                let (key, _) = row?;
+                if !key.value().starts_with(&prefix) || names.len() == limit {
+                    break;
+                }
+                names.push(key.value()[prefix.len()..].to_vec());
+            }
+            Ok(names)
+        })?;
+        names.iter().map(|name| self.name(name)).collect()
+    }
+
+    /// Visits every chunk's name with its place.
+    pub fn each(&self, mut visit: impl FnMut(ChunkName, Where)) -> Result<(), PackError> {
+        let read = self.run("read", || Ok(self.database.begin_read()?.open_table(CHUNKS)?))?;
+        let rows = read.iter().map_err(|e| self.error("read", &e))?;
+        for row in rows {
+            let (name, place) = row.map_err(|e| self.error("read", &e))?;
+            let place = Where::decode(place.value()).ok_or_else(|| self.error("understand", &"a place's length"))?;
+            visit(self.name(name.value())?, place);
+        }
+        Ok(())
+    }
+
     /// Notes a pack that is safe in the object store. `tailed` are those of its
     /// chunks that stood in the tail until now.
-    pub fn add_pack(
-        &self,
-        pack: u64,
-        places: &[(ChunkName, Where)],
-        tailed: &[ChunkName],
-        ingested: &BTreeMap<u32, (Epoch, u64)>,
-    ) -> Result<(), PackError> {
-        self.change(ingested, |write| {
-            let mut chunks = write.open_table(CHUNKS)?;
-            for (name, place) in places {
-                chunks.insert(name.to_bytes().as_slice(), place.encode().as_slice())?;
+    pub fn add_pack(&self, new: &NewPack, tailed: &[ChunkName], notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut tables = Tables::open(write)?;
+            for (name, place) in new.places {
+                // Content that was damaged is kept anew: the old place is no longer its.
+                tables.forget(name)?;
+                tables.place(name, *place)?;
             }
+            let bytes = new.places.iter().map(|(_, place)| u64::from(place.bytes)).sum();
+            tables.packs.insert(new.pack, (bytes, bytes))?;
             let mut tail = write.open_table(TAIL)?;
             for name in tailed {
                 tail.remove(name.to_bytes().as_slice())?;
             }
-            write.open_table(META)?.insert(NEXT_PACK, (pack + 1).to_be_bytes().as_slice())?;
+            write.open_table(META)?.insert(NEXT_PACK, (new.pack + 1).to_be_bytes().as_slice())?;
             Ok(())
         })
     }
 
     /// Keeps content itself, for now.
-    pub fn add_tail(
-        &self,
-        chunks: &[(ChunkName, Bytes)],
-        ingested: &BTreeMap<u32, (Epoch, u64)>,
-    ) -> Result<(), PackError> {
-        self.change(ingested, |write| {
+    pub fn add_tail(&self, chunks: &[(ChunkName, Bytes)], notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
             let mut tail = write.open_table(TAIL)?;
             for (name, content) in chunks {
                 tail.insert(name.to_bytes().as_slice(), &content[..])?;
@@ -157,10 +319,105 @@ impl Index {
         })
     }
 
+    /// Chunks of `from` now stand in a new pack, as far as they are still used; the old ones can go.
+    pub fn replace_packs(&self, from: &[u64], new: Option<&NewPack>, notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut tables = Tables::open(write)?;
+            let (mut bytes, mut used) = (0, 0);
+            for (name, place) in new.map_or(&[][..], |new| new.places) {
+                bytes += u64::from(place.bytes);
+                if tables.find(name)?.is_some_and(|at| from.contains(&at.pack)) {
+                    tables.forget(name)?;
+                    tables.place(name, *place)?;
+                    used += u64::from(place.bytes);
+                }
+            }
+            if let Some(new) = new {
+                tables.packs.insert(new.pack, (bytes, used))?;
+                write.open_table(META)?.insert(NEXT_PACK, (new.pack + 1).to_be_bytes().as_slice())?;
+            }
+            let mut doomed = write.open_table(DOOMED)?;
+            for pack in from {
+                tables.packs.remove(pack)?;
+                doomed.insert(pack, ())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Objects of these packs are gone.
+    pub fn forget_doomed(&self, packs: &[u64], notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut doomed = write.open_table(DOOMED)?;
+            for pack in packs {
+                doomed.remove(pack)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops chunks, and that they were freed before `cut`.
+    pub fn drop_chunks(&self, names: &[ChunkName], cut: Cut, notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut tables = Tables::open(write)?;
+            let mut tail = write.open_table(TAIL)?;
+            let mut fresh = write.open_table(FRESH)?;
+            let mut freed = write.open_table(FREED)?;
+            for name in names {
+                tables.forget(name)?;
+                tail.remove(name.to_bytes().as_slice())?;
+                fresh.remove(fresh_key(name).as_slice())?;
+                freed.remove(freed_key(cut, name).as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets that these were freed before `cut`: it will be said again.
+    pub fn forget_cut(&self, cut: Cut, notes: &Notes) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut freed = write.open_table(FREED)?;
+            let prefix = cut.encode();
+            let keys: Vec<Vec<u8>> = freed
+                .range(prefix.as_slice()..)?
+                .map(|row| row.map(|(key, _)| key.value().to_vec()))
+                .take_while(|key| key.as_ref().is_ok_and(|key| key.starts_with(&prefix)))
+                .collect::<Result<_, _>>()?;
+            for key in keys {
+                freed.remove(key.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// These were seen to be over at a log time; of the others there is nothing fresh any more.
+    pub fn mark_over(
+        &self,
+        seen: &[(SessionId, LogTime)],
+        done: &[SessionId],
+        settled: &[ChunkName],
+        notes: &Notes,
+    ) -> Result<(), PackError> {
+        self.change(notes, |write| {
+            let mut over = write.open_table(OVER)?;
+            for (session, at) in seen {
+                over.insert(session.0.as_slice(), at.0)?;
+            }
+            for session in done {
+                over.remove(session.0.as_slice())?;
+            }
+            let mut fresh = write.open_table(FRESH)?;
+            for name in settled {
+                fresh.remove(fresh_key(name).as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
     fn change(
         &self,
-        ingested: &BTreeMap<u32, (Epoch, u64)>,
-        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+        notes: &Notes,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), PackError> {
         self.run("write to", || {
             let mut write = self.database.begin_write()?;
@@ -169,8 +426,20 @@ impl Index {
             change(&write)?;
             {
                 let mut table = write.open_table(INGESTED)?;
-                for (partition, (epoch, next_offset)) in ingested {
+                for (partition, (epoch, next_offset)) in &notes.ingested {
                     table.insert(partition, (epoch.0, *next_offset))?;
+                }
+                let mut fresh = write.open_table(FRESH)?;
+                for (namespace, name) in &notes.fresh {
+                    fresh.insert(fresh_key(name).as_slice(), namespace.0)?;
+                }
+                let mut freed = write.open_table(FREED)?;
+                for (cut, name) in &notes.freed {
+                    freed.insert(freed_key(*cut, name).as_slice(), ())?;
+                }
+                if let Some((pack, offset)) = notes.scrubbed {
+                    let place = Where { pack, offset, bytes: 0 };
+                    write.open_table(META)?.insert(SCRUBBED, place.encode().as_slice())?;
                 }
             }
             write.commit()?;
@@ -178,12 +447,122 @@ impl Index {
         })
     }
 
+    fn read<T>(&self, read: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, PackError> {
+        self.run("read", || read(&self.database.begin_read()?))
+    }
+
     fn run<T>(&self, tried: &'static str, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, PackError> {
         work().map_err(|e| self.error(tried, &e))
     }
 
+    fn name(&self, bytes: &[u8]) -> Result<ChunkName, PackError> {
+        let bytes = bytes.try_into().map_err(|e| self.error("understand", &e))?;
+        ChunkName::from_bytes(bytes).map_err(|e| self.error("understand", &e))
+    }
+
     fn error(&self, tried: &'static str, reason: &dyn std::fmt::Display) -> PackError {
         PackError::Index { tried, path: self.path.display().to_string(), reason: reason.to_string() }
+    }
+}
+
+/// The tables that tell where chunks are, which change together.
+struct Tables<'a> {
+    chunks: redb::Table<'a, &'static [u8], &'static [u8]>,
+    places: redb::Table<'a, (u64, u32), &'static [u8]>,
+    packs: redb::Table<'a, u64, (u64, u64)>,
+}
+
+impl<'a> Tables<'a> {
+    fn open(write: &'a WriteTransaction) -> Result<Tables<'a>, redb::Error> {
+        let (chunks, places, packs) = (write.open_table(CHUNKS)?, write.open_table(PLACES)?, write.open_table(PACKS)?);
+        Ok(Tables { chunks, places, packs })
+    }
+
+    fn find(&self, name: &ChunkName) -> Result<Option<Where>, redb::Error> {
+        let found = self.chunks.get(name.to_bytes().as_slice())?;
+        Ok(found.and_then(|value| Where::decode(value.value())))
+    }
+
+    /// The chunk stands nowhere any more.
+    fn forget(&mut self, name: &ChunkName) -> Result<(), redb::Error> {
+        let Some(at) = self.find(name)? else { return Ok(()) };
+        self.chunks.remove(name.to_bytes().as_slice())?;
+        self.places.remove((at.pack, at.offset))?;
+        let of = self.packs.get(at.pack)?.map(|of| of.value());
+        if let Some((bytes, used)) = of {
+            self.packs.insert(at.pack, (bytes, used.saturating_sub(u64::from(at.bytes))))?;
+        }
+        Ok(())
+    }
+
+    /// The chunk stands here. The pack's own row is the caller's.
+    fn place(&mut self, name: &ChunkName, at: Where) -> Result<(), redb::Error> {
+        let name = name.to_bytes();
+        self.chunks.insert(name.as_slice(), at.encode().as_slice())?;
+        self.places.insert((at.pack, at.offset), name.as_slice())?;
+        Ok(())
+    }
+}
+
+/// Fills the tables that came later, once.
+fn place_all(write: &WriteTransaction) -> Result<(), redb::Error> {
+    let mut meta = write.open_table(META)?;
+    if meta.get(PLACED)?.is_some() {
+        return Ok(());
+    }
+    let (chunks, mut places) = (write.open_table(CHUNKS)?, write.open_table(PLACES)?);
+    let mut sums: BTreeMap<u64, u64> = BTreeMap::new();
+    for row in chunks.iter()? {
+        let (name, at) = row?;
+        if let Some(at) = Where::decode(at.value()) {
+            places.insert((at.pack, at.offset), name.value())?;
+            *sums.entry(at.pack).or_default() += u64::from(at.bytes);
+        }
+    }
+    let mut packs = write.open_table(PACKS)?;
+    for (pack, bytes) in sums {
+        packs.insert(pack, (bytes, bytes))?;
+    }
+    meta.insert(PLACED, [1].as_slice())?;
+    Ok(())
+}
+
+fn fresh_key(name: &ChunkName) -> Vec<u8> {
+    [&name.session.0[..], &name.to_bytes()].concat()
+}
+
+fn split_fresh(key: &[u8]) -> Option<(SessionId, ChunkName)> {
+    let (session, name) = key.split_first_chunk::<16>()?;
+    Some((SessionId(*session), ChunkName::from_bytes(name.try_into().ok()?).ok()?))
+}
+
+/// Where keys of sessions after this one begin; `None` after the last.
+fn next_session(session: SessionId) -> Option<Vec<u8>> {
+    u128::from_be_bytes(session.0).checked_add(1).map(|next| next.to_be_bytes().to_vec())
+}
+
+fn freed_key(cut: Cut, name: &ChunkName) -> Vec<u8> {
+    [&cut.encode()[..], &name.to_bytes()].concat()
+}
+
+impl Cut {
+    const BYTES: usize = 4 + 4 + 8;
+
+    /// partition 4 | epoch 4 | upto 8, big-endian.
+    fn encode(&self) -> [u8; Cut::BYTES] {
+        let mut key = [0; Cut::BYTES];
+        key[0..4].copy_from_slice(&self.partition.to_be_bytes());
+        key[4..8].copy_from_slice(&self.epoch.0.to_be_bytes());
+        key[8..16].copy_from_slice(&self.upto.to_be_bytes());
+        key
+    }
+
+    fn decode(key: &[u8]) -> Option<Cut> {
+        let (partition, rest) = key.split_first_chunk()?;
+        let (epoch, rest) = rest.split_first_chunk()?;
+        let (upto, _) = rest.split_first_chunk()?;
+        let epoch = Epoch(u32::from_be_bytes(*epoch));
+        Some(Cut { partition: u32::from_be_bytes(*partition), epoch, upto: u64::from_be_bytes(*upto) })
     }
 }
 

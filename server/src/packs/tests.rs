@@ -1,5 +1,8 @@
 //! Packs on disk: kept, found again, damaged, foreign.
 
+mod faults;
+mod garbage;
+
 use super::*;
 use crate::disk::Databases;
 use proto::SessionId;
@@ -19,6 +22,11 @@ fn chunk(offset: u64, bytes: usize) -> (ChunkName, Bytes) {
 
 fn open(dir: &Path) -> Packs {
     Packs::open(dir, CLUSTER, &Disk::default(), tokio::runtime::Handle::current()).expect("opens")
+}
+
+/// As it is ingested.
+fn up((name, content): &(ChunkName, Bytes)) -> (NamespaceId, ChunkName, Bytes) {
+    (NamespaceId(3), *name, content.clone())
 }
 
 /// As in the simulator: nothing but the caller writes, and both disks are in memory.
@@ -48,13 +56,13 @@ async fn flushed_content_survives_and_unflushed_does_not() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (small, large, lost) = (chunk(1, 10), chunk(2, TAIL_BYTES), chunk(3, 10));
     let packs = open(dir.path());
-    packs.ingest(3, Epoch(1), 2, Some(small.clone())).expect("kept");
+    packs.ingest(3, Epoch(1), 2, Some(up(&small))).expect("kept");
     packs.flush().expect("flushed");
     assert_eq!(packs_in(dir.path()), 0, "little content waits in the index");
-    packs.ingest(3, Epoch(1), 3, Some(large.clone())).expect("kept");
+    packs.ingest(3, Epoch(1), 3, Some(up(&large))).expect("kept");
     packs.flush().expect("flushed");
     assert_eq!(packs_in(dir.path()), 1);
-    packs.ingest(3, Epoch(1), 4, Some(lost.clone())).expect("kept");
+    packs.ingest(3, Epoch(1), 4, Some(up(&lost))).expect("kept");
     assert_eq!(packs.read(&lost.0).await.expect("reads"), Some(lost.1), "readable before it is flushed");
     drop(packs);
 
@@ -92,7 +100,7 @@ async fn full_buffers_become_packs_by_themselves_and_memory_stays_bounded() {
     let hashes: Vec<_> = (0..count)
         .map(|offset| {
             let (name, content) = chunk(offset, bytes);
-            packs.ingest(3, Epoch(1), offset + 1, Some((name, content))).expect("kept");
+            packs.ingest(3, Epoch(1), offset + 1, Some(up(&(name, content)))).expect("kept");
             let buffers = packs.shared.lock();
             assert!(buffers.filling_bytes() <= PACK_BYTES + bytes);
             name
@@ -141,7 +149,7 @@ async fn without_a_writer_the_caller_writes() {
     let bytes = 512 << 10;
     let count = (2 * PACK_BYTES / bytes) as u64;
     for offset in 0..count {
-        packs.ingest(3, Epoch(1), offset + 1, Some(chunk(offset, bytes))).expect("kept");
+        packs.ingest(3, Epoch(1), offset + 1, Some(up(&chunk(offset, bytes)))).expect("kept");
     }
     packs.keep(chunk(count, 10).0, chunk(count, 10).1).expect("kept");
     packs.flush().expect("flushed");

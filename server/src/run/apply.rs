@@ -17,17 +17,16 @@ pub use answering::Answering;
 use super::answers::Answers;
 use super::own::{OwnRecords, Sent};
 use super::partition::Partition;
-use super::{Ask, Control, Halt, LoginView, Phases, Sessions, UserView};
+use super::{Control, Halt, Phases, Sessions};
 use crate::error::ServerError;
 use crate::login::Attempts;
 use crate::machine;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
-use bytes::Bytes;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, REQUEST_PARTITIONS, Record, Sink, Tail, Topic};
-use proto::message::{ServerRecord, UserName};
+use proto::message::ServerRecord;
 use proto::{Epoch, Position, ServerId, task};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -348,8 +347,7 @@ impl Apply {
         match effect {
             // What the state depends on happens whether or not anyone is told.
             Effect::Keep { name, content } => self.packs.keep(name, content)?,
-            // Packs are not rewritten yet, so freed content stays where it is.
-            Effect::Unreferenced { .. } => {}
+            Effect::Unreferenced { name } => self.packs.freed(partition, name),
             Effect::SessionOpened { to } => self.sessions.opened(partition, to),
             Effect::SessionOver { session } => self.sessions.over(partition, session),
             Effect::Heartbeat { server, incarnation, number, answers, ends } => {
@@ -535,8 +533,9 @@ impl Apply {
     fn take_due_checkpoints(&mut self, now: Instant) {
         for partition in &mut self.partitions {
             if partition.checkpoint_due().is_some_and(|due| due <= now)
-                && let Some(frozen) = partition.freeze()
+                && let Some((frozen, cut)) = partition.freeze()
             {
+                self.packs.cut(cut);
                 // The thread ends only with the loop, or after an error that stops it.
                 let _ = self.checkpoints.send((partition.number, frozen));
             }
@@ -548,46 +547,29 @@ impl Apply {
             Control::Checkpointed(partition, written) => {
                 let partition = &mut self.partitions[partition as usize];
                 let epoch = partition.machine.epoch();
-                for answer in partition.thaw(written?) {
+                let (answers, cut) = partition.thaw(written?);
+                for answer in answers {
                     self.speak(epoch, answer);
                 }
                 // A checkpoint has brought the content to disk as well.
                 self.answering.ingested = self.packs.ingested()?;
+                if let Some(cut) = cut {
+                    self.packs.covered(cut, Instant::now());
+                }
             }
             Control::Failed(error) => return Err(error),
-            Control::Ask(ask) => self.asked(ask),
+            Control::Ask(ask) => self.asked(ask)?,
         }
         Ok(())
-    }
-
-    /// Answers a question. Whoever asked may have given up, so a lost answer is nothing.
-    fn asked(&mut self, ask: Ask) {
-        match ask {
-            Ask::User { user, reply } => {
-                let now = self.partitions[0].machine.log_time();
-                let _ = reply.send(LoginView { now, home: self.user(&user) });
-            }
-            Ask::Content { partition, name, reply } => {
-                let found = self.partitions.get_mut(partition as usize);
-                let content: Option<Bytes> = found.and_then(|partition| machine::content(&mut partition.store, &name));
-                let _ = reply.send(content);
-            }
-        }
-    }
-
-    fn user(&mut self, user: &UserName) -> Option<UserView> {
-        let zero = &mut self.partitions[0];
-        let user = machine::user(&mut zero.store, user)?;
-        let home = self.partitions.get(user.partition as usize)?;
-        Some(UserView { log_time: home.machine.log_time(), volatile: home.machine.volatile(), user })
     }
 
     /// Begins a checkpoint wherever one is left to take. Whether any is under way.
     fn checkpoint_all(&mut self) -> bool {
         for partition in &mut self.partitions {
             if !partition.store.is_frozen()
-                && let Some(frozen) = partition.freeze()
+                && let Some((frozen, cut)) = partition.freeze()
             {
+                self.packs.cut(cut);
                 let _ = self.checkpoints.send((partition.number, frozen));
             }
         }

@@ -4,6 +4,7 @@
 use crate::error::ServerError;
 use crate::machine::Machine;
 use crate::machine::effect::{Applied, Effect};
+use crate::packs::Cut;
 use crate::store::{Checkpoint, Frozen, PartitionStore, Written};
 use bytes::Bytes;
 use proto::frame::record_hash;
@@ -46,7 +47,7 @@ pub struct Partition {
     changed: Option<(Instant, bool)>,
     /// The offset that the last written checkpoint, and the one being written, has reached.
     safe_offset: u64,
-    writing_offset: Option<u64>,
+    writing: Option<Cut>,
     /// Answers that leave when a checkpoint covers their offset, in rising order.
     awaiting: Vec<(u64, Effect)>,
     sync_since: Option<Instant>,
@@ -77,7 +78,7 @@ impl Partition {
             last_hash,
             changed: None,
             safe_offset: next_offset,
-            writing_offset: None,
+            writing: None,
             awaiting: Vec::new(),
             sync_since: None,
             opened: false,
@@ -177,31 +178,36 @@ impl Partition {
         self.store.is_frozen() && self.store.changed_bytes() >= CHANGED_BYTES_MAX
     }
 
-    /// Begins a checkpoint of everything applied, unless nothing was.
-    pub fn freeze(&mut self) -> Option<Frozen> {
+    /// Begins a checkpoint of everything applied, unless nothing was. Says up to where it reaches.
+    pub fn freeze(&mut self) -> Option<(Frozen, Cut)> {
         self.changed.take()?;
         self.sync_since = None;
         if let Some(last) = self.last.take() {
             self.last_hash = Some(record_hash(&last));
         }
-        self.writing_offset = Some(self.next_offset);
+        let cut = Cut { partition: self.number, epoch: self.machine.epoch(), upto: self.next_offset };
+        self.writing = Some(cut);
         let checkpoint = Checkpoint {
             epoch: self.machine.epoch(),
             next_offset: self.next_offset,
             last_hash: self.last_hash,
             machine: self.machine.dump(),
         };
-        Some(self.store.freeze(checkpoint))
+        Some((self.store.freeze(checkpoint), cut))
     }
 
-    /// Ends it; gives the answers that waited for it.
-    pub fn thaw(&mut self, written: Written) -> Vec<Effect> {
+    /// Ends it; gives the answers that waited for it, and up to where it reaches.
+    pub fn thaw(&mut self, written: Written) -> (Vec<Effect>, Option<Cut>) {
         self.store.thaw(written);
-        if let Some(offset) = self.writing_offset.take() {
-            self.safe_offset = offset;
-        }
+        let cut = self.writing.take();
+        self.safe_offset = cut.map_or(self.safe_offset, |cut| cut.upto);
         let covered = self.awaiting.partition_point(|(offset, _)| *offset <= self.safe_offset);
-        self.awaiting.drain(..covered).map(|(_, answer)| answer).collect()
+        (self.awaiting.drain(..covered).map(|(_, answer)| answer).collect(), cut)
+    }
+
+    /// Takes a checkpoint in its time though no record has changed anything.
+    pub fn checkpoint_sometime(&mut self, now: Instant) {
+        self.changed.get_or_insert((now, false));
     }
 }
 

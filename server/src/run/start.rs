@@ -6,9 +6,11 @@ use super::{NewLog, ServerConfig};
 use crate::error::ServerError;
 use crate::machine::Machine;
 use crate::store::{Checkpoint, PartitionStore};
+use proto::Epoch;
 use proto::frame::record_hash;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, REQUEST_PARTITIONS, Start, Tail, Topic};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub struct Plan {
     pub tail: Tail,
     /// The log is another one than before, and that was to be expected.
     pub new_epoch: bool,
+    /// Epoch and next offset of every partition's last checkpoint.
+    pub checkpoints: BTreeMap<u32, (Epoch, u64)>,
 }
 
 /// Opens the stores in `dir` and says where in the log each goes on.
@@ -32,6 +36,12 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         (0..REQUEST_PARTITIONS).map(|number| log.bounds(Topic::Requests, number)).collect();
     let bounds = bounds?;
 
+    let reached = (0..)
+        .zip(&opened)
+        .filter_map(|(number, (_, checkpoint))| {
+            checkpoint.as_ref().map(|reached| (number, (reached.epoch, reached.next_offset)))
+        })
+        .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let new_epoch = match compare(&checkpoints, &bounds, log) {
         Ok(()) => false,
@@ -63,14 +73,14 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         .map(|partition| (Topic::Requests, partition.number, Start::At(partition.next_offset)))
         .collect();
     let tail = log.read_from(&starts)?;
-    Ok(Plan { partitions, tail, new_epoch })
+    Ok(Plan { partitions, tail, new_epoch, checkpoints: reached })
 }
 
 /// Whether the log still holds what was applied: it reaches as far, and the last
 /// applied record of each partition is the same.
 fn compare(checkpoints: &[Option<&Checkpoint>], bounds: &[(u64, u64)], log: &dyn Log) -> Result<(), ServerError> {
     let topic = Topic::Requests.suffix();
-    let mut hashes = std::collections::BTreeMap::new();
+    let mut hashes = BTreeMap::new();
     for (partition, (checkpoint, &(first, end))) in (0..).zip(checkpoints.iter().zip(bounds)) {
         let wanted = checkpoint.map_or(0, |checkpoint| checkpoint.next_offset);
         if wanted < first {

@@ -1,5 +1,6 @@
 //! Whole servers over the log in memory, spoken to as a client would.
 
+mod content;
 mod replicas;
 
 use super::*;
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 const WAIT: Duration = Duration::from_secs(20);
 
 struct Place {
-    dir: tempfile::TempDir,
+    dir: Checked,
     log: MemoryLog,
 }
 
@@ -35,7 +36,7 @@ impl Place {
     fn new() -> Place {
         // Shown when a test fails.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = Checked(tempfile::tempdir().expect("a temporary directory"));
         data::init(&dir.path().join("data"), &dir.path().join("recovery.key")).expect("initialises");
         Place { dir, log: MemoryLog::new() }
     }
@@ -68,6 +69,33 @@ impl Place {
 
     async fn add_user(&self, name: &str, password: &[u8]) {
         self.admin().await.user_add(&[spec(name, password)]).await.expect("adds");
+    }
+}
+
+/// A directory for data directories.
+struct Checked(tempfile::TempDir);
+
+impl std::ops::Deref for Checked {
+    type Target = tempfile::TempDir;
+
+    fn deref(&self) -> &tempfile::TempDir {
+        &self.0
+    }
+}
+
+impl Drop for Checked {
+    /// Whatever a test has done, what its servers leave behind is sound.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for entry in std::fs::read_dir(self.0.path()).expect("a directory") {
+            let data = entry.expect("an entry").path();
+            if data.join("server.toml").exists() {
+                let report = crate::check::check(&data, None, &Disk::default()).expect("its server has ended");
+                assert_eq!(report.violations().told, Vec::<String>::new(), "{}", data.display());
+            }
+        }
     }
 }
 

@@ -120,3 +120,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_full_disk_stops_a_checkpoint_and_the_one_before_stays() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let full = crate::disk::full::Full::default();
+    let open = || PartitionStore::open(dir.path(), 3, CLUSTER, CACHE, &full.disk()).expect("opens");
+    let (mut store, _) = open();
+    store.put(b"a", b"1");
+    let written = store.freeze(at(10)).write().expect("writes");
+    store.thaw(written);
+    store.put(b"a", b"2");
+    full.set(true);
+    let error = store.freeze(at(20)).write().err().expect("the disk is full").to_string();
+    assert!(error.contains("write a checkpoint"), "{error}");
+    // Reads go on from memory and what was there.
+    assert_eq!(store.get(b"a"), Some(b"2".to_vec()));
+    drop(store);
+    full.set(false);
+
+    let (mut store, checkpoint) = open();
+    assert_eq!(checkpoint, Some(at(10)));
+    assert_eq!(store.get(b"a"), Some(b"1".to_vec()));
+    store.put(b"a", b"2");
+    drop(store.freeze(at(20)).write().expect("writes"));
+    assert_eq!(open().1, Some(at(20)));
+}

@@ -1,0 +1,195 @@
+//! Housekeeping beside the loop: drops content that nothing needs, writes mostly dead
+//! packs anew, reads packs again for damage and heals what the log still has.
+//!
+//! * Slow on purpose: a round every [`ROUND`], in which at most one pack's worth is
+//!   written anew and [`SCRUB_BYTES`] are read again.
+//! * Nothing is dropped on this task's word alone: what a record has freed is dropped
+//!   when a checkpoint is past it, and of uploads that nothing has quoted the loop is
+//!   asked, which has the state.
+#![allow(clippy::disallowed_methods)] // It waits by the clock; nothing of this is the state's.
+
+use crate::error::ServerError;
+use crate::ingest;
+use crate::machine::quotes_over;
+use crate::packs::{PackError, Packs};
+use crate::run::{Ask, Asker};
+use bytes::Bytes;
+use proto::chunk::ChunkName;
+use proto::frame::Frame;
+use proto::keys::ClusterKey;
+use proto::log::{Log, Start, Topic};
+use proto::{Epoch, LogTime, SessionId, task};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Between rounds.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// Between looks at uploads that nothing has quoted.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Bytes read again in one round: 4 MiB a second, 1 TiB in three days.
+const SCRUB_BYTES: u64 = 20 << 20;
+
+/// Chunks dropped in one round.
+const DROP_AT_ONCE: usize = 20_000;
+
+/// Sessions, and uploads of one session, that are asked about at a time.
+const SESSIONS_AT_ONCE: usize = 1000;
+const UPLOADS_AT_ONCE: usize = 1000;
+
+/// How long the log may take to give a record that content is to be healed from.
+const HEAL_WAIT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Keeper {
+    pub log: Arc<dyn Log>,
+    pub packs: Arc<Packs>,
+    pub cluster: Arc<ClusterKey>,
+    pub asker: Asker,
+    pub epoch: Epoch,
+}
+
+/// Keeps house until the server's runtime ends, or something cannot be written;
+/// then whoever writes content finds the same, and stops the server.
+pub(crate) async fn run(keeper: Keeper) {
+    if let Err(error) = keeper.keep().await {
+        tracing::error!("{error}; nothing is dropped, written anew or read again any more");
+    }
+}
+
+impl Keeper {
+    async fn keep(&self) -> Result<(), ServerError> {
+        let packs = self.packs.clone();
+        offload(move || packs.delete_unused()).await?;
+        let mut swept = Instant::now();
+        loop {
+            sleep(ROUND).await;
+            self.heal().await?;
+            let packs = self.packs.clone();
+            offload(move || packs.collect(DROP_AT_ONCE, Instant::now())).await?;
+            if let Some(sparse) = self.packs.sparse().await? {
+                let packs = self.packs.clone();
+                offload(move || packs.rewrite(sparse)).await?;
+            }
+            self.packs.scrub(SCRUB_BYTES).await?;
+            if swept.elapsed() >= SWEEP_EVERY {
+                swept = Instant::now();
+                if self.sweep().await?.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Looks for uploads that nothing quotes and nothing will. `None` when the server ends.
+    async fn sweep(&self) -> Result<Option<()>, ServerError> {
+        let mut after = None;
+        loop {
+            let sessions = self.packs.fresh_sessions(after, SESSIONS_AT_ONCE)?;
+            let Some((last, ..)) = sessions.last() else { return Ok(Some(())) };
+            after = Some(*last);
+            let mut by_partition: BTreeMap<u32, Vec<(SessionId, Option<LogTime>)>> = BTreeMap::new();
+            for (session, partition, mark) in sessions {
+                by_partition.entry(partition).or_default().push((session, mark));
+            }
+            for (partition, sessions) in by_partition {
+                if self.sweep_partition(partition, &sessions).await?.is_none() {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    async fn sweep_partition(
+        &self,
+        partition: u32,
+        sessions: &[(SessionId, Option<LogTime>)],
+    ) -> Result<Option<()>, ServerError> {
+        // A session that the state does not know may be about to open. Whatever was in
+        // the log when its upload was seen here must have been applied first.
+        let (_, end) = match self.log.bounds(Topic::Requests, partition) {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                tracing::warn!("{error}; uploads are looked at later");
+                return Ok(Some(()));
+            }
+        };
+        let ids = sessions.iter().map(|(session, _)| *session).collect();
+        let ask = |reply| Ask::Live { partition, applied: end, sessions: ids, reply };
+        let Some(answer) = self.asker.ask(ask).await else { return Ok(None) };
+        let Some((now, live)) = answer else { return Ok(Some(())) };
+
+        let (mut seen, mut due) = (Vec::new(), Vec::new());
+        for ((session, mark), live) in sessions.iter().zip(live) {
+            match mark {
+                _ if live => {}
+                None => seen.push((*session, now)),
+                Some(mark) if quotes_over(*mark) <= now => due.push(*session),
+                Some(_) => {}
+            }
+        }
+        let (mut done, mut settled) = (Vec::new(), Vec::new());
+        for session in due {
+            let uploads = self.packs.fresh_of(session, UPLOADS_AT_ONCE)?;
+            let ask = |reply| Ask::Unquoted { partition, chunks: uploads.clone(), reply };
+            let Some(quoted) = self.asker.ask(ask).await else { return Ok(None) };
+            // What is not quoted stays listed until it is dropped, so that a crash forgets nothing.
+            let all = quoted.iter().all(|quoted| *quoted) && uploads.len() < UPLOADS_AT_ONCE;
+            settled.extend(uploads.iter().zip(quoted).filter(|(_, quoted)| *quoted).map(|((_, name), _)| *name));
+            if all {
+                done.push(session);
+            }
+        }
+        if !(seen.is_empty() && done.is_empty() && settled.is_empty()) {
+            let packs = self.packs.clone();
+            offload(move || packs.note_over(seen, done, settled)).await?;
+        }
+        Ok(Some(()))
+    }
+
+    /// Gets damaged content from the log, as far as that still has it.
+    async fn heal(&self) -> Result<(), ServerError> {
+        for name in self.packs.take_damaged() {
+            match self.logged(&name).await {
+                Some(content) => {
+                    self.packs.heal(name, content)?;
+                    tracing::info!("the chunk {name} was damaged, and is kept anew as the log has it");
+                }
+                None => tracing::error!("the chunk {name} is damaged, and the log has it no longer; it is not served"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn logged(&self, name: &ChunkName) -> Option<Bytes> {
+        if name.epoch != self.epoch {
+            return None;
+        }
+        let (first, end) = self.log.bounds(name.topic, name.partition).ok()?;
+        if !(first..end).contains(&name.offset) {
+            return None;
+        }
+        let mut tail = self.log.read_from(&[(name.topic, name.partition, Start::At(name.offset))]).ok()?;
+        let record = timeout(HEAL_WAIT, tail.next()).await.ok()??.ok()?;
+        let content = if name.topic == Topic::Chunks {
+            let (_, found, content) = ingest::verified(&record, &self.cluster, self.epoch).ok()?;
+            (found == *name).then_some(content)?
+        } else {
+            // All of the request's payload; which part a piece was only the request's session knows.
+            Frame::parse(record.value).ok()?.payload()
+        };
+        (*blake3::hash(&content).as_bytes() == name.hash).then_some(content)
+    }
+}
+
+/// What waits for a disk does so elsewhere.
+async fn offload<T: Send + Unpin + 'static>(
+    work: impl FnOnce() -> Result<T, PackError> + Send + 'static,
+) -> Result<T, ServerError> {
+    match task::offload(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(ServerError::System { tried: "keep house", reason: error.to_string() }),
+    }
+}

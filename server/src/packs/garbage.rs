@@ -1,0 +1,109 @@
+//! Dropping what nothing refers to any more.
+//!
+//! * A record that frees a chunk is told of ([`Packs::freed`]). When its partition's
+//!   state is set aside for a checkpoint, what was freed until then is *cut off*
+//!   ([`Packs::cut`]) and flushed together with content, before the checkpoint is
+//!   written. Once it is ([`Packs::covered`]), no replay begins before the freeing,
+//!   so nothing can ask for the chunk again; after [`GRACE`] it is dropped.
+//! * After a crash, what was cut off and covered goes on; what was cut off before a
+//!   checkpoint that never came to be is forgotten: it will be freed again.
+//! * What was uploaded and never quoted is found by its session: the index lists
+//!   fresh uploads, and somebody who knows the state looks at those whose session is
+//!   over (`keeper.rs`).
+
+use super::buffers::Chore;
+use super::{Cut, PackError, Packs};
+use proto::chunk::ChunkName;
+use proto::{Epoch, LogTime, NamespaceId, SessionId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a chunk outlives its last reference: a reader that was shown the file
+/// before may be about to ask for it.
+pub const GRACE: Duration = Duration::from_secs(600);
+
+/// Chunks dropped in one transaction.
+const AT_ONCE: usize = 1000;
+
+/// Cuts that checkpoints are past, and since when.
+pub(super) type Covered = BTreeMap<Cut, Instant>;
+
+impl Packs {
+    /// Nothing refers to this chunk any more, since a record of this partition that
+    /// has been applied and that no checkpoint covers yet.
+    pub fn freed(&self, partition: u32, name: ChunkName) {
+        self.shared.lock().note_freed(partition, name);
+    }
+
+    /// The partition's state is set aside, with everything before the cut applied.
+    pub fn cut(&self, cut: Cut) {
+        self.shared.lock().cut(cut);
+    }
+
+    /// A checkpoint that reaches up to the cut is safe.
+    pub fn covered(&self, cut: Cut, now: Instant) {
+        let mut covered = self.shared.covered.lock().expect("nobody panics while holding it");
+        covered.entry(cut).or_insert(now);
+    }
+
+    /// At a start: what was cut off before these checkpoints, one for each partition
+    /// that has any, goes on; what was cut off later is forgotten.
+    pub fn recover(&self, checkpoints: &BTreeMap<u32, (Epoch, u64)>, now: Instant) -> Result<(), PackError> {
+        for cut in self.shared.index.cuts()? {
+            if checkpoints.get(&cut.partition).is_some_and(|reached| (cut.epoch, cut.upto) <= *reached) {
+                self.covered(cut, now);
+            } else {
+                self.want(Chore::Forget(cut))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops chunks whose time has come, at most `limit` or a few more. Gives how many.
+    pub fn collect(&self, limit: usize, now: Instant) -> Result<usize, PackError> {
+        let mut dropped = 0;
+        while dropped < limit {
+            let due = {
+                let covered = self.shared.covered.lock().expect("nobody panics while holding it");
+                let due = covered.iter().find(|(_, since)| now.duration_since(**since) >= GRACE);
+                due.map(|(cut, _)| *cut)
+            };
+            let Some(cut) = due else { break };
+            let names = self.shared.index.freed(cut, AT_ONCE)?;
+            if names.is_empty() {
+                self.shared.covered.lock().expect("nobody panics while holding it").remove(&cut);
+                continue;
+            }
+            dropped += names.len();
+            self.want(Chore::Drop { cut, names })?;
+        }
+        Ok(dropped)
+    }
+
+    /// Sessions with uploads that nothing is known to quote, after this one; each
+    /// with the partition of an upload, and when it was seen to be over.
+    pub fn fresh_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<(SessionId, u32, Option<LogTime>)>, PackError> {
+        self.shared.index.fresh_sessions(after, limit)
+    }
+
+    /// Such uploads of a session, each with its namespace.
+    pub fn fresh_of(&self, session: SessionId, limit: usize) -> Result<Vec<(NamespaceId, ChunkName)>, PackError> {
+        self.shared.index.fresh_of(session, limit)
+    }
+
+    /// Notes which sessions have been seen to be over and when, of which no upload is
+    /// in question any more, and which uploads are not.
+    pub fn note_over(
+        &self,
+        seen: Vec<(SessionId, LogTime)>,
+        done: Vec<SessionId>,
+        settled: Vec<ChunkName>,
+    ) -> Result<(), PackError> {
+        self.want(Chore::Over { seen, done, settled })
+    }
+}
