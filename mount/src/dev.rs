@@ -80,14 +80,14 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
         let fs = open(&data, &brokers, credential.clone(), &options).await?;
         let mounted = Mounted::start(fs, &source, &dir, &options, UMOUNT_TIMEOUT_DEFAULT, &mut guardian)?;
         println!("{}", greeting(&data, &dir, &source, &brokers)?);
-        anyhow::Ok(mounted.until_end(&mut signals, |line| eprintln!("kfs dev: {line}")).await)
+        anyhow::Ok(mounted.until_end(&mut signals, |line| crate::logs::say(format_args!("kfs dev: {line}"))).await)
     });
     // Kernel requests that still wait have nobody to wait for.
     runtime.shutdown_background();
     let stopped = server.stop();
     if let End::Left(left) = ended? {
         for line in &left {
-            eprintln!("kfs dev: not sent, kept in the journal for the next start: {line}");
+            crate::logs::say(format_args!("kfs dev: not sent, kept in the journal for the next start: {line}"));
         }
         anyhow::bail!("ended with {} things not sent; they are in {}", left.len(), data.journal().display());
     }

@@ -7,6 +7,7 @@ mod cli;
 mod coherence;
 mod crash;
 mod dev;
+mod disk_full;
 mod files;
 mod jobs;
 mod large;

@@ -254,7 +254,7 @@ const END_BOUND: Duration = Duration::from_secs(60);
 
 impl Mount {
     /// Runs `kfs-mount`, which returns when the directory is usable.
-    fn start(invocation: Invocation, dir: PathBuf) -> Result<Mount> {
+    pub fn start(invocation: Invocation, dir: PathBuf) -> Result<Mount> {
         invocation.finish()?;
         ensure!(is_mounted(&dir), "kfs-mount has returned, but nothing is mounted at {dir:?}");
         let pid = daemon_of(&dir).with_context(|| format!("no process serves {dir:?}"))?;
