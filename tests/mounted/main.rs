@@ -16,6 +16,7 @@ mod login;
 mod mount8;
 mod plain_user;
 mod refusals;
+mod secured;
 mod takeover;
 
 use harness::{Cluster, Mount};

@@ -51,6 +51,11 @@ impl Broker {
         Ok(Broker(Inner::Own(Kafka::start(1)?)))
     }
 
+    /// Real Kafka that wants TLS and a password, as [`Broker::client_properties`] tell.
+    pub fn secured_kafka(_prefix: &str) -> Result<Broker> {
+        Ok(Broker(Inner::Own(Kafka::start_secured()?)))
+    }
+
     /// Three real brokers, as a cluster that survives the loss of one: replication 3,
     /// and acknowledged means on two of them.
     pub fn replicated_kafka(_prefix: &str) -> Result<Broker> {
@@ -80,6 +85,14 @@ impl Broker {
             Inner::Embedded(broker) => broker.bootstrap_servers().to_owned(),
             Inner::Own(kafka) => kafka.bootstrap(),
             Inner::Shared(bootstrap) => bootstrap.clone(),
+        }
+    }
+
+    /// What belongs into the `[kafka]` section of a client's configuration.
+    pub fn client_properties(&self) -> &[(&'static str, String)] {
+        match &self.0 {
+            Inner::Own(kafka) => kafka.client_properties(),
+            Inner::Embedded(_) | Inner::Shared(_) => &[],
         }
     }
 

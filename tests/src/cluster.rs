@@ -62,10 +62,11 @@ impl Cluster {
         }
         // systemd's rule for XDG_RUNTIME_DIR; short, since sockets' paths have at most 107 bytes.
         std::fs::set_permissions(dir.join("run"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        std::fs::write(
-            dir.join("config.toml"),
-            format!("brokers = {:?}\nprefix = {:?}\n", broker.bootstrap(), prefix),
-        )?;
+        let mut config = format!("brokers = {:?}\nprefix = {prefix:?}\n[kafka]\n", broker.bootstrap());
+        for (name, value) in broker.client_properties() {
+            config += &format!("{name:?} = {value:?}\n");
+        }
+        std::fs::write(dir.join("config.toml"), config)?;
         Ok(Cluster { broker, programs, prefix, servers: vec![None], dir })
     }
 

@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Who may connect to a secured broker.
+pub const USER: &str = "kfs";
+pub const PASSWORD: &str = "a password for the broker";
+
 const START_BOUND: Duration = Duration::from_secs(90);
 const STOP_BOUND: Duration = Duration::from_secs(30);
 const INSTALL: &str = "install both with `apt-get install -y openjdk-17-jre-headless maven`";
@@ -34,11 +38,15 @@ const POM: &str = r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
 pub struct Kafka {
     brokers: Vec<Broker>,
     class_path: String,
-    _dir: Scratch,
+    client_properties: Vec<(&'static str, String)>,
+    dir: Scratch,
 }
 
 struct Broker {
+    /// For clients.
     port: u16,
+    /// For whoever needs no password: the brokers among each other, and this harness.
+    inner_port: u16,
     properties: PathBuf,
     log: PathBuf,
     process: Option<Process>,
@@ -47,8 +55,18 @@ struct Broker {
 impl Kafka {
     /// Starts `n_brokers` brokers and waits until all of them answer.
     pub fn start(n_brokers: usize) -> Result<Kafka> {
+        Kafka::start_as(n_brokers, false)
+    }
+
+    /// One broker that lets in only who speaks TLS with it and knows [`USER`]'s password.
+    pub fn start_secured() -> Result<Kafka> {
+        Kafka::start_as(1, true)
+    }
+
+    fn start_as(n_brokers: usize, secured: bool) -> Result<Kafka> {
         let class_path = class_path()?;
         let dir = Scratch::new("kafka");
+        let client_properties = if secured { make_certificates(dir.path())? } else { Vec::new() };
         let controllers: Vec<u16> = (0..n_brokers).map(|_| run::free_port()).collect();
         let mut voters = String::new();
         for (i, port) in controllers.iter().enumerate() {
@@ -58,14 +76,13 @@ impl Kafka {
         let mut brokers = Vec::new();
         for (i, controller) in controllers.iter().enumerate() {
             let port = run::free_port();
+            let inner_port = if secured { run::free_port() } else { port };
             let data = dir.join(format!("data-{}", i + 1));
             let properties = dir.join(format!("broker-{}.properties", i + 1));
-            let text = [
+            let mut text = [
                 "process.roles=broker,controller".to_owned(),
                 format!("node.id={}", i + 1),
                 format!("controller.quorum.voters={voters}"),
-                format!("listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}"),
-                format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port}"),
                 "controller.listener.names=CONTROLLER".to_owned(),
                 format!("log.dirs={}", data.display()),
                 format!("offsets.topic.replication.factor={n_brokers}"),
@@ -76,12 +93,18 @@ impl Kafka {
                 "transaction.state.log.num.partitions=1".to_owned(),
             ]
             .join("\n");
+            let inner = format!("PLAINTEXT://127.0.0.1:{inner_port}");
+            let outer = if secured { format!("SASL_SSL://127.0.0.1:{port},{inner}") } else { inner };
+            write!(text, "\nlisteners={outer},CONTROLLER://127.0.0.1:{controller}\nadvertised.listeners={outer}\n")?;
+            if secured {
+                text += &secured_listener(dir.path());
+            }
             std::fs::write(&properties, text)?;
             let log = dir.join(format!("broker-{}.log", i + 1));
             format_storage(&class_path, &properties)?;
-            brokers.push(Broker { port, properties, log, process: None });
+            brokers.push(Broker { port, inner_port, properties, log, process: None });
         }
-        let mut kafka = Kafka { brokers, class_path, _dir: dir };
+        let mut kafka = Kafka { brokers, class_path, client_properties, dir };
         for i in 0..n_brokers {
             kafka.launch(i)?;
         }
@@ -91,8 +114,17 @@ impl Kafka {
 
     /// What a client is given: `host:port[,host:port]`.
     pub fn bootstrap(&self) -> String {
-        let addresses: Vec<String> = self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.port)).collect();
-        addresses.join(",")
+        addresses(&self.brokers, |broker| broker.port)
+    }
+
+    /// What a client needs beside the addresses, as librdkafka's properties.
+    pub fn client_properties(&self) -> &[(&'static str, String)] {
+        &self.client_properties
+    }
+
+    /// Where the brokers' own files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The process id of a broker that runs.
@@ -153,7 +185,7 @@ impl Kafka {
             }
         }
         let client: BaseConsumer = rdkafka::ClientConfig::new()
-            .set("bootstrap.servers", self.bootstrap())
+            .set("bootstrap.servers", addresses(&self.brokers, |broker| broker.inner_port))
             .set("reconnect.backoff.max.ms", "200")
             .create()
             .context("create a Kafka client")?;
@@ -162,6 +194,51 @@ impl Kafka {
             (known >= running).then_some(())
         })
     }
+}
+
+fn addresses(brokers: &[Broker], port: impl Fn(&Broker) -> u16) -> String {
+    let addresses: Vec<String> = brokers.iter().map(|broker| format!("127.0.0.1:{}", port(broker))).collect();
+    addresses.join(",")
+}
+
+/// Makes a certificate authority and a certificate for the broker; gives what a client
+/// is told to trust and to say.
+fn make_certificates(dir: &Path) -> Result<Vec<(&'static str, String)>> {
+    crate::command::sh(
+        dir,
+        r#"
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=kfs test authority" -keyout ca.key -out ca.pem
+        openssl req -newkey rsa:2048 -nodes -subj "/CN=127.0.0.1" -keyout broker.key -out broker.csr
+        printf 'subjectAltName=IP:127.0.0.1\n' >extensions
+        openssl x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out broker.crt
+        cat broker.key broker.crt ca.pem >broker.pem
+        "#,
+        &[],
+    )
+    .context("make certificates with openssl (`apt-get install -y openssl`)")?;
+    Ok(vec![
+        ("security.protocol", "SASL_SSL".to_owned()),
+        ("ssl.ca.location", dir.join("ca.pem").display().to_string()),
+        ("sasl.mechanism", "PLAIN".to_owned()),
+        ("sasl.username", USER.to_owned()),
+        ("sasl.password", PASSWORD.to_owned()),
+    ])
+}
+
+/// The broker's side of [`make_certificates`].
+fn secured_listener(dir: &Path) -> String {
+    [
+        "listener.security.protocol.map=SASL_SSL:SASL_SSL,PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned(),
+        "inter.broker.listener.name=PLAINTEXT".to_owned(),
+        "ssl.keystore.type=PEM".to_owned(),
+        format!("ssl.keystore.location={}", dir.join("broker.pem").display()),
+        "sasl.enabled.mechanisms=PLAIN".to_owned(),
+        format!(
+            "listener.name.sasl_ssl.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
+        ),
+    ]
+    .join("\n")
 }
 
 fn java(class_path: &str) -> Command {
