@@ -10,7 +10,7 @@ mod log;
 use crate::admin::users::UserSpec;
 use crate::admin::{self, Admin};
 use crate::data::{self, DataError, Identity};
-use crate::{Server, ServerConfig, ServerError, Waiter};
+use crate::{NewLog, Server, ServerConfig, ServerError, Waiter};
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use proto::config::{Config, Options, Properties, ServerOptions, check_brokers, check_prefix, parse_duration};
@@ -67,6 +67,15 @@ enum Command {
         /// As JSON, with every partition.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// After topics were recreated, truncated or rolled back: go on from what this server has. What it has not
+    /// applied is given up, and every other server has to take a snapshot of it.
+    Epoch {
+        /// The data directory of the server with the newest state; it must not be running.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
         #[command(flatten)]
         cluster: Cluster,
     },
@@ -222,6 +231,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
         Command::Log(command) => log::run(command),
+        Command::Epoch { from, cluster } => epoch(from, cluster),
         Command::Status { json, cluster } => status(json, &cluster),
         Command::Deregister { server, cluster } => deregister(server, &cluster),
     }
@@ -285,17 +295,32 @@ impl Cluster {
 
 fn serve(cluster: &Cluster) -> anyhow::Result<()> {
     let setting = cluster.setting()?;
+    let server = start(&setting, NewLog::Refuse)?;
+    wait_for_end(server, &setting.kafka)
+}
+
+fn start(setting: &Setting, on_new_log: NewLog) -> anyhow::Result<Server> {
     // Before Kafka is asked anything: what is wrong here is known at once.
     Identity::read(&setting.data, setting.key_file.as_deref())?;
     make_topics(&setting.kafka)?;
     let log = KafkaLog::connect(setting.kafka.clone())?;
     let embedded = log.is_embedded();
     let mut config = ServerConfig::new(&setting.data);
-    config.key_file = setting.key_file;
+    config.key_file = setting.key_file.clone();
+    config.on_new_log = on_new_log;
     config.volatile = embedded;
     config.append_time = !embedded;
-    let server = Server::start(config, Arc::new(log))?;
-    wait_for_end(server, &setting.kafka)
+    Ok(Server::start(config, Arc::new(log))?)
+}
+
+fn epoch(from: PathBuf, cluster: Cluster) -> anyhow::Result<()> {
+    let setting = Cluster { data: Some(from), ..cluster }.setting()?;
+    let server = start(&setting, NewLog::NewEpochOnly)?;
+    server.ready()?;
+    server.stop()?;
+    println!("began epoch {} from the state in {}", data::epoch(&setting.data)?.0, setting.data.display());
+    println!("next: kfs-server run --data {}; then every other server takes a snapshot", setting.data.display());
+    Ok(())
 }
 
 /// Creates what is missing, or tells who can.

@@ -21,8 +21,8 @@ pub enum ServerError {
     Log(#[from] LogError),
     #[error(
         "{topic}/{partition} is not the log that this server has applied: {reason}. Was the topic recreated, truncated \
-         or rolled back? Nothing was changed here; put the topic's old records back, or start with the data directory \
-         that belongs to it"
+         or rolled back? Nothing was changed here; put the topic's old records back, or go on from the server that has \
+         the newest state with `kfs-server epoch --from DIR`, and let the others take a snapshot of it"
     )]
     LogChanged { topic: &'static str, partition: u32, reason: String },
     #[error(
@@ -45,6 +45,10 @@ pub enum ServerError {
         short(.here), short(.there)
     )]
     Differs { partition: u32, at: u64, here: [u8; 32], there: [u8; 32], by: ServerId },
+    #[error(
+        "the log is the one that this server has applied, so no new epoch is needed: start it with `kfs-server run`"
+    )]
+    SameLog,
     #[error("the epoch {} has begun while this server served the one before; start it again", .epoch.0)]
     EpochOver { epoch: Epoch },
     #[error("cannot restore partition {partition} from its checkpoint: {reason}")]

@@ -110,6 +110,9 @@ pub enum NewLog {
     Refuse,
     /// Keep the files, begin a new epoch: for a log that is new by design.
     BeginEpoch,
+    /// Likewise, and stop if it is the same log: an administrator wants an epoch, and
+    /// needs none.
+    NewEpochOnly,
 }
 
 /// A server in this process. Dropping it stops it as [`Server::stop`] does.

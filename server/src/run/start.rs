@@ -44,9 +44,10 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let new_epoch = match compare(&checkpoints, &bounds, log) {
+        Ok(()) if config.on_new_log == NewLog::NewEpochOnly => return Err(ServerError::SameLog),
         Ok(()) => false,
         Err(ServerError::LogChanged { .. } | ServerError::RecordsGone { .. })
-            if config.on_new_log == NewLog::BeginEpoch =>
+            if config.on_new_log != NewLog::Refuse =>
         {
             true
         }
