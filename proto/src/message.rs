@@ -14,6 +14,7 @@ mod promise;
 mod refusal;
 mod server;
 mod session;
+mod snapshot;
 mod upload;
 mod view;
 
@@ -30,6 +31,7 @@ pub use promise::{Promise, Push, PushBody};
 pub use refusal::Refusal;
 pub use server::{Heartbeat, Progress, ServerBody, ServerRecord};
 pub use session::{Ended, Open, SessionOp};
+pub use snapshot::{Held, Piece as PullPiece, Pull, Pulled, Row, Stored};
 pub use upload::{AttrChange, NewInode, Piece, RenameHow, Source, Upload, WriteAt, XattrHow};
 pub use view::{Cursor, View};
 

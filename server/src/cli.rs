@@ -6,6 +6,7 @@
 
 mod check;
 mod log;
+mod servers;
 
 use crate::admin::users::UserSpec;
 use crate::admin::{self, Admin};
@@ -79,11 +80,17 @@ enum Command {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Take a snapshot of another server that runs, into the data directory of one that is new (`init --join`) or
+    /// was away for so long that records which it needs are gone. What was in it is replaced.
+    Bootstrap {
+        #[command(flatten)]
+        cluster: Cluster,
+    },
     /// Wait no longer for a server that is gone for good, so that the log can be trimmed.
     /// A running one registers itself again; one that comes back later needs a snapshot.
     Deregister {
         /// As `status` shows it.
-        #[arg(value_parser = server_id)]
+        #[arg(value_parser = servers::server_id)]
         server: ServerId,
         #[command(flatten)]
         cluster: Cluster,
@@ -225,15 +232,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init { data, recovery, join: None, .. } => init(&data, &recovery),
-        Command::Init { data, join: Some(from), key_file, .. } => join(&data, &from, key_file.as_deref()),
+        Command::Init { data, join: Some(from), key_file, .. } => servers::join(&data, &from, key_file.as_deref()),
         Command::Run { cluster } => serve(&cluster),
         Command::Check(args) => check::run(&args),
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
         Command::Log(command) => log::run(command),
-        Command::Epoch { from, cluster } => epoch(from, cluster),
-        Command::Status { json, cluster } => status(json, &cluster),
-        Command::Deregister { server, cluster } => deregister(server, &cluster),
+        Command::Epoch { from, cluster } => servers::epoch(from, cluster),
+        Command::Bootstrap { cluster } => servers::bootstrap(&cluster),
+        Command::Status { json, cluster } => servers::status(json, &cluster),
+        Command::Deregister { server, cluster } => servers::deregister(server, &cluster),
     }
 }
 
@@ -244,13 +252,6 @@ fn init(data: &Path, recovery: &Path) -> anyhow::Result<()> {
         "the recovery private key is in {}: move it offline; it gives back content when a password is lost",
         recovery.display()
     );
-    println!("next: kfs-server run --brokers HOST:PORT --data {}", data.display());
-    Ok(())
-}
-
-fn join(data: &Path, from: &Path, key_file: Option<&Path>) -> anyhow::Result<()> {
-    let identity = data::join(data, from, key_file)?;
-    println!("initialised {} as the server {} of {}", data.display(), identity.server, identity.cluster_key.id());
     println!("next: kfs-server run --brokers HOST:PORT --data {}", data.display());
     Ok(())
 }
@@ -311,16 +312,6 @@ fn start(setting: &Setting, on_new_log: NewLog) -> anyhow::Result<Server> {
     config.volatile = embedded;
     config.append_time = !embedded;
     Ok(Server::start(config, Arc::new(log))?)
-}
-
-fn epoch(from: PathBuf, cluster: Cluster) -> anyhow::Result<()> {
-    let setting = Cluster { data: Some(from), ..cluster }.setting()?;
-    let server = start(&setting, NewLog::NewEpochOnly)?;
-    server.ready()?;
-    server.stop()?;
-    println!("began epoch {} from the state in {}", data::epoch(&setting.data)?.0, setting.data.display());
-    println!("next: kfs-server run --data {}; then every other server takes a snapshot", setting.data.display());
-    Ok(())
 }
 
 /// Creates what is missing, or tells who can.
@@ -489,30 +480,6 @@ fn users(user: User) -> anyhow::Result<()> {
             Ok(())
         }
     }
-}
-
-fn status(json: bool, cluster: &Cluster) -> anyhow::Result<()> {
-    let setting = cluster.setting()?;
-    let log = Arc::new(KafkaLog::connect(setting.kafka.clone())?);
-    let status = connected_by(&setting, log.clone(), async |mut admin| Ok(admin.status(log.as_ref()).await?))?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        println!("{status}");
-    }
-    Ok(())
-}
-
-fn deregister(server: ServerId, cluster: &Cluster) -> anyhow::Result<()> {
-    if connected(&cluster.setting()?, async |mut admin| Ok(admin.deregister(server).await?))? {
-        println!("deregistered {server}: the log is kept for it no longer");
-        return Ok(());
-    }
-    bail!("no server {server} is registered; see `kfs-server status`");
-}
-
-fn server_id(text: &str) -> Result<ServerId, String> {
-    data::unhex(text).map(ServerId).ok_or_else(|| "a server's id has 32 hex digits".to_owned())
 }
 
 /// Runs a command against whichever server answers.

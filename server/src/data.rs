@@ -4,6 +4,7 @@
 //! cluster.key    the cluster's secret, 0600 (or elsewhere: `--key-file`)
 //! recovery.pub   the public half of the recovery key
 //! server.toml    which server and which cluster this is
+//! snapshot       only while a snapshot is taken: state and packs are not whole
 //! epoch          the log's epoch when a server last opened it, for administrators' programs
 //! lock           held by the running server, with its process id
 //! state/         one database per partition
@@ -47,6 +48,10 @@ pub enum DataError {
         "{path} has the format {format}, this kfs-server knows {FORMAT}; run the kfs-server that made it or a newer one"
     )]
     Format { path: PathBuf, format: u32 },
+    #[error(
+        "a snapshot into {path} was begun and has not ended; take it again with `kfs-server bootstrap --data {path}`"
+    )]
+    HalfASnapshot { path: PathBuf },
     #[error("no kfs-server has opened the log with {path} yet; start `kfs-server run` first")]
     NoEpoch { path: PathBuf },
     #[error("{path} is damaged: {reason}")]
@@ -205,6 +210,15 @@ pub fn epoch(path: &Path) -> Result<Epoch, DataError> {
 impl DataDir {
     /// Takes the directory for this process until dropped.
     pub fn open(path: &Path, key_file: Option<&Path>) -> Result<DataDir, DataError> {
+        let data = DataDir::open_unfinished(path, key_file)?;
+        if path.join("snapshot").exists() {
+            return Err(DataError::HalfASnapshot { path: path.into() });
+        }
+        Ok(data)
+    }
+
+    /// Likewise, even if what it holds is not whole.
+    fn open_unfinished(path: &Path, key_file: Option<&Path>) -> Result<DataDir, DataError> {
         let identity = Identity::read(path, key_file)?;
         let lock = lock(path)?;
         for dir in ["state", "packs"] {
@@ -216,6 +230,29 @@ impl DataDir {
             })?;
         }
         Ok(DataDir { path: path.into(), identity, _lock: lock })
+    }
+
+    /// Takes the directory, and from here until [`DataDir::end_snapshot`] no server starts in it.
+    pub(crate) fn begin_snapshot(path: &Path, key_file: Option<&Path>) -> Result<DataDir, DataError> {
+        let data = DataDir::open_unfinished(path, key_file)?;
+        let mark = path.join("snapshot");
+        if !mark.exists() {
+            write_new(&mark, "")?;
+        }
+        data.make_durable()?;
+        Ok(data)
+    }
+
+    /// What the directory holds is whole.
+    pub(crate) fn end_snapshot(&self) -> Result<(), DataError> {
+        let mark = self.path.join("snapshot");
+        std::fs::remove_file(&mark).map_err(|e| io("remove", &mark, &e))?;
+        self.make_durable()
+    }
+
+    fn make_durable(&self) -> Result<(), DataError> {
+        let path = &self.path;
+        File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| io("make durable", path, &e))
     }
 
     /// Tells administrators' programs the epoch. Replaced whole, so that it is never half read.

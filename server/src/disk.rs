@@ -23,6 +23,14 @@ pub trait Databases: Send + Sync {
 
     /// Opens or makes it, with at most `cache_bytes` of it in memory.
     fn open(&self, path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError>;
+
+    /// Forgets it, if there is one. Nobody has it open.
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Databases that are files.

@@ -19,11 +19,11 @@ use proto::frame::{Frame, Kind};
 use proto::log::{Log, LogError, Record, Topic};
 use proto::message::{Download, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal_hashed};
-use proto::{Epoch, SessionId};
+use proto::{Epoch, NamespaceId, SessionId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 /// How long a chunk that is not here is waited for.
@@ -46,6 +46,8 @@ pub(crate) struct Downloads {
     pub epoch: Epoch,
     /// The topic `reads`.
     pub asks: Live,
+    /// Where other servers' pulls of a snapshot go, whether or not this server answers.
+    pub pulls: mpsc::Sender<Frame>,
     /// Whether this server is the one that answers.
     pub speaks: watch::Receiver<bool>,
 }
@@ -86,7 +88,7 @@ impl Seen {
 
 /// Serves until the server's runtime ends, whenever this server is the one that answers.
 pub(crate) async fn serve(downloads: Downloads) {
-    let Downloads { log, packs, sessions, asker, epoch, mut asks, mut speaks } = downloads;
+    let Downloads { log, packs, sessions, asker, epoch, mut asks, pulls, mut speaks } = downloads;
     let asked = Arc::new(Semaphore::new(ASKED_AT_ONCE));
     let at_once = Semaphore::new(SERVED_AT_ONCE);
     let serving = Arc::new(Serving { log, packs, asker, epoch, at_once });
@@ -105,6 +107,11 @@ pub(crate) async fn serve(downloads: Downloads) {
                 seen.take(Instant::now()).collect()
             }
             record = asks.next() => {
+                if let Some(pull) = pull(&record) {
+                    // One too many is asked again.
+                    let _ = pulls.try_send(pull);
+                    continue;
+                }
                 if !*speaks.borrow() {
                     seen.keep(record, Instant::now());
                     continue;
@@ -125,6 +132,12 @@ pub(crate) async fn serve(downloads: Downloads) {
             }
         }
     }
+}
+
+/// Another server's pull: sessions have a namespace, servers none.
+fn pull(record: &Record) -> Option<Frame> {
+    let frame = Frame::parse(record.value.clone()).ok()?;
+    (frame.header().kind == Kind::Read && frame.header().namespace == NamespaceId(0)).then_some(frame)
 }
 
 /// What a record asks for, if a session that lives wrote it.

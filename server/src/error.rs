@@ -28,7 +28,7 @@ pub enum ServerError {
     #[error(
         "{topic}/{partition} begins at offset {first}, but this server has applied it only before {wanted}: records \
          that it needs were deleted (too short a retention, or a server away for too long); nothing was changed here. Take \
-         a snapshot of another server (README.md: Several servers)"
+         a snapshot of another server with `kfs-server bootstrap`"
     )]
     RecordsGone { topic: &'static str, partition: u32, first: u64, wanted: u64 },
     #[error(
@@ -40,8 +40,8 @@ pub enum ServerError {
     NotApplied(#[from] NotApplied),
     #[error(
         "the state of partition {partition} before offset {at} is {} here and {} on the server {by}, which answers: one of \
-         the two is damaged or runs another program. This one stops; to go on, take a snapshot of the other one \
-         (README.md: Several servers)",
+         the two is damaged or runs another program. This one stops; to go on, take a snapshot of the other one with \
+         `kfs-server bootstrap`",
         short(.here), short(.there)
     )]
     Differs { partition: u32, at: u64, here: [u8; 32], there: [u8; 32], by: ServerId },

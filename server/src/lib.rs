@@ -20,6 +20,7 @@ pub mod machine;
 pub mod packs;
 pub mod replica;
 mod run;
+pub mod snapshot;
 pub mod store;
 pub mod trace;
 

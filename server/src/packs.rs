@@ -23,6 +23,7 @@ mod garbage;
 mod index;
 mod rewrite;
 mod scrub;
+mod snapshot;
 mod writer;
 
 pub use check::{PacksReport, check};

@@ -33,6 +33,8 @@ use crate::machine::StoredUser;
 use crate::machine::effect::Peer;
 use crate::packs::Packs;
 use crate::replica::Rules;
+use crate::snapshot::give;
+use crate::store::snapshot::StoreReader;
 use crate::store::{Frozen, Written};
 use answers::Answers;
 use apply::{Answering, Apply, Opening};
@@ -411,6 +413,16 @@ impl Services {
         let reads = Live::open(self.log.clone(), Topic::Reads)?;
         let auth = Live::open(self.log.clone(), Topic::Auth)?;
         let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.chunks_from_end)?;
+        let (pulls, pulled) = mpsc::channel(give::PULLS_WAITING);
+        let giver = give::Giver {
+            server: self.data.identity.server,
+            log: self.log.clone(),
+            cluster: self.cluster.clone(),
+            packs: self.packs.clone(),
+            asker: asker.clone(),
+            epoch,
+        };
+        task::spawn_on(&self.runtime, give::serve(giver, pulled));
         let downloads = download::serve(download::Downloads {
             log: self.log.clone(),
             packs: self.packs.clone(),
@@ -418,6 +430,7 @@ impl Services {
             asker: asker.clone(),
             epoch,
             asks: reads,
+            pulls,
             speaks: self.speaks.clone(),
         });
         task::spawn_on(&self.runtime, downloads);
@@ -485,6 +498,8 @@ pub(crate) enum Control {
 
 /// What logins and downloads ask the loop, which alone has the state.
 pub(crate) enum Ask {
+    /// What reads each partition's store as it is on disk; `None` for one without a checkpoint.
+    Stores(oneshot::Sender<Vec<Option<StoreReader>>>),
     User {
         user: UserName,
         reply: oneshot::Sender<LoginView>,

@@ -12,6 +12,7 @@
 //!   [`PartitionStore::check`] after each record and stops the server on an error.
 
 mod overlay;
+pub mod snapshot;
 
 use crate::disk::Disk;
 use crate::machine::kv::Kv;
@@ -109,8 +110,7 @@ impl PartitionStore {
         cache_bytes: usize,
         disk: &Disk,
     ) -> Result<(PartitionStore, Option<Checkpoint>), StoreError> {
-        let path = dir.join(format!("{partition}.redb"));
-        let place = Place { path, cluster, cache_bytes, disk: disk.clone() };
+        let place = Place::new(dir, partition, cluster, cache_bytes, disk);
         let mut store = PartitionStore {
             place,
             database: None,
@@ -260,6 +260,10 @@ impl Frozen {
 }
 
 impl Place {
+    fn new(dir: &Path, partition: u32, cluster: [u8; 16], cache_bytes: usize, disk: &Disk) -> Place {
+        Place { path: dir.join(format!("{partition}.redb")), cluster, cache_bytes, disk: disk.clone() }
+    }
+
     fn open(&self) -> Result<Arc<Database>, StoreError> {
         let opened = self.disk.databases.open(&self.path, self.cache_bytes);
         Ok(Arc::new(opened.map_err(|e| self.error("open", &e))?))

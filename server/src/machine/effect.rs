@@ -202,7 +202,7 @@ pub enum NotApplied {
     NotUnderstood { at: Position, reason: String },
     #[error(
         "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}: take a \
-         snapshot of that server (README.md: Several servers)",
+         snapshot of that server with `kfs-server bootstrap`",
         .epoch.0, short(.from), short(.here)
     )]
     OtherState { at: Position, epoch: Epoch, by: ServerId, from: [u8; 32], here: [u8; 32] },

@@ -14,6 +14,7 @@ use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use redb::{ReadTransaction, WriteTransaction};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 /// Name -> pack, offset, bytes.
@@ -135,6 +136,44 @@ impl Index {
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
         rows.into_iter().map(|(name, content)| Ok((self.name(&name)?, Bytes::from(content)))).collect()
+    }
+
+    /// Names in the packs, or in the tail, after this one, each with its namespace if it
+    /// is a fresh upload: of about `bytes` of content and at least one, and whether
+    /// they are the last ones.
+    pub fn names(
+        &self,
+        packed: bool,
+        after: Option<&ChunkName>,
+        bytes: usize,
+    ) -> Result<(Vec<(ChunkName, Option<NamespaceId>)>, bool), PackError> {
+        let after = after.map(|name| name.to_bytes());
+        let (rows, end) = self.read(|read| {
+            let table = read.open_table(if packed { CHUNKS } else { TAIL })?;
+            let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_slice()));
+            let (mut rows, mut sum) = (Vec::new(), 0);
+            for row in table.range::<&[u8]>((from, Bound::Unbounded))? {
+                let (name, value) = row?;
+                let value = value.value();
+                let place = packed.then(|| Where::decode(value)).flatten();
+                sum += place.map_or(value.len(), |place| place.bytes as usize);
+                if sum > bytes && !rows.is_empty() {
+                    return Ok((rows, false));
+                }
+                rows.push(name.value().to_vec());
+            }
+            Ok((rows, true))
+        })?;
+        let names: Vec<ChunkName> = rows.iter().map(|name| self.name(name)).collect::<Result<_, _>>()?;
+        let listed = self.read(|read| {
+            let fresh = read.open_table(FRESH)?;
+            let of = |name: &ChunkName| {
+                let found = fresh.get(fresh_key(name).as_slice())?;
+                Ok::<_, redb::Error>((*name, found.map(|namespace| NamespaceId(namespace.value()))))
+            };
+            names.iter().map(of).collect()
+        })?;
+        Ok((listed, end))
     }
 
     pub fn ingested(&self) -> Result<BTreeMap<u32, (Epoch, u64)>, PackError> {
@@ -455,7 +494,7 @@ impl Index {
         work().map_err(|e| self.error(tried, &e))
     }
 
-    fn name(&self, bytes: &[u8]) -> Result<ChunkName, PackError> {
+    pub fn name(&self, bytes: &[u8]) -> Result<ChunkName, PackError> {
         let bytes = bytes.try_into().map_err(|e| self.error("understand", &e))?;
         ChunkName::from_bytes(bytes).map_err(|e| self.error("understand", &e))
     }

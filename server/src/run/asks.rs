@@ -39,6 +39,9 @@ impl Apply {
                 }
                 let _ = reply.send(quoted);
             }
+            Ask::Stores(reply) => {
+                let _ = reply.send(self.partitions.iter().map(|partition| partition.store.reader()).collect());
+            }
             Ask::Content { partition, name, reply } => {
                 let found = self.partitions.get_mut(partition as usize);
                 let content: Option<Bytes> = found.and_then(|partition| machine::content(&mut partition.store, &name));

@@ -5,6 +5,7 @@ use super::*;
 use crate::admin::servers::{Agreement, Role, ServerStatus};
 use crate::replica::Rules;
 use crate::run::own::OwnRecords;
+use crate::snapshot::take::{SnapshotError, Taken, take};
 use proto::ServerId;
 use proto::message::{Heartbeat, Progress, ServerRecord};
 use std::time::Instant;
@@ -206,5 +207,146 @@ async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
     assert!(error.contains("snapshot"), "{error}");
     let error = place.try_run(place.joined(3)).err().expect("it cannot begin").to_string();
     assert!(error.contains("snapshot"), "{error}");
+    a.stop().expect("stops cleanly");
+}
+
+impl Place {
+    async fn bootstrap(&self, data: &Path) -> Result<Taken, SnapshotError> {
+        let (config, log) = (ServerConfig::new(data), Arc::new(self.log.clone()));
+        take(&config, log, tokio::runtime::Handle::current(), |_| ()).await
+    }
+}
+
+/// A write of one piece that the record itself carries, too large for the rows.
+fn inline_write(ino: Ino, len: u32) -> Op {
+    use proto::chunk::WrappedKey;
+    use proto::message::{Piece, Source, Upload, WriteAt};
+    let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
+    let source = Source::Inline { payload_from: 0, payload_len: len };
+    let piece = Piece { offset: 0, len, source, chunk_from: 0, key };
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+}
+
+fn create(dir: Ino, name: &str) -> Op {
+    use proto::message::{FileKind, NewInode, Owner, Upload};
+    let name = proto::Name::new(name.as_bytes()).expect("a name");
+    let (uid, gid) = (Owner::Namespace, Owner::Namespace);
+    let new = NewInode { kind: FileKind::File, mode: 0o644, uid, gid, rdev: 0, target: None };
+    Op::Upload(Upload::Create { dir, name, new })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_server_takes_a_snapshot_while_the_others_work_and_then_takes_over() {
+    let place = Place::new();
+    let (first, new) = (place.data(), place.joined(2));
+    let a = place.run(first.clone());
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    for n in 0..200 {
+        assert!(client.call(mkdir(root, &format!("{n:0>200}"))).await.result.is_ok());
+    }
+    let Ok(Outcome::Entry(file)) = client.call(create(root, "f")).await.result else { panic!("created") };
+    client.number += 1;
+    let acked = Acked { floor: RequestNo(client.number - 1), also: Vec::new() };
+    let request = Request { acked, time: Time::from_millis(0), op: inline_write(file.ino, 50_000) };
+    let written = client.send(Kind::Request, client.number, &request, &[5; 50_000]).await;
+    assert!(written.result.is_ok(), "{written:?}");
+    let mut chunks = Vec::new();
+    for n in 0..30 {
+        let name = client.upload(&vec![n; 300_000]).await;
+        assert_eq!(client.download(name).await.0, Served::Chunk(name));
+        chunks.push(name);
+    }
+    a.stop().expect("stops cleanly");
+    let a = place.run(first.clone());
+    let partition = client.done.partition;
+    let gone = async |place: &Place| place.log.bounds(Topic::Requests, partition).expect("bounds").0 > 200;
+    place.until("the log is trimmed", gone).await;
+    let error = place.try_run(new.clone()).err().expect("it has nothing to begin with").to_string();
+    assert!(error.contains("kfs-server bootstrap"), "{error}");
+
+    // The cluster works on meanwhile, and what comes is in the log for the new one.
+    let (taken, ()) = tokio::join!(place.bootstrap(&new), async {
+        for n in 0..20 {
+            assert!(client.call(mkdir(root, &format!("meanwhile-{n}"))).await.result.is_ok());
+        }
+    });
+    let taken = taken.expect("takes it");
+    assert_eq!(taken.of, place.id(&first));
+    assert!(taken.chunks >= 31 && taken.rows > 200, "{taken:?}");
+    let late = client.upload(&[77; 20_000]).await;
+    let b = place.run(new.clone());
+    let same = async |place: &Place| place.servers().await.iter().any(|server| server.state == Agreement::Same);
+    place.until("their states are compared", same).await;
+    a.crash();
+    let again = client.call(mkdir(root, "meanwhile-19")).await;
+    assert_eq!(again.result, Err(proto::message::Refusal::Exists));
+    for name in chunks.into_iter().chain([late]) {
+        assert_eq!(client.download(name).await.0, Served::Chunk(name));
+    }
+    let Answer { at, .. } = written;
+    let inline = ChunkName {
+        topic: Topic::Requests,
+        epoch: at.epoch,
+        partition,
+        offset: at.offset,
+        index: 0,
+        session: client.done.session,
+        hash: hash_of(&[5; 50_000]),
+    };
+    assert_eq!(client.download(inline).await, (Served::Chunk(inline), Bytes::from(vec![5; 50_000])));
+    b.stop().expect("stops cleanly");
+    let report = crate::check::check(&new, None, &Disk::default()).expect("checks");
+    assert_eq!(report.violations().count, 0, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_snapshot_is_no_state_to_start_from() {
+    let place = Place::new();
+    let a = place.run(place.data());
+    let dir = place.joined(2);
+    drop(data::DataDir::begin_snapshot(&dir, None).expect("begins"));
+    let error = place.try_run(dir.clone()).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server bootstrap"), "{error}");
+    place.bootstrap(&dir).await.expect("takes it");
+    let b = place.run(dir.clone());
+    b.stop().expect("stops cleanly");
+    a.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_log_was_lost_one_begins_an_epoch_and_the_other_follows_by_a_snapshot() {
+    let mut place = Place::new();
+    let dirs = [place.data(), place.joined(2)];
+    let (a, b) = (place.run(dirs[0].clone()), place.run(dirs[1].clone()));
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    client.call(mkdir(root, "a")).await;
+    b.stop().expect("stops cleanly");
+    a.stop().expect("stops cleanly");
+    let begin = |place: &Place| -> Result<Server, ServerError> {
+        let config = ServerConfig { on_new_log: NewLog::NewEpochOnly, ..ServerConfig::new(place.data()) };
+        let server = Server::start(config, Arc::new(place.log.clone()))?;
+        server.ready()?;
+        Ok(server)
+    };
+    let error = begin(&place).err().expect("needs none").to_string();
+    assert!(error.contains("no new epoch is needed"), "{error}");
+
+    place.log = MemoryLog::new();
+    let error = place.try_run(dirs[0].clone()).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server epoch --from"), "{error}");
+    begin(&place).expect("begins").stop().expect("stops cleanly");
+    let a = place.run(dirs[0].clone());
+    assert!(place.try_run(dirs[1].clone()).is_err());
+    place.bootstrap(&dirs[1]).await.expect("takes it");
+    let b = place.run(dirs[1].clone());
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert_eq!(client.call(mkdir(root, "a")).await.result, Err(proto::message::Refusal::Exists));
+    let same = async |place: &Place| place.servers().await.iter().any(|server| server.state == Agreement::Same);
+    place.until("their states are compared", same).await;
+    b.stop().expect("stops cleanly");
     a.stop().expect("stops cleanly");
 }

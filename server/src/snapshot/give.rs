@@ -1,0 +1,208 @@
+//! Gives a snapshot of this server, beside everything else that it does: also a quiet
+//! one does, so that the answering one need not.
+#![allow(clippy::disallowed_methods)] // What nobody asks for any more is let go.
+
+use super::{head, pull_context, pulled_context};
+use crate::error::ServerError;
+use crate::packs::Packs;
+use crate::run::{Ask, Asker};
+use crate::store::snapshot::{HeldRows, StoreReader};
+use proto::chunk::ChunkName;
+use proto::frame::{Frame, Kind};
+use proto::keys::ClusterKey;
+use proto::log::{Log, REPLY_PARTITIONS, Topic};
+use proto::message::{Held, Pull, PullPiece, Pulled, Row, Stored};
+use proto::seal::{open, seal};
+use proto::task::offload;
+use proto::{Epoch, ServerId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// Pulls that wait to be answered; what is lost beyond them is asked again.
+pub(crate) const PULLS_WAITING: usize = 16;
+
+/// A checkpoint is held for this long after the last pull: meanwhile the databases
+/// cannot use again what changes free.
+const HELD_FOR: Duration = Duration::from_secs(60);
+
+pub(crate) struct Giver {
+    pub server: ServerId,
+    pub log: Arc<dyn Log>,
+    pub cluster: Arc<ClusterKey>,
+    pub packs: Arc<Packs>,
+    pub asker: Asker,
+    pub epoch: Epoch,
+}
+
+/// What is held for one asking server.
+struct Holding {
+    sender: [u8; 16],
+    stores: Arc<Vec<HeldRows>>,
+    /// Still here, but nothing of what is held refers to it.
+    freed: BTreeSet<ChunkName>,
+    until: Instant,
+}
+
+/// Answers pulls until the server's runtime ends.
+pub(crate) async fn serve(giver: Giver, mut pulls: mpsc::Receiver<Frame>) {
+    let mut holding: Option<Holding> = None;
+    loop {
+        let until = holding.as_ref().map(|holding| holding.until);
+        let let_go = async move {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let frame = tokio::select! {
+            biased;
+            frame = pulls.recv() => match frame {
+                Some(frame) => frame,
+                None => return,
+            },
+            () = let_go => {
+                holding = None;
+                continue;
+            }
+        };
+        let Ok(pull) = open::<Pull>(&giver.cluster.admin_key(), &frame, &pull_context()) else { continue };
+        let pull = pull.body;
+        if pull.of != giver.server || pull.bulk_partition >= REPLY_PARTITIONS || frame.header().epoch != giver.epoch {
+            continue;
+        }
+        let sender = frame.header().sender;
+        let pulled = match giver.pulled(&mut holding, sender, pull.what).await {
+            Ok(pulled) => pulled,
+            Err(error) => {
+                tracing::error!("cannot give a snapshot: {error}");
+                Pulled::Failed { reason: error.to_string() }
+            }
+        };
+        giver.answer(&frame, pull.bulk_partition, &pulled).await;
+    }
+}
+
+impl Giver {
+    async fn pulled(
+        &self,
+        holding: &mut Option<Holding>,
+        sender: [u8; 16],
+        piece: PullPiece,
+    ) -> Result<Pulled, ServerError> {
+        let until = Instant::now() + HELD_FOR;
+        match piece {
+            PullPiece::Begin => {
+                // Before the rows: content that came in after this is asked of the log.
+                let ingested = self.packs.ingested()?;
+                let Some(stores) = self.hold().await? else { return Ok(Pulled::NotYet) };
+                tracing::info!("giving a snapshot of this server to another one");
+                let held = |held: &HeldRows| Held {
+                    epoch: held.checkpoint.epoch,
+                    next_offset: held.checkpoint.next_offset,
+                    last_hash: held.checkpoint.last_hash,
+                    dump_bytes: held.checkpoint.machine.len() as u64,
+                };
+                let partitions: Vec<Held> = stores.iter().map(held).collect();
+                let reached: Vec<_> = partitions.iter().map(|held| (held.epoch, held.next_offset)).collect();
+                let freed = self.packs.freed_before(&reached)?;
+                *holding = Some(Holding { sender, stores: Arc::new(stores), freed, until });
+                let ingested = ingested.into_iter().map(|(partition, (epoch, next))| (partition, epoch, next));
+                return Ok(Pulled::Begun { partitions, ingested: ingested.collect() });
+            }
+            PullPiece::End => {
+                if holding.as_ref().is_some_and(|holding| holding.sender == sender) {
+                    *holding = None;
+                }
+                return Ok(Pulled::Ended);
+            }
+            _ => {}
+        }
+        let Some(holding) = holding.as_mut().filter(|holding| holding.sender == sender) else {
+            return Ok(Pulled::Unknown);
+        };
+        holding.until = until;
+        let stores = holding.stores.clone();
+        match piece {
+            PullPiece::Dump { partition, from } => {
+                let Some(held) = stores.get(partition as usize) else { return Ok(Pulled::Unknown) };
+                let rest = held.checkpoint.machine.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or(&[]);
+                Ok(Pulled::Dump(rest[..rest.len().min(Pull::MAX_BYTES)].to_vec()))
+            }
+            PullPiece::Rows { partition, after, value_from } => {
+                let read = offload(move || {
+                    let held = stores.get(partition as usize)?;
+                    Some(held.rows(&after, value_from, Pull::MAX_BYTES))
+                });
+                let Some(read) = read.await.map_err(|e| panicked(&e))? else { return Ok(Pulled::Unknown) };
+                let (rows, end) = read?;
+                let row = |(key, value, whole)| Row { key, value, whole };
+                Ok(Pulled::Rows { rows: rows.into_iter().map(row).collect(), end })
+            }
+            PullPiece::Content { packed, after } => {
+                let (mut chunks, mut bytes, mut after) = (Vec::new(), 0, after);
+                let end = 'listed: loop {
+                    let (names, all) = self.packs.list(packed, after, Pull::MAX_BYTES)?;
+                    for (name, fresh) in names {
+                        after = Some(name);
+                        if holding.freed.contains(&name) {
+                            continue;
+                        }
+                        // Dropped since it was listed: nobody needs it.
+                        let Some(content) = self.packs.read(&name).await? else { continue };
+                        bytes += content.len() + PER_CHUNK_BYTES;
+                        if bytes > Pull::MAX_BYTES && !chunks.is_empty() {
+                            break 'listed false;
+                        }
+                        chunks.push(Stored { name, fresh, content });
+                    }
+                    if all || !chunks.is_empty() {
+                        break all;
+                    }
+                };
+                Ok(Pulled::Content { chunks, end })
+            }
+            PullPiece::Begin | PullPiece::End => Ok(Pulled::Ended),
+        }
+    }
+
+    /// Holds every partition's last checkpoint; `None` if one has none yet.
+    async fn hold(&self) -> Result<Option<Vec<HeldRows>>, ServerError> {
+        let readers: Option<Vec<Option<StoreReader>>> = self.asker.ask(Ask::Stores).await;
+        let Some(readers) = readers else { return Ok(None) };
+        let hold = offload(move || -> Result<Option<Vec<HeldRows>>, ServerError> {
+            let mut held = Vec::new();
+            for reader in readers {
+                let Some(reader) = reader else { return Ok(None) };
+                let Some(rows) = reader.hold()? else { return Ok(None) };
+                held.push(rows);
+            }
+            Ok(Some(held))
+        });
+        hold.await.map_err(|e| panicked(&e))?
+    }
+
+    async fn answer(&self, frame: &Frame, bulk_partition: u32, pulled: &Pulled) {
+        let header = frame.header();
+        let head = head(Kind::Served, self.epoch, header.sender, header.number);
+        let context = pulled_context(bulk_partition, frame.hash());
+        match seal(&self.cluster.admin_key(), &head, &context, pulled, &[]) {
+            // A lost one is asked for again.
+            Ok(sealed) => {
+                if let Err(error) = self.log.append(Topic::Bulk, bulk_partition, sealed.record).await {
+                    tracing::warn!("{error}");
+                }
+            }
+            Err(error) => tracing::error!("cannot seal a part of a snapshot: {error}"),
+        }
+    }
+}
+
+/// What a chunk takes in an answer beside its content.
+const PER_CHUNK_BYTES: usize = 160;
+
+fn panicked(error: &tokio::task::JoinError) -> ServerError {
+    ServerError::Bug { during: "read a snapshot", reason: error.to_string() }
+}
