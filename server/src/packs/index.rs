@@ -7,6 +7,7 @@
 
 use super::PackError;
 use super::buffers::Notes;
+use super::snapshot::Listed;
 use crate::disk::Disk;
 use bytes::Bytes;
 use proto::chunk::ChunkName;
@@ -146,7 +147,7 @@ impl Index {
         packed: bool,
         after: Option<&ChunkName>,
         bytes: usize,
-    ) -> Result<(Vec<(ChunkName, Option<NamespaceId>)>, bool), PackError> {
+    ) -> Result<(Vec<Listed>, bool), PackError> {
         let after = after.map(|name| name.to_bytes());
         let (rows, end) = self.read(|read| {
             let table = read.open_table(if packed { CHUNKS } else { TAIL })?;
