@@ -1,14 +1,16 @@
 //! The log on paper, and what an administrator needs to read it or to speak into it.
 
-use crate::{mounted, shared};
-use harness::Scratch;
+use crate::{executable, shared};
+use harness::{Cluster, Scratch};
 use serde_json::Value;
 use std::fs;
 
 #[test]
 fn the_log_reads_as_what_was_done_and_tells_no_content() {
-    let cluster = shared();
-    let mount = mounted("logged");
+    // Of its own: the embedded broker forgets what others' load pushes out.
+    let cluster = Cluster::start(&executable()).unwrap();
+    cluster.user_add("logged").unwrap();
+    let mount = cluster.mount("logged").unwrap();
     fs::create_dir(mount.join("a directory")).unwrap();
     fs::write(mount.join("a directory/notes"), "nobody else may read this\n").unwrap();
     fs::rename(mount.join("a directory/notes"), mount.join("moved")).unwrap();

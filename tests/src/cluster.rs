@@ -186,7 +186,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             crate::process::show_end("the mounts", &self.dir.join("mounts.log"));
+            return;
         }
+        // However a test ends its servers, what they keep must be sound.
+        self.check().unwrap_or_else(|error| panic!("{error:#}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The servers of a [`Cluster`]: the one that made it, and others that have joined.
 
-use crate::cluster::{Cluster, READY_BOUND};
+use crate::cluster::{COMMAND_BOUND, Cluster, READY_BOUND};
 use crate::process::Process;
 use crate::run;
 use anyhow::{Context, Result, bail, ensure};
@@ -81,6 +81,21 @@ impl Cluster {
             }
         }
         bail!("the server {id} is none of this cluster's")
+    }
+
+    /// Kills every server and checks what it has on disk.
+    pub fn check(&mut self) -> Result<()> {
+        for server in 0..self.servers.len() {
+            self.servers[server] = None;
+            let data = self.data_of(server);
+            if data.join("server.toml").exists() {
+                let mut check = self.command("kfs-server");
+                check.arg("check").arg("--data").arg(&data);
+                let finished = crate::command::run(&mut check, COMMAND_BOUND)?;
+                finished.done().with_context(|| format!("what server {server} keeps is damaged"))?;
+            }
+        }
+        Ok(())
     }
 
     fn launch_server(&self, server: usize) -> Result<Process> {

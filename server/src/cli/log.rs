@@ -11,12 +11,12 @@ use crate::disk::Disk;
 use crate::machine::{Machine, user};
 use crate::store::PartitionStore;
 use crate::trace::{Line, Said, Trace};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use proto::NamespaceId;
 use proto::frame::Kind;
 use proto::log::kafka::KafkaLog;
-use proto::log::{Log, LogError, REQUEST_PARTITIONS, Record, Start, Topic};
+use proto::log::{Log, LogError, REQUEST_PARTITIONS, Record, Start, Tail, Topic};
 use proto::message::UserName;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
@@ -117,34 +117,42 @@ impl Reading {
         mut show: impl FnMut(&mut Trace, &Record) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut ends = BTreeMap::new();
-        let mut starts = Vec::new();
+        let mut nexts = BTreeMap::new();
         for partition in partitions {
             let (first, next) = self.log.bounds(Topic::Requests, *partition)?;
             let end = to.map_or(next, |to| to.min(next));
             if first < end || follow {
-                starts.push((Topic::Requests, *partition, Start::At(first)));
+                nexts.insert(*partition, first);
                 ends.insert(*partition, end);
             }
             if first > 0 {
                 self.kept.tell_sessions(*partition, &mut self.trace);
             }
         }
-        if starts.is_empty() {
+        if nexts.is_empty() {
             return Ok(());
         }
-        let mut tail = self.log.read_from(&starts)?;
+        let mut tail = self.tail(&mut nexts)?;
         while follow || !ends.is_empty() {
             let record = match tail.blocking_next() {
                 Some(Ok(record)) => record,
-                Some(Err(error @ LogError::OutOfRange { .. })) => {
-                    return Err(error).context("the log was trimmed meanwhile; try again");
+                // Trimmed between two looks: it goes on with what is left.
+                Some(Err(LogError::OutOfRange { .. })) | None => {
+                    ends.retain(|partition, end| {
+                        self.log.bounds(Topic::Requests, *partition).map_or(true, |(first, _)| first < *end)
+                    });
+                    if ends.is_empty() && !follow {
+                        break;
+                    }
+                    tail = self.tail(&mut nexts)?;
+                    continue;
                 }
                 Some(Err(error)) => {
                     tracing::warn!("{error}; waiting for Kafka");
                     continue;
                 }
-                None => bail!("the log has ended"),
             };
+            nexts.insert(record.partition, record.offset + 1);
             let end = ends.get(&record.partition).copied();
             if follow || end.is_some_and(|end| record.offset < end) {
                 show(&mut self.trace, &record)?;
@@ -154,6 +162,28 @@ impl Reading {
             }
         }
         Ok(())
+    }
+
+    /// Reads on from these places, or from what the log still has after them.
+    fn tail(&self, nexts: &mut BTreeMap<u32, u64>) -> anyhow::Result<Tail> {
+        /// A log that is trimmed faster than it can be looked at has nothing to show.
+        const TRIES: usize = 10;
+        for _ in 0..TRIES {
+            for (partition, next) in &mut *nexts {
+                let (first, _) = self.log.bounds(Topic::Requests, *partition)?;
+                if *next < first {
+                    tracing::warn!("partition {partition} was trimmed meanwhile: {next}..{first} are not shown");
+                    *next = first;
+                }
+            }
+            let starts: Vec<_> =
+                nexts.iter().map(|(partition, next)| (Topic::Requests, *partition, Start::At(*next))).collect();
+            match self.log.read_from(&starts) {
+                Err(LogError::OutOfRange { .. }) => {}
+                tail => return Ok(tail?),
+            }
+        }
+        bail!("the log is trimmed faster than it can be read; try again, with --partition");
     }
 
     /// The namespace of this number or user: from the user's last open in the log, else
