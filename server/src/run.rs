@@ -29,8 +29,8 @@ use crate::ingest;
 use crate::keeper::{self, Keeper};
 use crate::live::Live;
 use crate::login;
-use crate::machine::StoredUser;
 use crate::machine::effect::Peer;
+use crate::machine::{MACHINE_VERSION, StoredUser};
 use crate::packs::Packs;
 use crate::replica::Rules;
 use crate::snapshot::give;
@@ -77,6 +77,8 @@ pub struct ServerConfig {
     pub cache_bytes: usize,
     /// What this machine takes for civil time.
     pub clock: Clock,
+    /// The newest version of the machine to run and to offer, at most what this program knows.
+    pub supports: u32,
     /// How several servers agree on which one answers.
     pub rules: Rules,
     /// What rows and content stand on.
@@ -94,6 +96,7 @@ impl ServerConfig {
             append_time: true,
             cache_bytes: 512 << 20,
             clock: Clock::default(),
+            supports: MACHINE_VERSION,
             rules: Rules::default(),
             disk: Disk::default(),
         }
@@ -331,6 +334,7 @@ impl Parts {
             phases,
             opening: Opening {
                 server,
+                supports: config.supports,
                 new_epoch,
                 append_time: config.append_time,
                 volatile: config.volatile,

@@ -5,7 +5,7 @@
 //! incarnation that never opened here.
 
 use super::rows::{Key, Turn, after, table};
-use super::{MACHINE_VERSION, Machine, Stop};
+use super::{Machine, Stop};
 use proto::frame::Frame;
 use proto::message::ServerRecord;
 use proto::{Epoch, IncarnationId, ServerId, SessionId};
@@ -83,9 +83,10 @@ impl Machine {
     ) -> Result<(), Stop> {
         match record {
             ServerRecord::Tick { elapsed_ms } => self.tick(turn, id, elapsed_ms, append_time_ms),
-            ServerRecord::Version { version } if version > MACHINE_VERSION => {
+            ServerRecord::Version { version } if version > self.knows => {
                 return Err(Stop::NotUnderstood(format!(
-                    "the log asks for machine version {version}, this program knows {MACHINE_VERSION}"
+                    "the log asks for machine version {version}, this program knows {}",
+                    self.knows
                 )));
             }
             ServerRecord::Version { version } => self.live.version = self.live.version.max(version),

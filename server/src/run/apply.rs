@@ -20,7 +20,6 @@ use super::partition::Partition;
 use super::{Control, Halt, Phases, Sessions};
 use crate::error::ServerError;
 use crate::login::Attempts;
-use crate::machine;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
@@ -69,6 +68,8 @@ pub struct Apply {
 /// How this incarnation opens once everything is replayed.
 pub struct Opening {
     pub server: ServerId,
+    /// The newest version of the machine that this server runs.
+    pub supports: u32,
     /// Begin an epoch above every known one, whatever the partitions' state.
     pub new_epoch: bool,
     pub append_time: bool,
@@ -321,7 +322,7 @@ impl Apply {
                     if !partition.opened_again && epoch == self.own.epoch(record.partition) {
                         // Another server has begun the same epoch just before.
                         partition.opened_again = true;
-                        let (server, supports) = (self.opening.server, machine::MACHINE_VERSION);
+                        let (server, supports) = (self.opening.server, self.opening.supports);
                         let record = ServerRecord::Incarnation { server, supports };
                         self.state.opening.push(self.own.open(partition.number, epoch, record).appended);
                         return Ok(());
@@ -465,9 +466,8 @@ impl Apply {
         }
         let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
 
-        let supports = machine::MACHINE_VERSION;
         for partition in 0..REQUEST_PARTITIONS {
-            let Opening { server, append_time, volatile, .. } = self.opening;
+            let Opening { server, supports, append_time, volatile, .. } = self.opening;
             let record = if self.partitions[partition as usize].machine.epoch() == epoch {
                 ServerRecord::Incarnation { server, supports }
             } else {

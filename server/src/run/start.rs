@@ -61,6 +61,11 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
                 .map_err(|e| ServerError::Restore { partition: number, reason: e.to_string() })?,
             None => Machine::new(number, cluster.clone()),
         };
+        if machine.version() > config.supports {
+            let reason = format!("its state has version {}; run a newer kfs-server", machine.version());
+            return Err(ServerError::Restore { partition: number, reason });
+        }
+        let machine = machine.knowing(config.supports);
         let (next, last_hash) = match checkpoint {
             // Nothing that such a log holds already belongs to the epoch that begins.
             _ if new_epoch => (end, None),

@@ -9,7 +9,7 @@ use super::{PARTITION, head, pull_context, pulled_context};
 use crate::admin::servers::{Role, ServerStatus};
 use crate::admin::{self, Admin, AdminError};
 use crate::data::{self, DataDir, DataError};
-use crate::machine::{MACHINE_VERSION, Machine};
+use crate::machine::Machine;
 use crate::packs::{PackError, Packs};
 use crate::run::ServerConfig;
 use crate::run::own::OwnRecords;
@@ -114,7 +114,7 @@ pub async fn take(
     if partitions.len() != REQUEST_PARTITIONS as usize || partitions.iter().any(|held| held.epoch != epoch) {
         return Err(pulls.unusable("it has other partitions, or another epoch"));
     }
-    register(&mut admin, &log, &cluster, me, epoch, &partitions, &ingested).await?;
+    register(&mut admin, &log, &cluster, (me, config.supports), epoch, &partitions, &ingested).await?;
     is_kept(log.as_ref(), &partitions, &ingested)?;
 
     let mut taken = Taken { of, epoch, rows: 0, chunks: 0, bytes: 0 };
@@ -186,13 +186,13 @@ async fn register(
     admin: &mut Admin,
     log: &Arc<dyn Log>,
     cluster: &Arc<ClusterKey>,
-    me: ServerId,
+    (me, supports): (ServerId, u32),
     epoch: Epoch,
     partitions: &[Held],
     ingested: &[(u32, Epoch, u64)],
 ) -> Result<(), SnapshotError> {
     let own = OwnRecords::new(log.clone(), cluster.clone(), IncarnationId::random());
-    let opened = own.open(0, epoch, ServerRecord::Incarnation { server: me, supports: MACHINE_VERSION });
+    let opened = own.open(0, epoch, ServerRecord::Incarnation { server: me, supports });
     opened.appended.await?;
     let progress = |(partition, held): (u32, &Held)| {
         let next = held.next_offset;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::admin::servers::{Agreement, Role, ServerStatus};
+use crate::machine::MACHINE_VERSION;
 use crate::replica::Rules;
 use crate::run::own::OwnRecords;
 use crate::snapshot::take::{SnapshotError, Taken, take};
@@ -24,8 +25,13 @@ impl Place {
     }
 
     fn try_run(&self, data: PathBuf) -> Result<Server, ServerError> {
+        self.try_run_version(data, MACHINE_VERSION)
+    }
+
+    /// As a program would that knows this version of the machine.
+    fn try_run_version(&self, data: PathBuf, supports: u32) -> Result<Server, ServerError> {
         let rules = Rules { upkeep_every_ms: 200, ..Rules::default() };
-        let config = ServerConfig { rules, ..ServerConfig::new(data) };
+        let config = ServerConfig { rules, supports, ..ServerConfig::new(data) };
         let server = Server::start(config, Arc::new(self.log.clone()))?;
         server.ready()?;
         Ok(server)
@@ -349,4 +355,39 @@ async fn after_the_log_was_lost_one_begins_an_epoch_and_the_other_follows_by_a_s
     place.until("their states are compared", same).await;
     b.stop().expect("stops cleanly");
     a.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_upgrade_raises_the_version_after_the_last_server() {
+    let place = Place::new();
+    let dirs = [place.data(), place.joined(2)];
+    let (old, new) = (MACHINE_VERSION, MACHINE_VERSION + 1);
+    let run = |n: usize, version| place.try_run_version(dirs[n].clone(), version).expect("becomes ready");
+    let (a, b) = (run(0, old), run(1, old));
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let root = Ino::root(client.done.namespace);
+    let version = async |place: &Place| place.admin().await.status(&place.log).await.expect("answers").version;
+
+    b.stop().expect("stops cleanly");
+    let b = run(1, new);
+    assert!(client.call(mkdir(root, "a")).await.result.is_ok());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(version(&place).await, old, "one of them cannot run it yet");
+    a.stop().expect("stops cleanly");
+    let a = run(0, new);
+    place.until("the version is raised", async |place| version(place).await == new).await;
+    let before = place.servers().await.iter().flat_map(|server| &server.partitions).map(|of| of.agreed).sum::<u64>();
+    assert!(client.call(mkdir(root, "b")).await.result.is_ok());
+    let compared = async |place: &Place| {
+        let servers = place.servers().await;
+        servers.iter().flat_map(|server| &server.partitions).map(|of| of.agreed).sum::<u64>() > before
+    };
+    place.until("they still agree", compared).await;
+
+    // A state of the new version is not for the old program.
+    a.stop().expect("stops cleanly");
+    let error = place.try_run_version(dirs[0].clone(), old).err().expect("it cannot run it").to_string();
+    assert!(error.contains("run a newer kfs-server"), "{error}");
+    b.stop().expect("stops cleanly");
 }
