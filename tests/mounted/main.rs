@@ -17,6 +17,7 @@ mod mount8;
 mod plain_user;
 mod refusals;
 mod secured;
+mod servers;
 mod takeover;
 
 use harness::{Cluster, Mount};
