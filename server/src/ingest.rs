@@ -36,8 +36,12 @@ pub(crate) fn start(log: &dyn Log, packs: &Packs, epoch: Epoch, from_end: bool) 
                 return Err(ServerError::LogChanged { topic, partition, reason });
             }
             Some((of, next)) if *of == epoch => *next,
-            _ if from_end => end,
-            _ => first,
+            _ => {
+                let next = if from_end { end } else { first };
+                // What earlier epochs' names stand for will not be found in the log any more.
+                packs.ingest(partition, epoch, next, None)?;
+                next
+            }
         };
         starts.push((Topic::Chunks, partition, Start::At(next)));
     }

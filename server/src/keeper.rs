@@ -10,6 +10,7 @@
 
 use crate::error::ServerError;
 use crate::ingest;
+use crate::limits::limits;
 use crate::machine::quotes_over;
 use crate::packs::{PackError, Packs};
 use crate::run::{Ask, Asker};
@@ -26,9 +27,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Between rounds.
 const ROUND: Duration = Duration::from_secs(5);
-
-/// Between looks at uploads that nothing has quoted.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Bytes read again in one round: 4 MiB a second, 1 TiB in three days.
 const SCRUB_BYTES: u64 = 20 << 20;
@@ -74,7 +72,7 @@ impl Keeper {
                 offload(move || packs.rewrite(sparse)).await?;
             }
             self.packs.scrub(SCRUB_BYTES).await?;
-            if swept.elapsed() >= SWEEP_EVERY {
+            if swept.elapsed() >= limits().sweep_every {
                 swept = Instant::now();
                 if self.sweep().await?.is_none() {
                     return Ok(());

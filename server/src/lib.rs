@@ -14,6 +14,7 @@ mod download;
 mod error;
 mod ingest;
 mod keeper;
+pub mod limits;
 mod live;
 mod login;
 pub mod machine;

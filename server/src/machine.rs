@@ -20,7 +20,6 @@ mod clock;
 mod delete;
 mod history;
 mod incarnation;
-mod limits;
 mod promise;
 mod quotes;
 mod rename;
@@ -35,9 +34,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use limits::Limits;
-#[cfg(any(test, feature = "simulation"))]
-pub use limits::set_limits;
 pub use quotes::{is_referenced, quotes_over};
 pub use rows::{STATE_CONTENT_BYTES, content};
 pub use servers::Registered;

@@ -27,7 +27,6 @@ mod snapshot;
 mod writer;
 
 pub use check::{PacksReport, check};
-pub use garbage::GRACE;
 pub use index::Cut;
 
 use crate::disk::{Disk, Wait};
@@ -105,7 +104,7 @@ impl Packs {
     ) -> Result<Packs, PackError> {
         let index = Index::open(dir, cluster, disk)?;
         let objects = objects_of(dir, disk)?;
-        let buffers = Mutex::new(Buffers::new(index.tail()?));
+        let buffers = Mutex::new(Buffers::new(index.tail()?, index.ingested()?));
         let shared = Arc::new(Shared {
             index,
             objects,
@@ -155,9 +154,25 @@ impl Packs {
         match chunk {
             Some((namespace, name, content)) => {
                 buffers.note_fresh(namespace, name);
-                self.keep_in(buffers, name, content)
+                self.keep_in(buffers, name, content)?;
             }
-            None => Ok(()),
+            None => drop(buffers),
+        }
+        self.shared.arrived.notify_waiters();
+        Ok(())
+    }
+
+    /// Waits until a partition of `chunks` has been ingested before this offset;
+    /// whoever calls bounds the time.
+    pub async fn ingested_before(&self, partition: u32, epoch: Epoch, next_offset: u64) {
+        loop {
+            let arrival = self.shared.arrived.notified();
+            tokio::pin!(arrival);
+            arrival.as_mut().enable();
+            if self.shared.lock().has_ingested(partition, epoch, next_offset) {
+                return;
+            }
+            arrival.await;
         }
     }
 

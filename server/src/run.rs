@@ -15,6 +15,7 @@
 mod answers;
 mod apply;
 mod asks;
+mod checkpoints;
 pub(crate) mod own;
 mod partition;
 mod start;
@@ -35,10 +36,11 @@ use crate::packs::Packs;
 use crate::replica::Rules;
 use crate::snapshot::give;
 use crate::store::snapshot::StoreReader;
-use crate::store::{Frozen, Written};
+use crate::store::Written;
 use answers::Answers;
 use apply::{Answering, Apply, Opening};
 use bytes::Bytes;
+use checkpoints::Checkpoints;
 use own::OwnRecords;
 use partition::panic_reason;
 use proto::chunk::ChunkName;
@@ -179,12 +181,14 @@ impl Server {
     /// [`Server::ready`] says when the server answers.
     pub fn start(config: ServerConfig, log: Arc<dyn Log>) -> Result<Server, ServerError> {
         let runtime = Background::start()?;
-        let Parts { data, packs, apply, services, epoch, checkpoints, halt } =
-            Parts::open(&config, &log, runtime.handle())?;
-        let (phases, control) = (services.phases.clone(), services.control.clone());
+        let Parts { data, apply, services, epoch, checkpoints, halt } = Parts::open(&config, &log, runtime.handle())?;
+        let phases = services.phases.clone();
         #[cfg(test)]
-        let packs_again = packs.clone();
-        let checkpoint_thread = spawn("kfs-checkpoint", move || write_checkpoints(&packs, checkpoints, &control))?;
+        let packs = services.packs.clone();
+        let checkpoint_thread = spawn("kfs-checkpoint", {
+            let runtime = runtime.handle();
+            move || checkpoints.write(&runtime)
+        })?;
         let services_thread = spawn("kfs-ingest", move || services.run(epoch))?;
         let loop_thread = spawn("kfs-attend", {
             let phases = phases.clone();
@@ -205,7 +209,7 @@ impl Server {
             services_thread: Some(services_thread),
             runtime: Some(runtime),
             #[cfg(test)]
-            packs: packs_again,
+            packs,
         })
     }
 
@@ -236,10 +240,13 @@ impl Server {
     }
 
     fn end(&mut self, how: Halt) -> Result<(), ServerError> {
-        self.halt.send_replace(how);
-        for thread in [self.loop_thread.take(), self.services_thread.take()].into_iter().flatten() {
-            // Panics have been caught and told of inside.
-            let _ = thread.join();
+        // The last checkpoints may wait for content, so that is ingested until the loop has ended.
+        for (how, thread) in [(how, self.loop_thread.take()), (Halt::Now, self.services_thread.take())] {
+            self.halt.send_replace(how);
+            if let Some(thread) = thread {
+                // Panics have been caught and told of inside.
+                let _ = thread.join();
+            }
         }
         self.runtime = None;
         self.phases.lock().ended.clone().unwrap_or(Ok(()))
@@ -280,11 +287,10 @@ impl Waiter {
 /// A server that is open and compared with the log, before any of it runs.
 struct Parts {
     data: Arc<DataDir>,
-    packs: Arc<Packs>,
     apply: ApplyParts,
     services: Services,
     epoch: oneshot::Receiver<Epoch>,
-    checkpoints: mpsc::UnboundedReceiver<(u32, Frozen)>,
+    checkpoints: Checkpoints,
     halt: watch::Sender<Halt>,
 }
 
@@ -322,6 +328,12 @@ impl Parts {
             speaks,
             runtime,
         };
+        let written = Checkpoints {
+            packs: packs.clone(),
+            wanted: checkpoints_wanted,
+            control: control.clone(),
+            volatile: config.volatile.then(|| log.clone()),
+        };
         let start::Plan { partitions, tail, new_epoch, .. } = plan;
         let apply = Apply {
             partitions,
@@ -345,7 +357,7 @@ impl Parts {
             state: apply::State::default(),
         };
         let apply = ApplyParts { apply, tail, control: controlled, reports: control, halted };
-        Ok(Parts { data, packs, apply, services, epoch: epoch_known, checkpoints: checkpoints_wanted, halt })
+        Ok(Parts { data, apply, services, epoch: epoch_known, checkpoints: written, halt })
     }
 }
 
@@ -467,22 +479,9 @@ impl Services {
         let mut halted = self.halted.clone();
         let stop = async move {
             // An error means that the server is gone.
-            let _ = halted.wait_for(|halt| *halt != Halt::No).await;
+            let _ = halted.wait_for(|halt| *halt == Halt::Now).await;
         };
         ingest::run(chunks, &self.packs, &self.cluster, epoch, stop).await
-    }
-}
-
-/// Writes what the loop has frozen, one checkpoint at a time, until the loop ends.
-fn write_checkpoints(
-    packs: &Packs,
-    mut wanted: mpsc::UnboundedReceiver<(u32, Frozen)>,
-    control: &mpsc::Sender<Control>,
-) {
-    while let Some((partition, frozen)) = wanted.blocking_recv() {
-        let written = packs.flush().map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
-        // The loop may have ended without waiting for it.
-        let _ = control.blocking_send(Control::Checkpointed(partition, written));
     }
 }
 

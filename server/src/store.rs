@@ -224,6 +224,11 @@ impl Kv for PartitionStore {
 }
 
 impl Frozen {
+    /// The epoch of what was applied last.
+    pub fn epoch(&self) -> Epoch {
+        self.checkpoint.epoch
+    }
+
     /// Writes the checkpoint and waits until it is safe. Only content that these
     /// rows refer to and that is safe itself may be referred to, so packs are flushed first.
     pub fn write(self) -> Result<Written, StoreError> {

@@ -11,8 +11,8 @@
 //! a tick at most [`PER_TICK`] rows of one namespace, namespaces in turn.
 
 use super::Machine;
-use super::limits::limits;
 use super::rows::{Begin, ExtentRow, Key, NamespaceRow, Turn, after, decode, namespace_key, table};
+use crate::limits::limits;
 use proto::{LogTime, NamespaceId};
 use serde::{Deserialize, Serialize};
 

@@ -11,9 +11,9 @@
 //! be quoted across namespaces, a freed reference would no longer mean a dead chunk.
 
 use super::Machine;
-use super::limits::limits;
 use super::rows::{Key, Turn, chunk_key, table};
 use super::session::MAX_ENDED;
+use crate::limits::limits;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
 use proto::{LogTime, NamespaceId, SessionId};

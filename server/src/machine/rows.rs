@@ -9,7 +9,7 @@
 
 use super::effect::Effect;
 use super::kv::Kv;
-use super::limits::limits;
+use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
 use proto::message::{Attr, Cursor, FileKind, Promise, Refusal};

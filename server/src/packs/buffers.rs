@@ -19,6 +19,8 @@ pub(super) struct Buffers {
     writing: Option<Arc<Buffer>>,
     /// To go into the index with what is written next.
     notes: Notes,
+    /// How far partitions have been ingested, safely or not.
+    reached: Ingested,
     /// What records of a partition have freed since its last cut.
     freed: BTreeMap<u32, Vec<ChunkName>>,
     /// Counts what has been added; it is safe up to `safe`.
@@ -87,14 +89,14 @@ pub(super) enum Chore {
 }
 
 impl Buffers {
-    /// With the tail that an earlier run has left in the index database.
-    pub fn new(tail: Vec<(ChunkName, Bytes)>) -> Buffers {
+    /// With the tail that an earlier run has left in the index database, and how far that has ingested.
+    pub fn new(tail: Vec<(ChunkName, Bytes)>, reached: Ingested) -> Buffers {
         let mut filling = Buffer::default();
         for (name, content) in tail {
             filling.insert(name, content);
         }
         filling.untailed = filling.order.len();
-        Buffers { filling, ..Buffers::default() }
+        Buffers { filling, reached, ..Buffers::default() }
     }
 
     /// What stopped writing, for good.
@@ -126,7 +128,13 @@ impl Buffers {
 
     pub fn note_ingested(&mut self, partition: u32, epoch: Epoch, next_offset: u64) {
         self.notes.ingested.insert(partition, (epoch, next_offset));
+        self.reached.insert(partition, (epoch, next_offset));
         self.added += 1;
+    }
+
+    /// Whether a partition has been ingested before this offset.
+    pub fn has_ingested(&self, partition: u32, epoch: Epoch, next_offset: u64) -> bool {
+        self.reached.get(&partition).is_some_and(|reached| *reached >= (epoch, next_offset))
     }
 
     /// Notes that an upload has been added, by a session in this namespace.

@@ -4,7 +4,7 @@
 //!   state is set aside for a checkpoint, what was freed until then is *cut off*
 //!   ([`Packs::cut`]) and flushed together with content, before the checkpoint is
 //!   written. Once it is ([`Packs::covered`]), no replay begins before the freeing,
-//!   so nothing can ask for the chunk again; after [`GRACE`] it is dropped.
+//!   so nothing can ask for the chunk again; after some grace (`limits.rs`) it is dropped.
 //! * After a crash, what was cut off and covered goes on; what was cut off before a
 //!   checkpoint that never came to be is forgotten: it will be freed again.
 //! * What was uploaded and never quoted is found by its session: the index lists
@@ -13,15 +13,11 @@
 
 use super::buffers::Chore;
 use super::{Cut, PackError, Packs};
+use crate::limits::limits;
 use proto::chunk::ChunkName;
 use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use std::collections::BTreeMap;
-use std::time::Duration;
 use tokio::time::Instant;
-
-/// How long a chunk outlives its last reference: a reader that was shown the file
-/// before may be about to ask for it.
-pub const GRACE: Duration = Duration::from_secs(600);
 
 /// Chunks dropped in one transaction.
 const AT_ONCE: usize = 1000;
@@ -62,11 +58,11 @@ impl Packs {
 
     /// Drops chunks whose time has come, at most `limit` or a few more. Gives how many.
     pub fn collect(&self, limit: usize, now: Instant) -> Result<usize, PackError> {
-        let mut dropped = 0;
+        let (mut dropped, grace) = (0, limits().grace);
         while dropped < limit {
             let due = {
                 let covered = self.shared.covered.lock().expect("nobody panics while holding it");
-                let due = covered.iter().find(|(_, since)| now.duration_since(**since) >= GRACE);
+                let due = covered.iter().find(|(_, since)| now.duration_since(**since) >= grace);
                 due.map(|(cut, _)| *cut)
             };
             let Some(cut) = due else { break };

@@ -4,15 +4,14 @@
 //! It is built of the same parts as [`super::Server`]. A crash is the machine's:
 //! its tasks are gone, and nothing here is told.
 
+use super::checkpoints::Checkpoints;
 use super::{ApplyParts, Control, Halt, Parts, Phases, ServerConfig};
 use crate::error::ServerError;
-use crate::packs::Packs;
-use crate::store::Frozen;
 use proto::log::Log;
 use proto::task;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// How long a simulated disk takes for a half of a checkpoint.
 const DISK: Duration = Duration::from_millis(3);
@@ -26,15 +25,16 @@ pub struct Tasks {
 impl Tasks {
     /// As [`super::Server::start`], in the current runtime. `config.disk` must be an inline one.
     pub fn start(config: &ServerConfig, log: Arc<dyn Log>) -> Result<Tasks, ServerError> {
-        let Parts { data, packs, apply, services, epoch, checkpoints, halt } =
+        let Parts { data, apply, services, epoch, checkpoints, halt } =
             Parts::open(config, &log, tokio::runtime::Handle::current())?;
         let phases = services.phases.clone();
-        task::spawn(write_checkpoints(packs, checkpoints, services.control.clone()));
+        task::spawn(write_checkpoints(checkpoints));
         task::spawn(services.serve(epoch));
         task::spawn({
-            let phases = phases.clone();
+            let (phases, halt) = (phases.clone(), halt.clone());
             async move {
                 let ended = ApplyParts::attend(apply).await;
+                halt.send_replace(Halt::Now);
                 drop(data);
                 phases.ended(ended);
             }
@@ -60,17 +60,14 @@ impl Tasks {
 }
 
 /// As the thread of that name, but between its two halves a crash can come.
-async fn write_checkpoints(
-    packs: Arc<Packs>,
-    mut wanted: mpsc::UnboundedReceiver<(u32, Frozen)>,
-    control: mpsc::Sender<Control>,
-) {
-    while let Some((partition, frozen)) = wanted.recv().await {
+async fn write_checkpoints(mut checkpoints: Checkpoints) {
+    while let Some((partition, frozen)) = checkpoints.wanted.recv().await {
         tokio::time::sleep(DISK).await;
-        let flushed = packs.flush();
+        checkpoints.await_uploads(partition, frozen.epoch()).await;
+        let flushed = checkpoints.packs.flush();
         tokio::time::sleep(DISK).await;
         let written = flushed.map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
         // The loop may have ended without waiting for it.
-        let _ = control.send(Control::Checkpointed(partition, written)).await;
+        let _ = checkpoints.control.send(Control::Checkpointed(partition, written)).await;
     }
 }

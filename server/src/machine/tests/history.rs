@@ -3,11 +3,19 @@
 
 use super::audit::audit;
 use super::*;
+use crate::limits::{Limits, set_limits};
 use crate::machine::rows::{NamespaceRow, decode, encode, namespace_key, table};
-use crate::machine::{Limits, set_limits};
+
+use std::time::Duration;
 
 const MINUTE: u64 = 60_000;
-const LIMITS: Limits = Limits { history_ms: 10 * MINUTE, quote_ms: 5 * MINUTE, bytes_total: 1 << 50 };
+const LIMITS: Limits = Limits {
+    history_ms: 10 * MINUTE,
+    quote_ms: 5 * MINUTE,
+    bytes_total: 1 << 50,
+    grace: Duration::ZERO,
+    sweep_every: Duration::ZERO,
+};
 
 /// Lets log time pass while sessions live on.
 fn pass(world: &mut World, clients: &mut [&mut Client], ms: u64) -> Vec<Effect> {

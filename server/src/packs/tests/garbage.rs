@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // Moments are given to what is tested.
 
 use super::*;
+use crate::limits::limits;
 use proto::LogTime;
 use tokio::time::Instant;
 
@@ -32,7 +33,7 @@ fn free(packs: &Packs, chunks: &[(ChunkName, Bytes)], upto: u64) {
     let now = Instant::now();
     packs.covered(cut(upto), now);
     assert_eq!(packs.collect(1000, now).expect("collects"), 0, "readers have their time");
-    assert_eq!(packs.collect(1000, now + GRACE).expect("collects"), chunks.len());
+    assert_eq!(packs.collect(1000, now + limits().grace).expect("collects"), chunks.len());
 }
 
 fn report(dir: &Path, referred: &[ChunkName]) -> PacksReport {
@@ -55,7 +56,7 @@ async fn what_was_freed_goes_once_a_checkpoint_is_past_it() {
     packs.freed(3, chunks[0].0);
     packs.cut(cut(30));
     packs.flush().expect("flushed");
-    assert_eq!(packs.collect(1000, Instant::now() + 2 * GRACE).expect("collects"), 0);
+    assert_eq!(packs.collect(1000, Instant::now() + 2 * limits().grace).expect("collects"), 0);
     free(&packs, &[chunks[1].clone(), small.clone(), late.clone()], 40);
     assert_eq!(packs.read(&small.0).await.expect("reads"), None);
     assert_eq!(packs.read(&late.0).await.expect("reads"), None);
@@ -86,7 +87,7 @@ async fn a_crash_before_the_checkpoint_forgets_the_freeing_and_one_after_it_does
     let packs = open(dir.path());
     let now = Instant::now();
     packs.recover(&BTreeMap::from([(3, (Epoch(1), 40))]), now).expect("recovers");
-    assert_eq!(packs.collect(1000, now + GRACE).expect("collects"), 1);
+    assert_eq!(packs.collect(1000, now + limits().grace).expect("collects"), 1);
     assert_eq!(packs.read(&chunks[0].0).await.expect("reads"), None);
     assert_eq!(packs.read(&chunks[1].0).await.expect("reads"), Some(chunks[1].1.clone()));
     // The replay frees it again.

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::disk::full::Full;
-use crate::packs::GRACE;
+use crate::limits::limits;
 use proto::chunk::WrappedKey;
 use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Upload, WriteAt};
 
@@ -34,7 +34,7 @@ async fn file(client: &mut Client) -> Ino {
 
 /// Drops as if the readers' time had passed; gives how many.
 fn collect(server: &Server) -> usize {
-    server.packs.collect(1000, Instant::now() + GRACE).expect("collects")
+    server.packs.collect(1000, Instant::now() + limits().grace).expect("collects")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,60 @@
+//! How long and how much is kept. These are part of the machine's behaviour and of
+//! the housekeeping beside it. The simulator takes smaller ones, the same for all
+//! servers of a run, so that what otherwise takes a month happens within a minute.
+
+use std::time::Duration;
+
+/// What bounds history, and content that nobody refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// History is kept this long, in milliseconds of log time.
+    pub history_ms: u64,
+    /// A session's chunk may be quoted for the first time this long after the
+    /// session's end, in milliseconds of log time.
+    pub quote_ms: u64,
+    /// Bytes that a new namespace may hold. History may take a fifth of that.
+    pub bytes_total: u64,
+    /// How long a chunk outlives its last reference: a reader that was shown the file
+    /// before may be about to ask for it.
+    pub grace: Duration,
+    /// Between looks at uploads that nothing has quoted.
+    pub sweep_every: Duration,
+}
+
+/// 30 days, 24 hours, 1 PiB, 10 minutes, 10 minutes.
+const LIMITS: Limits = Limits {
+    history_ms: 30 * 24 * 3_600_000,
+    quote_ms: 24 * 3_600_000,
+    bytes_total: 1 << 50,
+    grace: Duration::from_secs(600),
+    sweep_every: Duration::from_secs(600),
+};
+
+#[cfg(not(any(test, feature = "simulation")))]
+/// What holds.
+pub fn limits() -> Limits {
+    LIMITS
+}
+
+#[cfg(any(test, feature = "simulation"))]
+mod chosen {
+    use super::{LIMITS, Limits};
+    use std::cell::Cell;
+
+    thread_local! {
+        static CHOSEN: Cell<Limits> = const { Cell::new(LIMITS) };
+    }
+
+    /// What holds on this thread.
+    pub fn limits() -> Limits {
+        CHOSEN.get()
+    }
+
+    /// Replaces the limits for all servers on this thread.
+    pub fn set_limits(limits: Limits) {
+        CHOSEN.set(limits);
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+pub use chosen::{limits, set_limits};
