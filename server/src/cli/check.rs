@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match report.violations().count {
         0 => Ok(()),
         count => bail!(
-            "{} breaks {count} invariants; nothing was changed: restore a snapshot, or start from another replica's",
+            "{} is not sound, {count} violations; nothing was changed: restore a snapshot, or start from another replica's",
             data.display()
         ),
     }
