@@ -13,6 +13,7 @@ mod invalidator;
 use crate::client::Patience;
 use crate::error::FsError;
 use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, SetAttr};
+use crate::inline;
 use crate::sys::interrupt::{Kind, Watcher};
 use bytes::Bytes;
 use convert::{
@@ -35,7 +36,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::SystemTime;
 
 /// Threads that take the kernel's requests.
@@ -97,7 +97,7 @@ impl KfsFuse {
         }))
     }
 
-    /// Answers with what `work` comes to: at once if it need not wait, else from a task.
+    /// Answers with what `work` comes to: at once if it need not wait, else from where it is woken.
     fn answer<T, R>(
         &self,
         op: &'static str,
@@ -108,13 +108,7 @@ impl KfsFuse {
         T: Send + 'static,
         R: Send + 'static,
     {
-        // Timers and tasks that the work makes belong to the runtime.
-        let _inside = self.runtime.enter();
-        let mut task = Box::pin(async move { done(reply, work.await.map_err(|e| logged(op, e))) });
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            // Whatever it waits for is looked at again by the task's first poll.
-            self.runtime.spawn(task);
-        }
+        inline::start(&self.runtime, async move { done(reply, work.await.map_err(|e| logged(op, e))) });
     }
 }
 

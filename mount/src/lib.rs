@@ -7,6 +7,7 @@ pub mod dev;
 pub mod error;
 pub mod fs;
 pub mod fuse;
+mod inline;
 mod logs;
 mod mounted;
 pub mod program;

@@ -123,9 +123,9 @@ pub type Appended = Pin<Box<dyn Future<Output = Result<u64, LogError>> + Send>>;
 /// An ordered, partitioned log.
 ///
 /// Appends to one partition from one `Log` take effect in the order of the
-/// calls. Errors that may pass are retried inside, within the log's timeout. On
-/// [`Topic::Requests`] such a retry changes nothing; on the other topics it can
-/// repeat a record or, while a partition changes its leader, let a later one overtake it.
+/// calls, unless the broker or the way to it fails meanwhile: errors that may pass are
+/// retried inside, within the log's timeout, and such a retry can repeat a record or let a
+/// later one overtake it. So what must not be repeated or reordered is numbered.
 pub trait Log: Send + Sync + 'static {
     /// Queues the record at once, before the first poll, and resolves to its
     /// offset when the broker has acknowledged it.

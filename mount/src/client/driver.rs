@@ -5,7 +5,9 @@
 //! * An answer's way is short: the thread that reads it opens it, hands it to the
 //!   core and wakes the caller itself.
 //! * A reading thread for replies, one for served content; a task for time, one for
-//!   logins, one for what the log says of appends. All end with the last handle.
+//!   logins. All end with the last handle.
+//! * What the log says of appends is looked at now and then, by whoever is here: only their
+//!   failures matter, and to be woken for each would cost more than the request itself.
 
 mod connect;
 mod inbox;
@@ -23,14 +25,14 @@ use proto::log::{Appended, LogError, Topic};
 use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -40,6 +42,9 @@ const INVALIDATIONS: usize = 1024;
 /// How long nameless inodes gather before they are released together, and how many at most.
 const RELEASE_AFTER_MS: u64 = 500;
 const RELEASE_MAX: usize = 512;
+
+/// How long after its sending a record's fate is asked for.
+const APPENDS_AFTER_MS: u64 = 50;
 
 /// How long closing waits for the server to hear of it.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -79,7 +84,6 @@ pub(super) struct Inner {
     pub journal: Option<Arc<Journal>>,
     pub transfers: Transfers,
     invalidations: broadcast::Sender<Invalidation>,
-    appends: mpsc::UnboundedSender<(SessionId, RequestNo, Appended)>,
     /// The moment that the timer waits for, and what wakes it earlier.
     armed_ms: AtomicU64,
     timer: Notify,
@@ -100,6 +104,10 @@ struct State {
     nameless: HashSet<Ino>,
     release: Vec<Ino>,
     release_at_ms: u64,
+    /// Records whose fate the log has not told or was not asked for, in the order of their
+    /// sending. At most as many as the core has sent and not heard of.
+    appends: VecDeque<(SessionId, RequestNo, Appended)>,
+    appends_at_ms: u64,
 }
 
 #[derive(Default)]
@@ -339,8 +347,8 @@ impl Inner {
         let (out, wake_ms) = {
             let mut state = self.state();
             let out = step(&mut state, now_ms, &mut actions);
-            self.send(&state, &mut actions);
-            (out, state.core.wake_ms().min(state.release_at_ms))
+            self.send(&mut state, now_ms, &mut actions);
+            (out, state.wake_ms())
         };
         if wake_ms < self.armed_ms.load(Ordering::Acquire) {
             self.timer.notify_one();
@@ -352,8 +360,8 @@ impl Inner {
     }
 
     /// Queues the records among the actions, in order, and takes them out.
-    fn send(&self, state: &State, actions: &mut Vec<Action<Caller>>) {
-        let Some(link) = &state.link else { return };
+    fn send(&self, state: &mut State, now_ms: u64, actions: &mut Vec<Action<Caller>>) {
+        let State { link: Some(link), appends, appends_at_ms, .. } = state else { return };
         actions.retain(|action| {
             let Action::Send { number, record, journaled, again } = action else { return true };
             if let (Some(journal), Some(journaled)) = (&self.journal, journaled) {
@@ -362,8 +370,8 @@ impl Inner {
             let count = if *again { &self.counters.resent } else { &self.counters.sent };
             count.fetch_add(1, Ordering::Relaxed);
             let appended = self.config.log.append(Topic::Requests, link.partition, record.clone());
-            // The receiver lives as long as the tasks; after them nobody needs to know.
-            let _ = self.appends.send((link.session, *number, appended));
+            *appends_at_ms = (*appends_at_ms).min(now_ms + APPENDS_AFTER_MS);
+            appends.push_back((link.session, *number, appended));
             false
         });
     }
@@ -477,7 +485,10 @@ impl Inner {
                         state.release_at_ms = now_ms + RELEASE_AFTER_MS;
                     }
                 }
-                let wake_ms = state.core.wake_ms().min(state.release_at_ms);
+                if now_ms >= state.appends_at_ms {
+                    self.look_at_appends(state, now_ms);
+                }
+                let wake_ms = state.wake_ms();
                 self.armed_ms.store(wake_ms, Ordering::Release);
                 wake_ms
             });
@@ -492,18 +503,26 @@ impl Inner {
     }
 
     /// Tells the core what became of appends, in the order in which they were made.
-    async fn watch_appends(self: Arc<Self>, mut appends: mpsc::UnboundedReceiver<(SessionId, RequestNo, Appended)>) {
-        while let Some((session, number, appended)) = appends.recv().await {
-            let result = appended.await;
+    fn look_at_appends(&self, state: &mut State, now_ms: u64) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        while let Some((session, number, appended)) = state.appends.front_mut() {
+            let Poll::Ready(result) = appended.as_mut().poll(&mut context) else { break };
             if let Err(error) = &result {
                 self.log_error(error);
             }
-            self.act(|state, now_ms, _| state.core.appended(now_ms, session, number, result.is_ok()));
+            state.core.appended(now_ms, *session, *number, result.is_ok());
+            state.appends.pop_front();
         }
+        state.appends_at_ms = if state.appends.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
     }
 }
 
 impl State {
+    /// When time has something to do next.
+    fn wake_ms(&self) -> u64 {
+        self.core.wake_ms().min(self.release_at_ms).min(self.appends_at_ms)
+    }
+
     fn release_later(&mut self, now_ms: u64, ino: Ino) {
         self.release.push(ino);
         let due_ms = if self.release.len() >= RELEASE_MAX { now_ms } else { now_ms + RELEASE_AFTER_MS };

@@ -29,7 +29,6 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         None => (None, Adopted::default()),
     };
     let promises = Arc::new(Promises::default());
-    let (appends, appended) = mpsc::unbounded_channel();
     let (opened, first_open) = oneshot::channel();
     let inner = Arc::new(Inner {
         promises: Arc::clone(&promises),
@@ -42,12 +41,13 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
             nameless: HashSet::new(),
             release: Vec::new(),
             release_at_ms: u64::MAX,
+            appends: VecDeque::new(),
+            appends_at_ms: u64::MAX,
         }),
         live: watch::Sender::new(None),
         journal,
         transfers: Transfers::default(),
         invalidations: broadcast::Sender::new(INVALIDATIONS),
-        appends,
         armed_ms: AtomicU64::new(u64::MAX),
         timer: Notify::new(),
         wanted: Notify::new(),
@@ -60,7 +60,6 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     let handle = Handle { inner: Arc::clone(&inner) };
     let spawn = |task| lock(&inner.tasks).push(task);
     spawn(task::spawn(Arc::clone(&inner).keep_time()));
-    spawn(task::spawn(Arc::clone(&inner).watch_appends(appended)));
     spawn(task::spawn(transfer::ask_for_chunks(Arc::clone(&inner))));
 
     inner.open_session(link, ticket).await?;

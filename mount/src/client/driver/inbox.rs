@@ -7,6 +7,7 @@
 //! is counted and passed over too.
 
 use super::*;
+use crate::inline;
 use proto::frame::Frame;
 use proto::log::{Record, Sink, Start, Tail};
 use proto::message::{Answer, PushBody, Refusal};
@@ -86,7 +87,8 @@ struct Replies {
 impl Sink for Replies {
     fn take(&mut self, item: Result<Record, LogError>) -> ControlFlow<()> {
         match item {
-            Ok(record) => self.inner.reply(&self.link, record),
+            // Whoever waited for it goes on right here.
+            Ok(record) => inline::run_woken(|| self.inner.reply(&self.link, record)),
             Err(error) => return troubled(&self.inner, &error),
         }
         ControlFlow::Continue(())

@@ -12,8 +12,8 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -21,13 +21,23 @@ use tokio::sync::oneshot;
 const QUEUE_KIB: &str = "131072";
 /// Most records, likewise.
 const QUEUE_RECORDS: &str = "100000";
+/// How long delivery reports may gather on a lane that is busy, and how long they are then taken.
+const REPORTS_GATHER: Duration = Duration::from_millis(15);
+const REPORTS_TAKEN: Duration = Duration::from_millis(1);
+/// How late a lane's thread sees that it is to end.
+const STOP_SEEN: Duration = Duration::from_millis(100);
 /// How long a lane that is closed goes on sending what it holds.
 const CLOSING: Duration = Duration::from_secs(1);
 
 pub(super) struct Lane {
     config: ClientConfig,
     name: &'static str,
-    running: RwLock<Option<Running>>,
+    /// Nobody waits for what becomes of a small record, an answer says that; so its delivery
+    /// report need not take a processor from that very answer.
+    gather: bool,
+    running: OnceLock<Running>,
+    /// Held while it is being opened.
+    opening: Mutex<()>,
 }
 
 /// Stops its thread, which then flushes and closes the producer, when dropped.
@@ -54,18 +64,16 @@ impl Lane {
             ("topic.metadata.propagation.max.ms", "3000"),
             ("message.timeout.ms", &timeout_ms),
         ];
-        // Only requests need Kafka's own order and deduplication. Chunks do not (each is found
-        // by its position), and an idempotent producer would cost them dearly: with five
-        // records of a partition under way, librdkafka's thread spins until the next answer
-        // (measured on Kafka 4.1: a third to a half of the rate for three to six times the CPU).
-        // Elsewhere a retry may repeat a record, or let a later one overtake it while a
-        // partition changes its leader; what travels there is numbered.
-        let idempotence = if durable && !bulk { "true" } else { "false" };
-        let mut fixed = vec![("enable.idempotence", idempotence), ("acks", if durable { "all" } else { "1" })];
-        if !durable && !bulk {
-            // Answers that come while a few requests are under way leave together after them: a
-            // request with many records costs the broker little more than one with one. Measured
-            // on Kafka 4.4 with 64 getattrs in flight: 10,500/s without, 13,700/s with, and
+        // Nothing here needs Kafka's own deduplication: requests, answers and servers' records are
+        // numbered, a chunk is found by its position. A retry may repeat a record, or let a later
+        // one overtake it. An idempotent producer would cost dearly: with its requests under way,
+        // librdkafka's thread spins until the next answer (measured on Kafka 4.1 and 4.4: half of
+        // the rate for chunks, a third of that for requests with 64 getattrs in flight).
+        let mut fixed = vec![("enable.idempotence", "false"), ("acks", if durable { "all" } else { "1" })];
+        if !bulk {
+            // Small records that come while a few requests are under way leave together after them:
+            // a request with many records costs the broker little more than one with one. Measured
+            // on Kafka 4.4 with 64 getattrs in flight: 13,400/s before, 19,000/s with both, and
             // nothing added to a single one.
             fixed.push(("max.in.flight.requests.per.connection", "4"));
         }
@@ -75,7 +83,8 @@ impl Lane {
             (true, false) => "kfs-append-log",
             (true, true) => "kfs-append-chunk",
         };
-        Lane { config: client::config(&cluster.settings, &ours, &fixed), name, running: RwLock::new(None) }
+        let config = client::config(&cluster.settings, &ours, &fixed);
+        Lane { config, name, gather: !bulk, running: OnceLock::new(), opening: Mutex::default() }
     }
 
     pub(super) fn append(&self, cluster: &Arc<Cluster>, topic: Topic, partition: u32, value: &[u8]) -> Appended {
@@ -98,70 +107,57 @@ impl Lane {
 
     #[cfg(test)]
     pub(super) fn is_open(&self) -> bool {
-        self.running.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.running.get().is_some()
     }
 
-    fn send(&self, cluster: &Cluster, mut receipt: Box<Receipt>, value: &[u8]) {
-        let mut reopened = false;
-        loop {
-            let producer = match self.producer() {
-                Ok(producer) => producer,
-                Err(error) => return receipt.settle(Err(error)),
-            };
-            let record = BaseRecord::<(), [u8], Box<Receipt>>::with_opaque_to(cluster.name(receipt.topic), receipt);
-            let partition = record.delivery_opaque.partition as i32;
-            match producer.send(record.partition(partition).payload(value)) {
-                Ok(()) => return,
-                Err((error, record)) => {
-                    receipt = record.delivery_opaque;
-                    // An idempotent producer that has lost its thread never sends again; another one may.
-                    let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal);
-                    if !fatal || reopened {
-                        let error = receipt.failure(&error, &producer.context().watch.trouble);
-                        return receipt.settle(Err(error));
-                    }
-                    tracing::warn!(target: "kafka", lane = self.name, "the producer failed for good; opening another: {error}");
-                    reopened = true;
-                    self.close(&producer);
-                }
-            }
+    fn send(&self, cluster: &Cluster, receipt: Box<Receipt>, value: &[u8]) {
+        let producer = match self.producer() {
+            Ok(producer) => producer,
+            Err(error) => return receipt.settle(Err(error)),
+        };
+        let record = BaseRecord::<(), [u8], Box<Receipt>>::with_opaque_to(cluster.name(receipt.topic), receipt);
+        let partition = record.delivery_opaque.partition as i32;
+        if let Err((error, record)) = producer.send(record.partition(partition).payload(value)) {
+            let receipt = record.delivery_opaque;
+            let error = receipt.failure(&error, &producer.context().watch.trouble);
+            receipt.settle(Err(error));
         }
     }
 
-    fn producer(&self) -> Result<Arc<BaseProducer<Delivery>>, LogError> {
-        if let Some(running) = &*self.running.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(Arc::clone(&running.producer));
+    fn producer(&self) -> Result<&BaseProducer<Delivery>, LogError> {
+        if let Some(running) = self.running.get() {
+            return Ok(&running.producer);
         }
-        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = &*running {
-            return Ok(Arc::clone(&running.producer));
+        let _turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = self.running.get() {
+            return Ok(&running.producer);
         }
-        let opened = Running::open(&self.config, self.name)?;
-        let producer = Arc::clone(&opened.producer);
-        *running = Some(opened);
-        Ok(producer)
-    }
-
-    fn close(&self, producer: &Arc<BaseProducer<Delivery>>) {
-        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().is_some_and(|current| Arc::ptr_eq(&current.producer, producer)) {
-            *running = None;
-        }
+        let opened = Running::open(&self.config, self.name, self.gather)?;
+        Ok(&self.running.get_or_init(|| opened).producer)
     }
 }
 
 impl Running {
-    fn open(config: &ClientConfig, name: &'static str) -> Result<Self, LogError> {
+    fn open(config: &ClientConfig, name: &'static str, gather: bool) -> Result<Self, LogError> {
         let producer: Arc<BaseProducer<Delivery>> =
-            Arc::new(client::open(config, Delivery { watch: Watch::default() })?);
+            Arc::new(client::open(config, Delivery { watch: Watch::default(), told: AtomicU64::new(0) })?);
         let stop = Arc::new(AtomicBool::new(false));
         let running = Running { producer: Arc::clone(&producer), stop: Arc::clone(&stop) };
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                let told = &producer.context().told;
+                let mut is_busy = false;
                 while !stop.load(Ordering::Relaxed) {
-                    // Reports are handled as they come; the time only bounds how late a stop is seen.
-                    producer.poll(Duration::from_millis(100));
+                    let before = told.load(Ordering::Relaxed);
+                    if gather && is_busy {
+                        std::thread::sleep(REPORTS_GATHER);
+                        producer.poll(REPORTS_TAKEN);
+                    } else {
+                        // As they come; the time only bounds how late a stop is seen.
+                        producer.poll(STOP_SEEN);
+                    }
+                    is_busy = told.load(Ordering::Relaxed) != before;
                 }
                 if let Err(error) = producer.flush(CLOSING) {
                     tracing::debug!(target: "kafka", "closed with appends unsent: {error}");
@@ -220,6 +216,8 @@ impl Receipt {
 
 pub(super) struct Delivery {
     watch: Watch,
+    /// Reports taken in so far.
+    told: AtomicU64,
 }
 
 impl ClientContext for Delivery {
@@ -236,6 +234,7 @@ impl ProducerContext for Delivery {
     type DeliveryOpaque = Box<Receipt>;
 
     fn delivery(&self, report: &DeliveryResult<'_>, receipt: Box<Receipt>) {
+        self.told.fetch_add(1, Ordering::Relaxed);
         let outcome = match report {
             Ok(message) => match u64::try_from(message.offset()) {
                 Ok(offset) => Ok(offset),

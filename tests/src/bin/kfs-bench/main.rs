@@ -12,6 +12,7 @@ use harness::broker::Broker;
 use harness::{Cluster, Mount};
 use mount::client::{Client, ClientConfig, Secret};
 use proto::Ino;
+use proto::clock::Clock;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::message::{Op, UserName, View};
 use std::os::unix::fs::MetadataExt;
@@ -68,6 +69,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// What passes before anything is measured.
+const WARM_UP: Duration = Duration::from_secs(20);
+
 /// In flight when the pipelined rates are measured.
 const WINDOW: usize = 64;
 
@@ -93,6 +97,15 @@ fn measure(args: &Args) -> Result<()> {
     let mut library_parallel = Pair::new("the same by the client library, 1/s", "");
     let mut write = Pair::new("sequential write and fsync, MB/s", ">= 0.4 x");
     let mut read = Pair::new("cold sequential read, MB/s", ">= 0.4 x");
+    // The broker is Java: what it does often is compiled while it runs, and that takes the
+    // processors from whatever is measured meanwhile.
+    eprintln!("warming up");
+    let warm = Instant::now();
+    while warm.elapsed() < WARM_UP {
+        raw.pipelined(20 * args.files, WINDOW)?;
+        raw.bulk(args.bulk_mib.min(64))?;
+        by_the_library(&cluster, args.files)?;
+    }
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);
         let raw_trip = raw.round_trip(args.files.min(2000))?;
@@ -102,10 +115,10 @@ fn measure(args: &Args) -> Result<()> {
         let (trip, rate) = by_the_library(&cluster, args.files)?;
         library.push(raw_trip, trip);
         library_parallel.push(raw_rate, rate);
-        let (raw_write, raw_read) = raw.bulk(args.bulk_mib)?;
+        let raw_bulk = raw.bulk(args.bulk_mib)?;
         let (kfs_write, kfs_read) = bulk(&cluster, args.bulk_mib, round)?;
-        write.push(raw_write, kfs_write);
-        read.push(raw_read, kfs_read);
+        write.push(raw_bulk, kfs_write);
+        read.push(raw_bulk, kfs_read);
     }
     // Before the broker that its echo reads from.
     drop(raw);
@@ -210,7 +223,7 @@ fn by_the_library(cluster: &Cluster, files: usize) -> Result<(f64, f64)> {
             timeout: Duration::from_secs(30),
             hard: false,
             journal: None,
-            clock: proto::clock::Clock::default(),
+            clock: Clock::default(),
         })
         .await?;
         let ino = client.root();
