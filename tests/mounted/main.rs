@@ -9,6 +9,7 @@ mod coherence;
 mod crash;
 mod dev;
 mod disk_full;
+mod epoch;
 mod files;
 mod jobs;
 mod large;

@@ -108,6 +108,14 @@ impl Broker {
         }
     }
 
+    /// Everything in it is lost, and it goes on empty; only real Kafka of the test's own can.
+    pub fn wipe(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Inner::Own(kafka) => kafka.wipe(),
+            Inner::Embedded(_) | Inner::Shared(_) => bail!("only Kafka of the test's own can lose its disks"),
+        }
+    }
+
     pub fn up(&mut self) -> Result<()> {
         match &mut self.0 {
             Inner::Embedded(broker) => broker.up().context("start the embedded broker again"),

@@ -77,7 +77,7 @@ impl Kafka {
         for (i, controller) in controllers.iter().enumerate() {
             let port = run::free_port();
             let inner_port = if secured { run::free_port() } else { port };
-            let data = dir.join(format!("data-{}", i + 1));
+            let data = dir.join(data_name(i));
             let properties = dir.join(format!("broker-{}.properties", i + 1));
             let mut text = [
                 "process.roles=broker,controller".to_owned(),
@@ -154,6 +154,19 @@ impl Kafka {
         self.wait_ready()
     }
 
+    /// Ends all brokers and starts them again on the same ports with nothing on their disks.
+    pub fn wipe(&mut self) -> Result<()> {
+        for i in 0..self.brokers.len() {
+            self.kill(i);
+            std::fs::remove_dir_all(self.dir.join(data_name(i)))?;
+            format_storage(&self.class_path, &self.brokers[i].properties)?;
+        }
+        for i in 0..self.brokers.len() {
+            self.launch(i)?;
+        }
+        self.wait_ready()
+    }
+
     fn launch(&mut self, i: usize) -> Result<()> {
         let broker = &mut self.brokers[i];
         let mut command = java(&self.class_path);
@@ -194,6 +207,10 @@ impl Kafka {
             (known >= running).then_some(())
         })
     }
+}
+
+fn data_name(broker: usize) -> String {
+    format!("data-{}", broker + 1)
 }
 
 fn addresses(brokers: &[Broker], port: impl Fn(&Broker) -> u16) -> String {
