@@ -10,6 +10,7 @@ pub mod servers;
 pub mod users;
 
 use crate::data::Identity;
+use crate::live::next_frame;
 use crate::run::own::{OwnRecords, Sent};
 use proto::frame::{Frame, Kind, record_hash};
 use proto::keys::{ClusterKey, PublicKey};
@@ -19,7 +20,7 @@ use proto::seal::{Context, Direction, SealError, open, random};
 use proto::{Epoch, IncarnationId, ServerId};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// A question that is not answered within this time is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -139,17 +140,7 @@ impl Admin {
             partition: self.replies_partition,
             answers: Some(record_hash(&record)),
         };
-        loop {
-            let record = match timeout_at(until, self.replies.next()).await {
-                Err(_) | Ok(None) => return Ok(None),
-                Ok(Some(Ok(record))) => record,
-                // It passes, or the time does.
-                Ok(Some(Err(error))) => {
-                    tracing::warn!("{error}; waiting for Kafka");
-                    continue;
-                }
-            };
-            let Ok(frame) = Frame::parse(record.value) else { continue };
+        while let Some(frame) = next_frame(&mut self.replies, until).await {
             let header = frame.header();
             if header.kind == Kind::AdminAnswer
                 && header.sender == self.own.incarnation().0
@@ -159,5 +150,6 @@ impl Admin {
                 return Ok(Some(answer.body));
             }
         }
+        Ok(None)
     }
 }

@@ -2,10 +2,12 @@
 //! its end on, through every outage. What was asked and not seen is asked again.
 #![allow(clippy::disallowed_methods)] // Attempts are spaced here.
 
+use proto::frame::Frame;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
 use proto::task::offload;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Between attempts to read a topic anew.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -44,6 +46,22 @@ impl Live {
             Ok(Ok(tail)) => self.tail = tail,
             Ok(Err(error)) => tracing::warn!("{error}; trying again"),
             Err(error) => tracing::error!("{error}; trying again"),
+        }
+    }
+}
+
+/// The next frame, if one comes by then.
+pub(crate) async fn next_frame(tail: &mut Tail, until: Instant) -> Option<Frame> {
+    loop {
+        match timeout_at(until, tail.next()).await {
+            Err(_) | Ok(None) => return None,
+            Ok(Some(Ok(record))) => {
+                if let Ok(frame) = Frame::parse(record.value) {
+                    return Some(frame);
+                }
+            }
+            // It passes, or the time does.
+            Ok(Some(Err(error))) => tracing::warn!("{error}; waiting for Kafka"),
         }
     }
 }

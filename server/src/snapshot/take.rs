@@ -9,6 +9,7 @@ use super::{PARTITION, head, pull_context, pulled_context};
 use crate::admin::servers::{Role, ServerStatus};
 use crate::admin::{self, Admin, AdminError};
 use crate::data::{self, DataDir, DataError};
+use crate::live::next_frame;
 use crate::machine::Machine;
 use crate::packs::{PackError, Packs};
 use crate::run::ServerConfig;
@@ -16,7 +17,7 @@ use crate::run::own::OwnRecords;
 use crate::store::snapshot::StoreWriter;
 use crate::store::{Checkpoint, StoreError};
 use proto::chunk::ChunkName;
-use proto::frame::{Frame, Kind, record_hash};
+use proto::frame::{Kind, record_hash};
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, REPLY_PARTITIONS, REQUEST_PARTITIONS, Start, Tail, Topic};
 use proto::message::{Heartbeat, Held, Progress, Pull, PullPiece, Pulled, ServerRecord};
@@ -25,7 +26,7 @@ use proto::{Epoch, IncarnationId, ServerId};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// A piece that has not come after this long is asked for again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -374,16 +375,7 @@ impl Pulls {
     }
 
     async fn answer(&mut self, request: [u8; 32], until: Instant) -> Result<Option<Pulled>, SnapshotError> {
-        loop {
-            let record = match timeout_at(until, self.bulk.next()).await {
-                Err(_) | Ok(None) => return Ok(None),
-                Ok(Some(Ok(record))) => record,
-                Ok(Some(Err(error))) => {
-                    tracing::warn!("{error}; waiting for Kafka");
-                    continue;
-                }
-            };
-            let Ok(frame) = Frame::parse(record.value) else { continue };
+        while let Some(frame) = next_frame(&mut self.bulk, until).await {
             let header = frame.header();
             if header.kind != Kind::Served || header.sender != self.sender || header.number != self.number {
                 continue;
@@ -394,5 +386,6 @@ impl Pulls {
                 Err(_) => {}
             }
         }
+        Ok(None)
     }
 }
