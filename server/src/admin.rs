@@ -57,7 +57,7 @@ pub struct Admin {
 ///
 /// # Errors
 /// What the log says.
-pub fn epoch_of(cluster: &ClusterKey, log: &dyn Log) -> Result<Option<Epoch>, LogError> {
+pub async fn epoch_of(cluster: &ClusterKey, log: &dyn Log) -> Result<Option<Epoch>, LogError> {
     /// How many of the last records are looked through. A server beats every 10 s at least.
     const LAST_RECORDS: [u64; 2] = [1 << 10, 1 << 16];
     let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition: 0, answers: None };
@@ -67,7 +67,7 @@ pub fn epoch_of(cluster: &ClusterKey, log: &dyn Log) -> Result<Option<Epoch>, Lo
         let mut epoch = None;
         let mut tail = log.read_from(&[(Topic::Requests, 0, Start::At(at))])?;
         while at < next {
-            let Some(record) = tail.blocking_next() else { break };
+            let Some(record) = tail.next().await else { break };
             let record = record?;
             at = record.offset + 1;
             let Ok(frame) = Frame::parse(record.value) else { continue };

@@ -493,9 +493,9 @@ fn connected_by<T>(
     command: impl AsyncFnOnce(Admin) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let identity = Identity::read(&setting.data, setting.key_file.as_deref())?;
-    let epoch = epoch_of(setting, &identity, log.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        let epoch = epoch_of(setting, &identity, log.as_ref()).await?;
         let admin = Admin::connect(&identity, epoch, log, setting.kafka.timeout).await?;
         command(admin).await
     })
@@ -504,15 +504,17 @@ fn connected_by<T>(
 /// The cluster's epoch: from the log, where servers speak of it, so that a copy of the keys
 /// is enough; else as the directory's own server noted it. A server that has just been
 /// started may be about to write it.
-fn epoch_of(setting: &Setting, identity: &Identity, log: &KafkaLog) -> anyhow::Result<Epoch> {
+async fn epoch_of(setting: &Setting, identity: &Identity, log: &KafkaLog) -> anyhow::Result<Epoch> {
     const LOOK_AGAIN: Duration = Duration::from_millis(200);
     let deadline = Instant::now() + setting.kafka.timeout;
     loop {
-        if let Some(epoch) = admin::epoch_of(&identity.cluster_key, log)? {
+        if let Some(epoch) = admin::epoch_of(&identity.cluster_key, log).await? {
             return Ok(epoch);
         }
         match data::epoch(&setting.data) {
-            Err(DataError::NoEpoch { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(DataError::NoEpoch { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             known => return Ok(known?),
         }
     }

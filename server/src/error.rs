@@ -49,6 +49,11 @@ pub enum ServerError {
         "the log is the one that this server has applied, so no new epoch is needed: start it with `kfs-server run`"
     )]
     SameLog,
+    #[error(
+        "another process has started as the server {server}: two data directories have the same id, one is a copy. Make \
+         the other server's with `kfs-server init --join` instead"
+    )]
+    Superseded { server: ServerId },
     #[error("the epoch {} has begun while this server served the one before; start it again", .epoch.0)]
     EpochOver { epoch: Epoch },
     #[error("cannot restore partition {partition} from its checkpoint: {reason}")]

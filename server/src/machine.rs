@@ -34,6 +34,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use incarnation::OF_NO_INCARNATION;
 pub use quotes::{is_referenced, quotes_over};
 pub use rows::{STATE_CONTENT_BYTES, content};
 pub use servers::Registered;

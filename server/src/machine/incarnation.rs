@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 /// say that they have ended; the one that has spoken least recently goes first.
 const MAX_INCARNATIONS: usize = 1024;
 
+/// Why a server's record is skipped once a later start of the same server has ended
+/// the incarnation that wrote it.
+pub const OF_NO_INCARNATION: &str = "of no living incarnation";
+
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Incarnation {
     pub server: ServerId,
@@ -64,7 +68,7 @@ impl Machine {
             _ => {}
         }
 
-        let incarnation = self.live.incarnations.get_mut(&id).ok_or(Stop::Skip("of no living incarnation"))?;
+        let incarnation = self.live.incarnations.get_mut(&id).ok_or(Stop::Skip(OF_NO_INCARNATION))?;
         if header.number <= incarnation.last_number {
             return Err(Stop::Skip("a server record seen before"));
         }

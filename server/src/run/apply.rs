@@ -20,6 +20,7 @@ use super::partition::Partition;
 use super::{Control, Halt, Phases, Sessions};
 use crate::error::ServerError;
 use crate::login::Attempts;
+use crate::machine;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
@@ -329,6 +330,9 @@ impl Apply {
                     }
                     let reason = reason.to_owned();
                     return Err(ServerError::NotOpened { partition: record.partition, epoch, reason });
+                }
+                if own.is_some() && reason == machine::OF_NO_INCARNATION {
+                    return Err(ServerError::Superseded { server: self.opening.server });
                 }
                 self.skipped(&record, reason, now);
             }

@@ -60,7 +60,7 @@ impl Place {
         let identity = Identity::read(&self.data(), None).expect("reads");
         let epoch = data::epoch(&self.data()).expect("known");
         assert_eq!(
-            crate::admin::epoch_of(&identity.cluster_key, &self.log).expect("reads"),
+            crate::admin::epoch_of(&identity.cluster_key, &self.log).await.expect("reads"),
             Some(epoch),
             "the log tells it too"
         );

@@ -103,7 +103,7 @@ pub async fn take(
     let identity = data::Identity::read(&config.data, config.key_file.as_deref())?;
     let cluster = Arc::new(identity.cluster_key.clone());
     let me = identity.server;
-    let epoch = admin::epoch_of(&cluster, log.as_ref())?.ok_or(SnapshotError::NoCluster)?;
+    let epoch = admin::epoch_of(&cluster, log.as_ref()).await?.ok_or(SnapshotError::NoCluster)?;
     let mut admin = Admin::connect(&identity, epoch, log.clone(), PATIENCE).await?;
     let servers = admin.status(log.as_ref()).await?.servers;
     let of = giver(&servers, me).ok_or(SnapshotError::NoServer)?;

@@ -163,6 +163,22 @@ async fn a_server_whose_state_differs_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_two_servers_with_one_id_the_earlier_one_stops() {
+    let place = Place::new();
+    let a = place.run(place.data());
+    let copy = place.dir.path().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    for file in ["cluster.key", "recovery.pub", "server.toml"] {
+        std::fs::copy(place.data().join(file), copy.join(file)).expect("copies");
+    }
+    let b = place.run(copy);
+    let error = stopped(&a).to_string();
+    assert!(error.contains("have the same id"), "{error}");
+    assert!(b.failure().is_none());
+    b.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
     let place = Place::new();
     place.log.set_time(1_000_000);
