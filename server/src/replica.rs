@@ -43,6 +43,9 @@ pub struct Rules {
     pub upkeep_every_ms: u64,
     /// A server that has brought nothing to disk for this long is waited for no longer.
     pub deregister_after_ms: u64,
+    /// And the answering server must have watched it for this long itself: the broker's
+    /// clock, which tells the other time, can jump.
+    pub watch_before_ms: u64,
 }
 
 impl Default for Rules {
@@ -54,6 +57,7 @@ impl Default for Rules {
             idle_silence_ms: 12_000,
             upkeep_every_ms: 30_000,
             deregister_after_ms: 24 * 3_600_000,
+            watch_before_ms: 3_600_000,
         }
     }
 }

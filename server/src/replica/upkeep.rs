@@ -7,12 +7,17 @@ use proto::ServerId;
 use proto::log::{REQUEST_PARTITIONS, Topic};
 use std::collections::BTreeMap;
 
+/// Between words about servers that hold up the trimming.
+const WARN_EVERY_MS: u64 = 3_600_000;
+
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Due {
     /// Records of the topic's partition before this offset can go.
     pub trims: Vec<(Topic, u32, u64)>,
     pub deregister: Vec<ServerId>,
+    /// These hold up the trimming, and will be deregistered in so many milliseconds.
+    pub warn: Vec<(ServerId, u64)>,
     /// The version that every partition below it is raised to.
     pub version: Option<u32>,
 }
@@ -20,6 +25,9 @@ pub struct Due {
 #[derive(Default)]
 pub struct Upkeep {
     done_ms: Option<u64>,
+    /// Which progress each server was seen with, and since when by this server's clock.
+    watched: BTreeMap<ServerId, (i64, u64)>,
+    warned_ms: Option<u64>,
     trimmed: BTreeMap<(Topic, u32), u64>,
 }
 
@@ -52,11 +60,23 @@ impl Upkeep {
         if !known.servers.contains_key(&known.me) {
             return due;
         }
-        let silent = |(id, server): (&ServerId, &Registered)| {
+        self.watched.retain(|id, _| known.servers.contains_key(id));
+        let may_warn = self.warned_ms.is_none_or(|warned| now_ms >= warned + WARN_EVERY_MS);
+        for (id, server) in known.servers.iter().filter(|(id, _)| **id != known.me) {
+            let watched = self.watched.entry(*id).or_insert((server.progressed_ms, now_ms));
+            if watched.0 != server.progressed_ms {
+                *watched = (server.progressed_ms, now_ms);
+            }
             let silent_ms = u64::try_from(known.time_ms.saturating_sub(server.progressed_ms)).unwrap_or(0);
-            (*id != known.me && silent_ms >= rules.deregister_after_ms).then_some(*id)
-        };
-        due.deregister = known.servers.iter().filter_map(silent).collect();
+            let left_ms = rules.deregister_after_ms.saturating_sub(silent_ms);
+            let left_ms = left_ms.max((watched.1 + rules.watch_before_ms).saturating_sub(now_ms));
+            if left_ms == 0 {
+                due.deregister.push(*id);
+            } else if silent_ms >= rules.deregister_after_ms / 4 && may_warn {
+                self.warned_ms = Some(now_ms);
+                due.warn.push((*id, left_ms));
+            }
+        }
         let supported = known.servers.values().map(|server| server.supports).min();
         due.version = supported.filter(|supported| *supported > known.version);
         if known.trims {
@@ -111,12 +131,13 @@ mod tests {
             (me, server(2, 1000, &[(0, 100, 50), (1, 10, 0)])),
             (slow, server(1, 1000, &[(0, 20, 70)])),
         ]);
-        let rules = Rules { upkeep_every_ms: 30, deregister_after_ms: 500, ..Rules::default() };
+        let rules = Rules { upkeep_every_ms: 30, deregister_after_ms: 500, watch_before_ms: 30, ..Rules::default() };
         let mut upkeep = Upkeep::default();
         let due = |upkeep: &mut Upkeep, servers: &BTreeMap<_, _>, now_ms: u64, time_ms| {
             upkeep.due(now_ms, &rules, &Known { me, servers, time_ms, version: 1, trims: true })
         };
         let first = due(&mut upkeep, &servers, 0, 1400);
+        assert_eq!(first.warn, [(slow, 100)]);
         assert_eq!(first.trims, [(Topic::Requests, 0, 19), (Topic::Chunks, 0, 50)]);
         assert_eq!((first.deregister, first.version), (vec![], None));
         assert_eq!(due(&mut upkeep, &servers, 29, 9999), Due::default(), "too soon");
@@ -126,7 +147,12 @@ mod tests {
         let third = due(&mut upkeep, &servers, 60, 99_999);
         assert_eq!(third.trims, [(Topic::Requests, 0, 99), (Topic::Requests, 1, 9)]);
         assert_eq!((third.deregister, third.version), (vec![], Some(2)));
+        // The broker's clock jumps: nobody is given up on its word alone.
+        servers.insert(slow, server(2, 1500, &[]));
+        let jumped = due(&mut upkeep, &servers, 90, 9_999_999);
+        assert_eq!(jumped.deregister, vec![]);
+        assert_eq!(due(&mut upkeep, &servers, 120, 9_999_999).deregister, vec![slow]);
         servers.clear();
-        assert_eq!(due(&mut upkeep, &servers, 90, 99_999), Due::default());
+        assert_eq!(due(&mut upkeep, &servers, 150, 99_999), Due::default());
     }
 }

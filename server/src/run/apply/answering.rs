@@ -308,7 +308,14 @@ impl Apply {
             version: self.partitions.iter().map(|partition| partition.machine.version()).min().unwrap_or(0),
             trims: zero.append_time() && !zero.volatile() && !self.answering.trimming.load(Ordering::Acquire),
         };
-        let Due { trims, deregister, version } = self.answering.upkeep.due(ms, &self.answering.rules, &known);
+        let Due { trims, deregister, warn, version } = self.answering.upkeep.due(ms, &self.answering.rules, &known);
+        for (server, left_ms) in warn {
+            tracing::warn!(
+                "the log is kept for the server {server}, which has brought nothing to disk for long: start it, or \
+                 `kfs-server deregister {server}`; in {} min that happens by itself, and it then needs a snapshot",
+                left_ms / 60_000
+            );
+        }
         for server in deregister {
             tracing::warn!(
                 "the server {server} has brought nothing to disk for {} h; deregistering it: it then needs a snapshot",

@@ -30,7 +30,7 @@ impl Place {
 
     /// As a program would that knows this version of the machine.
     fn try_run_version(&self, data: PathBuf, supports: u32) -> Result<Server, ServerError> {
-        let rules = Rules { upkeep_every_ms: 200, ..Rules::default() };
+        let rules = Rules { upkeep_every_ms: 200, watch_before_ms: 500, ..Rules::default() };
         let config = ServerConfig { rules, supports, ..ServerConfig::new(data) };
         let server = Server::start(config, Arc::new(self.log.clone()))?;
         server.ready()?;
