@@ -11,6 +11,7 @@
 //!   is known which server answers ([`Answering`]).
 
 mod answering;
+mod opening;
 
 pub use answering::Answering;
 
@@ -20,12 +21,11 @@ use super::partition::Partition;
 use super::{Control, Halt, Phases, Sessions};
 use crate::error::ServerError;
 use crate::login::Attempts;
-use crate::machine;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
 use crate::store::Frozen;
 use proto::frame::{HEADER_BYTES, Header, Kind};
-use proto::log::{Appended, LogError, REQUEST_PARTITIONS, Record, Sink, Tail, Topic};
+use proto::log::{Appended, LogError, Record, Sink, Tail, Topic};
 use proto::message::ServerRecord;
 use proto::{Epoch, Position, ServerId, task};
 use std::collections::BTreeMap;
@@ -319,20 +319,8 @@ impl Apply {
                 }
             }
             Applied::Skipped(reason) => {
-                if own.is_some_and(|header| header.number == 0) {
-                    if !partition.opened_again && epoch == self.own.epoch(record.partition) {
-                        // Another server has begun the same epoch just before.
-                        partition.opened_again = true;
-                        let (server, supports) = (self.opening.server, self.opening.supports);
-                        let record = ServerRecord::Incarnation { server, supports };
-                        self.state.opening.push(self.own.open(partition.number, epoch, record).appended);
-                        return Ok(());
-                    }
-                    let reason = reason.to_owned();
-                    return Err(ServerError::NotOpened { partition: record.partition, epoch, reason });
-                }
-                if own.is_some() && reason == machine::OF_NO_INCARNATION {
-                    return Err(ServerError::Superseded { server: self.opening.server });
+                if let Some(header) = own {
+                    self.own_record_skipped(record.partition, header.number, reason)?;
                 }
                 self.skipped(&record, reason, now);
             }
@@ -450,42 +438,6 @@ impl Apply {
                 self.sessions.opened(partition.number, peer);
             }
         }
-    }
-
-    /// Once everything that the log had is applied: opens this incarnation everywhere.
-    fn open_when_caught_up(&mut self) -> Result<(), ServerError> {
-        if self.state.opening_sent || !self.partitions.iter().all(Partition::is_caught_up) {
-            return Ok(());
-        }
-        self.state.opening_sent = true;
-        let known = self.partitions.iter().map(|partition| partition.machine.epoch()).max().unwrap_or_default();
-        if known == Epoch(0)
-            && let Some(foreign) = self.partitions.iter().find(|partition| partition.next_offset > 0)
-        {
-            return Err(ServerError::OtherCluster {
-                topic: Topic::Requests.suffix(),
-                partition: foreign.number,
-                records: foreign.next_offset,
-            });
-        }
-        let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
-
-        for partition in 0..REQUEST_PARTITIONS {
-            let Opening { server, supports, append_time, volatile, .. } = self.opening;
-            let record = if self.partitions[partition as usize].machine.epoch() == epoch {
-                ServerRecord::Incarnation { server, supports }
-            } else {
-                let from = Some(self.partitions[partition as usize].machine.state_hash());
-                ServerRecord::Epoch { server, supports, append_time, volatile, from }
-            };
-            self.state.opening.push(self.own.open(partition, epoch, record).appended);
-        }
-        if let Some(told) = self.opening.epoch.take() {
-            // The ingesting side may have failed already, which it says itself.
-            let _ = told.send(epoch);
-        }
-        tracing::info!("replayed the log; opening incarnation {} in epoch {}", self.own.incarnation(), epoch.0);
-        Ok(())
     }
 
     /// Sends ticks and deliveries that are due. Gives the time when anything is due next.

@@ -26,7 +26,7 @@ use proto::{Epoch, IncarnationId, ServerId};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// A piece that has not come after this long is asked for again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -386,6 +386,8 @@ impl Pulls {
                 Err(_) => {}
             }
         }
+        // Where nothing comes any more, patience ends it.
+        sleep_until(until).await;
         Ok(None)
     }
 }

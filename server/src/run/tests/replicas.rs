@@ -163,6 +163,28 @@ async fn a_server_whose_state_differs_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn server_records_stored_twice_change_nothing() {
+    let place = Place::new();
+    let a = place.run(place.data());
+    let b = place.run(place.joined(2));
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    for partition in [0, client.done.partition] {
+        for record in place.log.records(Topic::Requests, partition) {
+            let is_server = Frame::parse(record.value.clone()).is_ok_and(|f| f.header().kind == Kind::Server);
+            if is_server {
+                place.log.append(Topic::Requests, partition, record.value).await.expect("appends");
+            }
+        }
+    }
+    assert!(client.root().await.result.is_ok());
+    let same = async |place: &Place| place.servers().await.iter().any(|server| server.state == Agreement::Same);
+    place.until("their states are compared", same).await;
+    a.stop().expect("stops cleanly");
+    b.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_servers_with_one_id_the_earlier_one_stops() {
     let place = Place::new();
     let a = place.run(place.data());

@@ -1,0 +1,73 @@
+//! How this incarnation opens in every partition, and what becomes of its own records
+//! that take no effect.
+
+use super::{Apply, Opening};
+use crate::error::ServerError;
+use crate::machine;
+use crate::run::partition::Partition;
+use proto::Epoch;
+use proto::log::{REQUEST_PARTITIONS, Topic};
+use proto::message::ServerRecord;
+
+impl Apply {
+    /// Once everything that the log had is applied: opens this incarnation everywhere.
+    pub(super) fn open_when_caught_up(&mut self) -> Result<(), ServerError> {
+        if self.state.opening_sent || !self.partitions.iter().all(Partition::is_caught_up) {
+            return Ok(());
+        }
+        self.state.opening_sent = true;
+        let known = self.partitions.iter().map(|partition| partition.machine.epoch()).max().unwrap_or_default();
+        if known == Epoch(0)
+            && let Some(foreign) = self.partitions.iter().find(|partition| partition.next_offset > 0)
+        {
+            return Err(ServerError::OtherCluster {
+                topic: Topic::Requests.suffix(),
+                partition: foreign.number,
+                records: foreign.next_offset,
+            });
+        }
+        let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
+
+        for partition in 0..REQUEST_PARTITIONS {
+            let Opening { server, supports, append_time, volatile, .. } = self.opening;
+            let record = if self.partitions[partition as usize].machine.epoch() == epoch {
+                ServerRecord::Incarnation { server, supports }
+            } else {
+                let from = Some(self.partitions[partition as usize].machine.state_hash());
+                ServerRecord::Epoch { server, supports, append_time, volatile, from }
+            };
+            self.state.opening.push(self.own.open(partition, epoch, record).appended);
+        }
+        if let Some(told) = self.opening.epoch.take() {
+            // The ingesting side may have failed already, which it says itself.
+            let _ = told.send(epoch);
+        }
+        tracing::info!("replayed the log; opening incarnation {} in epoch {}", self.own.incarnation(), epoch.0);
+        Ok(())
+    }
+
+    /// One that Kafka has stored twice or late is nothing; whoever waits for it sends another.
+    pub(super) fn own_record_skipped(&mut self, partition: u32, number: u64, reason: &str) -> Result<(), ServerError> {
+        let at = &mut self.partitions[partition as usize];
+        let epoch = at.machine.epoch();
+        if reason == machine::OF_NO_INCARNATION {
+            return Err(ServerError::Superseded { server: self.opening.server });
+        }
+        if at.tick_under_way == Some(number) {
+            at.tick_under_way = None;
+        }
+        if number > 0 || at.opened {
+            return Ok(());
+        }
+        if epoch != self.own.epoch(partition) {
+            return Err(ServerError::NotOpened { partition, epoch, reason: reason.to_owned() });
+        }
+        if !std::mem::replace(&mut at.opened_again, true) {
+            // Another server has begun the same epoch just before.
+            let (server, supports) = (self.opening.server, self.opening.supports);
+            let record = ServerRecord::Incarnation { server, supports };
+            self.state.opening.push(self.own.open(partition, epoch, record).appended);
+        }
+        Ok(())
+    }
+}
