@@ -3,7 +3,8 @@
 //!
 //! * Only a session that lives is served: its key opens the request and seals what
 //!   is served. Content itself stays sealed as its writer sealed it.
-//! * A chunk that is not ingested yet is waited for, at most [`PATIENCE`].
+//! * A chunk that is not ingested yet is waited for, at most [`PATIENCE`]. One that has
+//!   come and gone is told of at once: whoever asks has seen an older state of its file.
 //! * Bounds: [`SERVED_AT_ONCE`] chunks are read and sent at a time, each until Kafka
 //!   has taken it; [`ASKED_AT_ONCE`] chunks may be asked for and not served, and
 //!   beyond that the topic is not read on.
@@ -203,12 +204,20 @@ impl Serving {
                 return Ok(Some(content));
             }
         }
-        if name.topic == Topic::Requests {
+        let has_come = if name.topic == Topic::Requests {
             // Small content lives in the rows.
             let ask = |reply| Ask::Content { partition: name.partition, name: *name, reply };
-            if let Some(content) = self.asker.ask(ask).await.flatten() {
-                return Ok(Some(content));
+            match self.asker.ask(ask).await {
+                Some((Some(content), _)) => return Ok(Some(content)),
+                Some((None, has_come)) => has_come,
+                None => false,
             }
+        } else {
+            self.packs.has_ingested(name)
+        };
+        if has_come {
+            // It may have come just now; otherwise it has gone, and nothing brings it back.
+            return self.packs.read(name).await;
         }
         match timeout(PATIENCE, self.packs.read_when_there(name)).await {
             Ok(content) => content.map(Some),

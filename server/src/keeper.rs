@@ -82,7 +82,7 @@ impl Keeper {
     }
 
     /// Looks for uploads that nothing quotes and nothing will. `None` when the server ends.
-    async fn sweep(&self) -> Result<Option<()>, ServerError> {
+    pub(crate) async fn sweep(&self) -> Result<Option<()>, ServerError> {
         let mut after = None;
         loop {
             let sessions = self.packs.fresh_sessions(after, SESSIONS_AT_ONCE)?;
@@ -148,7 +148,7 @@ impl Keeper {
     }
 
     /// Gets damaged content from the log, as far as that still has it.
-    async fn heal(&self) -> Result<(), ServerError> {
+    pub(crate) async fn heal(&self) -> Result<(), ServerError> {
         for name in self.packs.take_damaged() {
             match self.logged(&name).await {
                 Some(content) => {

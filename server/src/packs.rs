@@ -162,6 +162,11 @@ impl Packs {
         Ok(())
     }
 
+    /// Whether the record that this upload stands in has been ingested.
+    pub fn has_ingested(&self, name: &ChunkName) -> bool {
+        self.shared.lock().has_ingested(name.partition, name.epoch, name.offset.saturating_add(1))
+    }
+
     /// Waits until a partition of `chunks` has been ingested before this offset;
     /// whoever calls bounds the time.
     pub async fn ingested_before(&self, partition: u32, epoch: Epoch, next_offset: u64) {
@@ -292,17 +297,37 @@ impl Shared {
     }
 
     /// What stands at a place, if it has its name's hash.
-    async fn content(&self, name: &ChunkName, Where { pack, offset, bytes }: Where) -> Result<Bytes, PackError> {
-        let range = u64::from(offset)..u64::from(offset) + u64::from(bytes);
-        let content = self.objects.get_range(&pack_path(pack), range).await.map_err(|e| PackError::Read {
+    async fn content(&self, name: &ChunkName, place: Where) -> Result<Bytes, PackError> {
+        let pack = place.pack;
+        let content = self.objects.get_range(&pack_path(pack), place.range()).await.map_err(|e| PackError::Read {
             pack,
             objects: self.objects.to_string(),
             reason: e.to_string(),
         })?;
-        if *blake3::hash(&content).as_bytes() != name.hash {
-            return Err(PackError::Damaged { pack, objects: self.objects.to_string(), name: *name });
+        self.whole(name, pack, content)
+    }
+
+    /// The same of many chunks of one pack, which is opened once.
+    async fn contents(&self, pack: u64, held: &[(ChunkName, Where)]) -> Vec<Result<Bytes, PackError>> {
+        let ranges: Vec<_> = held.iter().map(|(_, place)| place.range()).collect();
+        match self.objects.get_ranges(&pack_path(pack), &ranges).await {
+            Ok(all) => all.into_iter().zip(held).map(|(content, (name, _))| self.whole(name, pack, content)).collect(),
+            // One of them cannot be read; which one is found by reading each.
+            Err(_) => {
+                let mut all = Vec::with_capacity(held.len());
+                for (name, place) in held {
+                    all.push(self.content(name, *place).await);
+                }
+                all
+            }
         }
-        Ok(content)
+    }
+
+    fn whole(&self, name: &ChunkName, pack: u64, content: Bytes) -> Result<Bytes, PackError> {
+        if *blake3::hash(&content).as_bytes() == name.hash {
+            return Ok(content);
+        }
+        Err(PackError::Damaged { pack, objects: self.objects.to_string(), name: *name })
     }
 }
 

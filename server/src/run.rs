@@ -22,6 +22,8 @@ mod start;
 #[cfg(feature = "simulation")]
 pub mod tasks;
 
+pub(crate) use asks::{Ask, Asker, LoginView, UserView};
+
 use crate::data::DataDir;
 use crate::disk::Disk;
 use crate::download;
@@ -30,25 +32,21 @@ use crate::ingest;
 use crate::keeper::{self, Keeper};
 use crate::live::Live;
 use crate::login;
+use crate::machine::MACHINE_VERSION;
 use crate::machine::effect::Peer;
-use crate::machine::{MACHINE_VERSION, StoredUser};
 use crate::packs::Packs;
 use crate::replica::Rules;
 use crate::snapshot::give;
 use crate::store::Written;
-use crate::store::snapshot::StoreReader;
 use answers::Answers;
 use apply::{Answering, Apply, Opening};
-use bytes::Bytes;
 use checkpoints::Checkpoints;
 use own::OwnRecords;
 use partition::panic_reason;
-use proto::chunk::ChunkName;
 use proto::clock::Clock;
 use proto::keys::ClusterKey;
 use proto::log::{Log, Tail, Topic};
-use proto::message::UserName;
-use proto::{Epoch, IncarnationId, LogTime, NamespaceId, SessionId, task};
+use proto::{Epoch, IncarnationId, SessionId, task};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
@@ -131,6 +129,8 @@ pub struct Server {
     runtime: Option<Background>,
     #[cfg(test)]
     packs: Arc<Packs>,
+    #[cfg(test)]
+    asker: Asker,
 }
 
 /// A runtime that may be ended from inside another one, as whoever stops a server
@@ -184,7 +184,7 @@ impl Server {
         let Parts { data, apply, services, epoch, checkpoints, halt } = Parts::open(&config, &log, runtime.handle())?;
         let phases = services.phases.clone();
         #[cfg(test)]
-        let packs = services.packs.clone();
+        let (packs, asker) = (services.packs.clone(), Asker { control: services.control.clone() });
         let checkpoint_thread = spawn("kfs-checkpoint", {
             let runtime = runtime.handle();
             move || checkpoints.write(&runtime)
@@ -210,6 +210,8 @@ impl Server {
             runtime: Some(runtime),
             #[cfg(test)]
             packs,
+            #[cfg(test)]
+            asker,
         })
     }
 
@@ -497,68 +499,6 @@ pub(crate) enum Control {
     Checkpointed(u32, Result<Written, ServerError>),
     Ask(Ask),
     Failed(ServerError),
-}
-
-/// What logins and downloads ask the loop, which alone has the state.
-pub(crate) enum Ask {
-    /// What reads each partition's store as it is on disk; `None` for one without a checkpoint.
-    Stores(oneshot::Sender<Vec<Option<StoreReader>>>),
-    User {
-        user: UserName,
-        reply: oneshot::Sender<LoginView>,
-    },
-    /// When it is and which of these sessions live, once everything before `applied`
-    /// has been; until then `None`.
-    Live {
-        partition: u32,
-        applied: u64,
-        sessions: Vec<SessionId>,
-        reply: oneshot::Sender<Option<(LogTime, Vec<bool>)>>,
-    },
-    /// Which of these uploads are quoted, each in its namespace; the others never
-    /// will be, and are dropped.
-    Unquoted {
-        partition: u32,
-        chunks: Vec<(NamespaceId, ChunkName)>,
-        reply: oneshot::Sender<Vec<bool>>,
-    },
-    /// Content that the rows hold.
-    Content {
-        partition: u32,
-        name: ChunkName,
-        reply: oneshot::Sender<Option<Bytes>>,
-    },
-}
-
-/// What a login needs to know of the state.
-pub(crate) struct LoginView {
-    /// Log time of partition 0, which logins are bound to.
-    pub now: LogTime,
-    /// `None` if there is no such user.
-    pub home: Option<UserView>,
-}
-
-/// A user, and the partition where its namespace lives.
-pub(crate) struct UserView {
-    pub user: StoredUser,
-    /// Log time of the namespace's partition.
-    pub log_time: LogTime,
-    pub volatile: bool,
-}
-
-/// Asks the loop.
-#[derive(Clone)]
-pub(crate) struct Asker {
-    control: mpsc::Sender<Control>,
-}
-
-impl Asker {
-    /// `None` when the server ends.
-    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
-        let (reply, replied) = oneshot::channel();
-        self.control.send(Control::Ask(ask(reply))).await.ok()?;
-        replied.await.ok()
-    }
 }
 
 /// The sessions that live, by partition: what downloads are checked against.

@@ -3,19 +3,34 @@
 
 use super::Fs;
 use super::extents::{ExtentMap, Part};
-use crate::client::{Patience, Reply};
+use crate::client::{CallError, Patience, Reply};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::Ino;
 use proto::chunk::INLINE_BYTES;
 use proto::message::{Outcome, StoredExtent, View};
+use std::time::Duration;
 
 /// Extents asked for at once: 128 MiB of a file written in sequence.
 const READ_EXTENTS: u32 = 256;
 
+/// After these times a file is looked at anew whose content was not there.
+const LOOK_AGAIN: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(200), Duration::from_millis(1000)];
+
 impl Fs {
     /// Up to `len` bytes from `offset` on; fewer only at the file's end.
     pub async fn read(&self, handle: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
+        for wait in LOOK_AGAIN {
+            match self.read_once(handle, offset, len, patience).await {
+                // Another mount has just replaced it; that it did will be known in a moment.
+                Err(FsError::Call(CallError::ChunkMissing { .. })) => patience.wait(tokio::time::sleep(wait)).await?,
+                done => return done,
+            }
+        }
+        self.read_once(handle, offset, len, patience).await
+    }
+
+    async fn read_once(&self, handle: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
         let handle = self.inner.handles.file(handle)?;
         let ino = handle.file.ino;
         // First what was written here: what leaves it meanwhile is in the map by then.

@@ -5,11 +5,17 @@
 //! chunks arrive in rising order and lie together. Every change is one durable
 //! transaction of the writer's; readers see the last one.
 
+mod keys;
+
+pub use keys::Cut;
+pub(super) use keys::Where;
+
 use super::PackError;
 use super::buffers::Notes;
 use super::snapshot::Listed;
 use crate::disk::Disk;
 use bytes::Bytes;
+use keys::{freed_key, fresh_key, next_session, split_fresh};
 use proto::chunk::ChunkName;
 use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
@@ -47,22 +53,6 @@ const SCRUBBED: &str = "scrubbed";
 
 /// Bytes of the index kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
-
-/// Where a chunk's content stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Where {
-    pub pack: u64,
-    pub offset: u32,
-    pub bytes: u32,
-}
-
-/// A place in a partition's log: everything before `upto` in `epoch`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cut {
-    pub partition: u32,
-    pub epoch: Epoch,
-    pub upto: u64,
-}
 
 /// A pack that is written, for the index.
 pub(super) struct NewPack<'a> {
@@ -351,8 +341,11 @@ impl Index {
     /// Keeps content itself, for now.
     pub fn add_tail(&self, chunks: &[(ChunkName, Bytes)], notes: &Notes) -> Result<(), PackError> {
         self.change(notes, |write| {
+            let mut tables = Tables::open(write)?;
             let mut tail = write.open_table(TAIL)?;
             for (name, content) in chunks {
+                // Content that was damaged is kept anew: the old place is no longer its.
+                tables.forget(name)?;
                 tail.insert(name.to_bytes().as_slice(), &content[..])?;
             }
             Ok(())
@@ -565,66 +558,4 @@ fn place_all(write: &WriteTransaction) -> Result<(), redb::Error> {
     }
     meta.insert(PLACED, [1].as_slice())?;
     Ok(())
-}
-
-fn fresh_key(name: &ChunkName) -> Vec<u8> {
-    [&name.session.0[..], &name.to_bytes()].concat()
-}
-
-fn split_fresh(key: &[u8]) -> Option<(SessionId, ChunkName)> {
-    let (session, name) = key.split_first_chunk::<16>()?;
-    Some((SessionId(*session), ChunkName::from_bytes(name.try_into().ok()?).ok()?))
-}
-
-/// Where keys of sessions after this one begin; `None` after the last.
-fn next_session(session: SessionId) -> Option<Vec<u8>> {
-    u128::from_be_bytes(session.0).checked_add(1).map(|next| next.to_be_bytes().to_vec())
-}
-
-fn freed_key(cut: Cut, name: &ChunkName) -> Vec<u8> {
-    [&cut.encode()[..], &name.to_bytes()].concat()
-}
-
-impl Cut {
-    const BYTES: usize = 4 + 4 + 8;
-
-    /// partition 4 | epoch 4 | upto 8, big-endian.
-    fn encode(&self) -> [u8; Cut::BYTES] {
-        let mut key = [0; Cut::BYTES];
-        key[0..4].copy_from_slice(&self.partition.to_be_bytes());
-        key[4..8].copy_from_slice(&self.epoch.0.to_be_bytes());
-        key[8..16].copy_from_slice(&self.upto.to_be_bytes());
-        key
-    }
-
-    fn decode(key: &[u8]) -> Option<Cut> {
-        let (partition, rest) = key.split_first_chunk()?;
-        let (epoch, rest) = rest.split_first_chunk()?;
-        let (upto, _) = rest.split_first_chunk()?;
-        let epoch = Epoch(u32::from_be_bytes(*epoch));
-        Some(Cut { partition: u32::from_be_bytes(*partition), epoch, upto: u64::from_be_bytes(*upto) })
-    }
-}
-
-const VALUE_BYTES: usize = 8 + 4 + 4;
-
-impl Where {
-    /// pack 8 | offset 4 | bytes 4, big-endian.
-    fn encode(&self) -> [u8; VALUE_BYTES] {
-        let mut value = [0; VALUE_BYTES];
-        value[0..8].copy_from_slice(&self.pack.to_be_bytes());
-        value[8..12].copy_from_slice(&self.offset.to_be_bytes());
-        value[12..16].copy_from_slice(&self.bytes.to_be_bytes());
-        value
-    }
-
-    fn decode(value: &[u8]) -> Option<Where> {
-        let (pack, rest) = value.split_first_chunk()?;
-        let (offset, rest) = rest.split_first_chunk()?;
-        Some(Where {
-            pack: u64::from_be_bytes(*pack),
-            offset: u32::from_be_bytes(*offset),
-            bytes: u32::from_be_bytes(rest.try_into().ok()?),
-        })
-    }
 }

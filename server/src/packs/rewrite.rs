@@ -49,10 +49,12 @@ impl Packs {
             if rewritten.bytes + used > PACK_BYTES as u64 {
                 break;
             }
-            let places = self.shared.index.places((pack, 0), u64::MAX)?;
+            let mut places = self.shared.index.places((pack, 0), u64::MAX)?;
+            places.retain(|(_, place)| place.pack == pack);
+            let contents = self.shared.contents(pack, &places).await;
             let (mut held, mut whole) = (Vec::new(), true);
-            for (name, place) in places.into_iter().filter(|(_, place)| place.pack == pack) {
-                match self.shared.content(&name, place).await {
+            for ((name, _), content) in places.into_iter().zip(contents) {
+                match content {
                     Ok(content) => held.push((name, content)),
                     Err(error) => {
                         tracing::error!("{error}");

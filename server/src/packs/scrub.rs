@@ -32,10 +32,12 @@ impl Packs {
             self.shared.lock().note_scrubbed((0, 0));
             return Ok(Scrubbed { end: true, ..scrubbed });
         };
-        for (name, place) in places {
+        // They are all of one pack.
+        let contents = self.shared.contents(last.pack, &places).await;
+        for ((name, place), content) in places.into_iter().zip(contents) {
             scrubbed.chunks += 1;
             scrubbed.bytes += u64::from(place.bytes);
-            if let Err(error) = self.shared.content(&name, place).await
+            if let Err(error) = content
                 // Its pack may have been rewritten meanwhile, or the chunk dropped.
                 && self.shared.index.find(&name)? == Some(place)
             {

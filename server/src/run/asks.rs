@@ -1,12 +1,79 @@
 //! Questions that other parts of the server ask of the state.
 
+use super::Control;
 use super::apply::Apply;
-use super::{Ask, LoginView, UserView};
 use crate::error::ServerError;
 use crate::machine;
+use crate::machine::StoredUser;
+use crate::store::snapshot::StoreReader;
 use bytes::Bytes;
+use proto::chunk::ChunkName;
 use proto::message::UserName;
+use proto::{LogTime, NamespaceId, SessionId};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+
+/// What logins and downloads ask the loop, which alone has the state.
+pub(crate) enum Ask {
+    /// What reads each partition's store as it is on disk; `None` for one without a checkpoint.
+    Stores(oneshot::Sender<Vec<Option<StoreReader>>>),
+    User {
+        user: UserName,
+        reply: oneshot::Sender<LoginView>,
+    },
+    /// When it is and which of these sessions live, once everything before `applied`
+    /// has been; until then `None`.
+    Live {
+        partition: u32,
+        applied: u64,
+        sessions: Vec<SessionId>,
+        reply: oneshot::Sender<Option<(LogTime, Vec<bool>)>>,
+    },
+    /// Which of these uploads are quoted, each in its namespace; the others never
+    /// will be, and are dropped.
+    Unquoted {
+        partition: u32,
+        chunks: Vec<(NamespaceId, ChunkName)>,
+        reply: oneshot::Sender<Vec<bool>>,
+    },
+    /// Content that the rows hold, and whether the request that it came in has been applied.
+    Content {
+        partition: u32,
+        name: ChunkName,
+        reply: oneshot::Sender<(Option<Bytes>, bool)>,
+    },
+}
+
+/// What a login needs to know of the state.
+pub(crate) struct LoginView {
+    /// Log time of partition 0, which logins are bound to.
+    pub now: LogTime,
+    /// `None` if there is no such user.
+    pub home: Option<UserView>,
+}
+
+/// A user, and the partition where its namespace lives.
+pub(crate) struct UserView {
+    pub user: StoredUser,
+    /// Log time of the namespace's partition.
+    pub log_time: LogTime,
+    pub volatile: bool,
+}
+
+/// Asks the loop.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    pub control: mpsc::Sender<Control>,
+}
+
+impl Asker {
+    /// `None` when the server ends.
+    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
+        let (reply, replied) = oneshot::channel();
+        self.control.send(Control::Ask(ask(reply))).await.ok()?;
+        replied.await.ok()
+    }
+}
 
 impl Apply {
     /// Answers a question. Whoever asked may have given up, so a lost answer is nothing.
@@ -43,9 +110,10 @@ impl Apply {
                 let _ = reply.send(self.partitions.iter().map(|partition| partition.store.reader()).collect());
             }
             Ask::Content { partition, name, reply } => {
-                let found = self.partitions.get_mut(partition as usize);
-                let content: Option<Bytes> = found.and_then(|partition| machine::content(&mut partition.store, &name));
-                let _ = reply.send(content);
+                let Some(partition) = self.partitions.get_mut(partition as usize) else { return Ok(()) };
+                let content: Option<Bytes> = machine::content(&mut partition.store, &name);
+                let place = (partition.machine.epoch(), partition.next_offset);
+                let _ = reply.send((content, (name.epoch, name.offset) < place));
             }
         }
         Ok(())

@@ -7,15 +7,16 @@ use super::*;
 use crate::admin::Admin;
 use crate::admin::users::UserSpec;
 use crate::data::{self, Identity};
-use proto::chunk::Uploader;
-use proto::chunk::chunk_record;
+use bytes::Bytes;
+use proto::chunk::{ChunkName, Uploader, chunk_record};
 use proto::frame::{Frame, Kind, record_hash};
 use proto::keys::KeyPair;
 use proto::log::memory::MemoryLog;
 use proto::log::{Record, Start, Tail};
 use proto::login::{ClientDone, ClientLogin, CredentialId, public_key};
 use proto::message::{
-    Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp, View,
+    Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp,
+    UserName, View,
 };
 use proto::seal::{Context, Direction, Head, hash_of, open, random, seal};
 use proto::{Ino, NamespaceId, RequestNo, Time};

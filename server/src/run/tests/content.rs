@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::disk::full::Full;
-use crate::limits::limits;
+use crate::keeper::Keeper;
+use crate::limits::{Limits, limits, set_limits};
 use proto::chunk::WrappedKey;
 use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Upload, WriteAt};
 
@@ -114,5 +115,92 @@ async fn a_full_disk_stops_the_server_and_nothing_is_lost() {
     assert_eq!(client.call(mkdir(root, "b")).await.result, Err(proto::message::Refusal::Exists));
     assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
     assert_eq!(client.download(name).await.0, Served::Chunk(name));
+    server.stop().expect("stops cleanly");
+}
+
+fn keeper(place: &Place, server: &Server, epoch: Epoch) -> Keeper {
+    Keeper {
+        log: Arc::new(place.log.clone()),
+        packs: server.packs.clone(),
+        cluster: Arc::new(Identity::read(&place.data(), None).expect("reads").cluster_key),
+        asker: server.asker.clone(),
+        epoch,
+    }
+}
+
+#[tokio::test]
+async fn uploads_that_nothing_quotes_go_after_their_session() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let (mut client, mut other) =
+        (Client::open(&place.log, "ann", b"secret").await, Client::open(&place.log, "ann", b"secret").await);
+    let keeper = keeper(&place, &server, client.done.epoch);
+    let ino = file(&mut client).await;
+    let (quoted, gone) = (client.upload(&[7; 100_000]).await, client.upload(&[8; 100_000]).await);
+    let living = other.upload(&[9; 100_000]).await;
+    assert!(client.call(quote(ino, 0, quoted)).await.result.is_ok());
+    assert!(client.call(Op::Session(SessionOp::Close)).await.result.is_ok());
+    assert!(other.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+
+    // Seen to be over, and its time has not come.
+    keeper.sweep().await.expect("sweeps");
+    keeper.sweep().await.expect("sweeps");
+    assert_eq!(collect(&server), 0);
+    assert_eq!(server.packs.fresh_sessions(None, 9).expect("reads").len(), 2);
+    // On this thread it has.
+    set_limits(Limits { quote_ms: 0, ..limits() });
+    keeper.sweep().await.expect("sweeps");
+    assert_eq!(collect(&server), 0, "no checkpoint is past it");
+    assert!(other.call(mkdir(Ino::root(other.done.namespace), "a")).await.result.is_ok());
+    assert!(other.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    let deadline = Instant::now() + WAIT;
+    while collect(&server) == 0 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(server.packs.read(&gone).await.expect("reads"), None);
+    for name in [quoted, living] {
+        assert!(server.packs.read(&name).await.expect("reads").is_some());
+    }
+    keeper.sweep().await.expect("sweeps");
+    let left = server.packs.fresh_sessions(None, 9).expect("reads");
+    assert_eq!(left.iter().map(|(session, ..)| *session).collect::<Vec<_>>(), [other.done.session]);
+    // Whoever asks for what has gone is told so at once.
+    let asked = Instant::now();
+    assert_eq!(other.download(gone).await.0, Served::Missing(gone));
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_healed_from_the_log_and_never_served() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let keeper = keeper(&place, &server, client.done.epoch);
+    let ino = file(&mut client).await;
+    let mut names = Vec::new();
+    // Enough for a pack.
+    for n in 0..10 {
+        let content: Vec<u8> = (0..500_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ n).collect();
+        let name = client.upload(&content).await;
+        assert!(client.call(quote(ino, u64::from(n) * 1000, name)).await.result.is_ok());
+        names.push((name, content));
+    }
+    assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    let packs = place.data().join("packs");
+    let pack = std::fs::read_dir(packs).expect("reads").map(|entry| entry.expect("an entry").path());
+    let pack = pack.filter(|path| path.extension().is_some_and(|end| end == "pack")).min().expect("a pack");
+    let mut bytes = std::fs::read(&pack).expect("reads");
+    bytes[100] ^= 1;
+    std::fs::write(&pack, bytes).expect("writes");
+
+    let (name, content) = &names[0];
+    assert_eq!(client.download(*name).await.0, Served::Missing(*name));
+    keeper.heal().await.expect("heals");
+    assert_eq!(client.download(*name).await, (Served::Chunk(*name), Bytes::from(content.clone())));
+    server.packs.flush().expect("flushed");
     server.stop().expect("stops cleanly");
 }
