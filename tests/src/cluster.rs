@@ -10,9 +10,14 @@ use crate::process::Process;
 use crate::programs::Programs;
 use crate::run::{self, Scratch};
 use anyhow::{Context, Result, bail, ensure};
+use mount::client::{Client, ClientConfig, Secret};
+use proto::clock::Clock;
+use proto::log::kafka::{KafkaLog, KafkaSettings};
+use proto::message::UserName;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -149,6 +154,24 @@ impl Cluster {
         let dir = self.dir.join(format!("mnt/{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&dir)?;
         Ok(dir)
+    }
+
+    /// The user's namespace by the client library, without a mount and without a journal.
+    pub async fn client(&self, user: &str) -> Result<Client> {
+        let settings = KafkaSettings::new(self.broker.bootstrap(), self.prefix());
+        let log = tokio::task::spawn_blocking(|| KafkaLog::connect(settings)).await??;
+        let config = ClientConfig {
+            log: Arc::new(log),
+            brokers: self.broker.bootstrap(),
+            prefix: self.prefix().to_owned(),
+            user: UserName::new(user)?,
+            secret: Secret::Password(Cluster::password(user).into()),
+            timeout: COMMAND_BOUND,
+            hard: false,
+            journal: None,
+            clock: Clock::default(),
+        };
+        Ok(Client::connect(config).await?)
     }
 
     /// `USER@HOST:PORT`

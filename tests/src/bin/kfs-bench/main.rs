@@ -10,14 +10,11 @@ mod through;
 use anyhow::{Context, Result, bail, ensure};
 use harness::broker::Broker;
 use harness::{Cluster, Mount};
-use mount::client::{Client, ClientConfig, Secret};
+use mount::client::Client;
 use proto::Ino;
-use proto::clock::Clock;
-use proto::log::kafka::{KafkaLog, KafkaSettings};
-use proto::message::{Op, UserName, View};
+use proto::message::{Op, View};
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -212,20 +209,7 @@ fn stats_in_parallel(cluster: &Cluster, files: usize) -> Result<f64> {
 fn by_the_library(cluster: &Cluster, files: usize) -> Result<(f64, f64)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let settings = KafkaSettings::new(cluster.broker.bootstrap(), cluster.prefix());
-        let log = tokio::task::spawn_blocking(|| KafkaLog::connect(settings)).await??;
-        let client = Client::connect(ClientConfig {
-            log: Arc::new(log),
-            brokers: cluster.broker.bootstrap(),
-            prefix: cluster.prefix().to_owned(),
-            user: UserName::new("bench")?,
-            secret: Secret::Password(Cluster::password("bench").into()),
-            timeout: Duration::from_secs(30),
-            hard: false,
-            journal: None,
-            clock: Clock::default(),
-        })
-        .await?;
+        let client = cluster.client("bench").await?;
         let ino = client.root();
         let getattr = async |client: &Client, ino: Ino| {
             client.call(Op::View(View::Getattr { ino }), Default::default(), &client.patience()).await
