@@ -1,5 +1,6 @@
-//! The log on paper: records of `requests` opened and said in words, one line each,
-//! so that a real incident (`kfs-server log dump`) and a simulator's trace read alike.
+//! The log on paper: records of `requests` and `replies` opened and said in words, one
+//! line each, so that a real incident (`kfs-server log dump`) and a simulator's trace
+//! read alike.
 //!
 //! The cluster key is enough: a session's key stands in the ticket of its open, so a
 //! reader that has seen the open can open what follows. Names, numbers and sizes are
@@ -15,25 +16,55 @@ pub use words::{Part, Words};
 use crate::machine::open_ticket;
 use proto::frame::{Frame, Header, Kind};
 use proto::keys::ClusterKey;
-use proto::log::{Record, Topic};
-use proto::message::{Open, Request, ServerBody, Ticket, UserName};
+use proto::log::{REQUEST_PARTITIONS, Record, Topic};
+use proto::message::{Answer, Open, PushBody, Request, ServerBody, Ticket, UserName};
 use proto::seal::{Context, Direction, Key, SealError, open};
 use proto::{NamespaceId, SessionId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 /// Sessions whose keys are remembered; beyond them the one seen first is forgotten.
 const MAX_SESSIONS: usize = 1 << 20;
 
-/// Reads records of `requests` in their order, partition by partition or mixed.
+/// Requests whose answers can be opened, likewise.
+const MAX_ASKED: usize = 1 << 16;
+
+/// Reads records of `requests` in their order, partition by partition or mixed, and
+/// answers and pushes after what they follow from.
 pub struct Trace {
     cluster: ClusterKey,
     /// By partition too, since a session has a key for each.
-    sessions: BTreeMap<(u32, SessionId), Known>,
-    order: BTreeMap<u64, (u32, SessionId)>,
-    next: u64,
+    sessions: Recent<(u32, SessionId), Known>,
+    /// Hashes of the frames that an answer binds, by session and number. One number can
+    /// stand for several: a repeat is another frame.
+    asked: Recent<(SessionId, u64, [u8; 32]), ()>,
+}
+
+/// What was remembered last, up to a bound.
+struct Recent<K, V> {
+    most: usize,
+    known: BTreeMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K: Ord + Copy, V> Recent<K, V> {
+    fn new(most: usize) -> Recent<K, V> {
+        Recent { most, known: BTreeMap::new(), order: VecDeque::new() }
+    }
+
+    fn remember(&mut self, key: K, value: V) {
+        if self.known.insert(key, value).is_some() {
+            return;
+        }
+        self.order.push_back(key);
+        if self.order.len() > self.most
+            && let Some(first) = self.order.pop_front()
+        {
+            self.known.remove(&first);
+        }
+    }
 }
 
 struct Known {
@@ -82,12 +113,12 @@ pub enum Said {
 
 impl Trace {
     pub fn new(cluster: ClusterKey) -> Trace {
-        Trace { cluster, sessions: BTreeMap::new(), order: BTreeMap::new(), next: 0 }
+        Trace { cluster, sessions: Recent::new(MAX_SESSIONS), asked: Recent::new(MAX_ASKED) }
     }
 
     /// Makes a session readable whose open is not among the records, from a machine's dump.
     pub fn know(&mut self, partition: u32, session: SessionId, key: Key) {
-        self.remember(partition, session, Known { key, user: None });
+        self.sessions.remember((partition, session), Known { key, user: None });
     }
 
     /// The record in words. An open makes what follows of its session readable.
@@ -113,7 +144,11 @@ impl Trace {
         line.epoch = epoch.0;
         line.payload_bytes = payload_bytes;
         let mut user = None;
-        line.said = match self.read(record.partition, &frame, &mut user) {
+        let read = match record.topic {
+            Topic::Replies => self.read_reply(record.partition, &frame, &mut user),
+            _ => self.read(record.partition, &frame, &mut user),
+        };
+        line.said = match read {
             Ok(words) => Said::Words(words),
             Err(unread) => Said::Unread { unread },
         };
@@ -146,11 +181,13 @@ impl Trace {
                 let words = Words::open(&body, &ticket);
                 let Ticket { key, user: name, .. } = ticket;
                 *user = Some(name.clone());
-                self.remember(partition, session, Known { key, user: Some(name) });
+                self.sessions.remember((partition, session), Known { key, user: Some(name) });
+                self.asked.remember((session, header.number, frame.hash()), ());
                 Ok(words)
             }
             Kind::Request => {
-                let Some(known) = self.sessions.get(&(partition, session)) else {
+                self.asked.remember((session, header.number, frame.hash()), ());
+                let Some(known) = self.sessions.known.get(&(partition, session)) else {
                     return Err("sealed under the key of a session whose open is not there".to_owned());
                 };
                 let request: Request = said(&known.key, frame, partition, Direction::ToServer)?;
@@ -161,16 +198,35 @@ impl Trace {
         }
     }
 
-    fn remember(&mut self, partition: u32, session: SessionId, known: Known) {
-        if self.sessions.insert((partition, session), known).is_some() {
-            return;
-        }
-        self.order.insert(self.next, (partition, session));
-        self.next += 1;
-        if self.order.len() > MAX_SESSIONS
-            && let Some((_, first)) = self.order.pop_first()
-        {
-            self.sessions.remove(&first);
+    /// What a session is told: an answer to a request that was read, or a push.
+    fn read_reply(&self, partition: u32, frame: &Frame, user: &mut Option<UserName>) -> Result<Words, String> {
+        let header = frame.header();
+        let session = SessionId(header.sender);
+        // One without a namespace says that the session is over, under the key that outlives it.
+        let known = self.sessions.known.get(&(header.namespace.0 % REQUEST_PARTITIONS, session));
+        let key = match known {
+            _ if header.namespace.0 == 0 => self.cluster.chunk_key(session),
+            Some(known) => {
+                user.clone_from(&known.user);
+                known.key.clone()
+            }
+            None => return Err("sealed under the key of a session whose open is not there".to_owned()),
+        };
+        let context = |answers| Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
+        match header.kind {
+            Kind::Push => open::<PushBody>(&key, frame, &context(None))
+                .map(|opened| Words::push(&opened.body.push))
+                .map_err(|error| unread(&error)),
+            Kind::Answer => {
+                let of_number = (session, header.number, [0; 32])..=(session, header.number, [0xff; 32]);
+                let asked = self.asked.known.range(of_number).map(|((_, _, hash), ())| *hash);
+                asked
+                    .filter_map(|hash| open::<Answer>(&key, frame, &context(Some(hash))).ok())
+                    .map(|opened| Words::answer(&opened.body))
+                    .next()
+                    .ok_or_else(|| "answers a request that is not there".to_owned())
+            }
+            _ => Err("neither an answer nor a push to a session".to_owned()),
         }
     }
 }

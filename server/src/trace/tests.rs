@@ -5,10 +5,11 @@ use crate::machine::seal_ticket;
 use bytes::Bytes;
 use proto::chunk::{SealedValue, WrappedKey};
 use proto::message::{
-    Acked, FileKind, NewInode, Op, Owner, Piece, ServerRecord, Source, Upload, UserName, View, WriteAt,
+    Acked, FileKind, NewInode, Op, Owner, Piece, Promise, Refusal, ServerRecord, Source, Upload, UserName, View,
+    WriteAt,
 };
 use proto::seal::{Head, seal};
-use proto::{Epoch, IncarnationId, Ino, LogTime, Name, Position, ServerId, Time};
+use proto::{Epoch, IncarnationId, Ino, LogTime, Name, Position, PushNo, ServerId, Time};
 
 const NAMESPACE: NamespaceId = NamespaceId(3);
 const PARTITION: u32 = 3;
@@ -155,6 +156,24 @@ fn without_its_open_a_session_is_unread_until_its_key_is_known() {
     assert!(line.contains("session abababab #1 UNREAD (sealed under the key of a session"), "{line}");
     trace.know(PARTITION, SESSION, log.key.clone());
     assert!(trace.line(&record).to_string().contains("#1 statfs"));
+
+    // What it is told can be read as well, if what it asked is known.
+    let request = Frame::parse(record.value.clone()).unwrap();
+    let answer = Answer {
+        at: Position { epoch: Epoch(1), partition: PARTITION, offset: 1, index: 0 },
+        pushed: PushNo(2),
+        result: Err(Refusal::NotFound),
+        granted: vec![Promise::Dir(Ino::root(NAMESPACE))],
+    };
+    let head = Head { kind: Kind::Answer, namespace: NAMESPACE, epoch: Epoch(1), sender: SESSION.0, number: 1 };
+    let context =
+        Context { direction: Direction::ToClient, topic: Topic::Replies, partition: 9, answers: Some(request.hash()) };
+    let value = seal(&log.key, &head, &context, &answer, &[]).expect("small").record;
+    let reply = Record { topic: Topic::Replies, partition: 9, offset: 5, append_time_ms: 0, value };
+    let line = trace.line(&reply).to_string();
+    assert_eq!(line, "1/9@5 - session abababab #1 refused why=NotFound at=1/3@1.0 pushed=2 granted=[dir(3:1)]");
+    let late = trace.line(&Record { partition: 8, ..reply }).to_string();
+    assert!(late.contains("UNREAD (answers a request that is not there)"), "{late}");
 
     // Another cluster's key opens nothing.
     let mut stranger = Trace::new(ClusterKey::generate());
