@@ -59,6 +59,8 @@ pub enum Seen<'a> {
         number: RequestNo,
         /// The number was admitted before, and this executes it once more.
         again: bool,
+        /// The client's own time, which goes with the request for good.
+        sent: Time,
         /// The time that counts for the change.
         time: Time,
         op: &'a Op,

@@ -14,6 +14,7 @@ pub mod process;
 pub mod programs;
 pub mod run;
 pub mod servers;
+pub mod sim;
 pub mod tree;
 
 pub use cluster::{Cluster, Mount};

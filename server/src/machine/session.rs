@@ -437,6 +437,7 @@ impl Machine {
             session: id,
             number,
             again: repeat,
+            sent: request.time,
             time: turn.time,
             op: &request.op,
             payload: &turn.payload,

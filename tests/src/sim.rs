@@ -1,0 +1,25 @@
+//! Whole clusters of the real code in one thread and in virtual time: from one seed,
+//! with every fault that it draws, twice the same.
+//!
+//! * [`plan`] is what a seed draws; [`run`] runs it; [`minimise`] makes a failing one smaller.
+//! * The world: [`bus`] (the broker and the network), [`disk`], and [`cluster`], which
+//!   starts, crashes and pauses machines. The programs: [`work`].
+//! * What is promised: [`history`] notes what was seen, [`model`] says what each request
+//!   must give, [`check`] holds one against the other.
+
+mod bus;
+mod check;
+mod cluster;
+mod disk;
+mod history;
+mod minimise;
+mod model;
+mod plan;
+mod rng;
+mod template;
+mod trace;
+mod work;
+
+pub use cluster::{Report, run};
+pub use minimise::minimise;
+pub use plan::{Fault, Plan, Step, What};

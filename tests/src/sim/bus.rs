@@ -1,0 +1,476 @@
+//! The broker of a simulation: one log of all topics in memory, reached by each
+//! machine over a network that delays, loses and repeats as the seed says.
+//!
+//! * Order within a partition is kept for one machine's appends, and for every
+//!   reader; nothing else is in order.
+//! * Everything is an event at a virtual moment. One task carries them out one by
+//!   one and lets all other tasks run in between.
+//! * What a machine appends after it was killed is nothing; what it had on its way
+//!   may still arrive.
+
+use super::rng::Rng;
+use super::trace::Trace;
+use bytes::Bytes;
+use proto::frame::{HEADER_BYTES, Header};
+use proto::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
+use proto::simulation::Node;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Records that a reader may lag behind.
+const QUEUE: usize = 1 << 14;
+
+/// What the network does to records, as chances in a thousand and microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Net {
+    /// Each way takes up to this long.
+    pub delay_us: u64,
+    /// This often it takes up to `slow_us` instead.
+    pub slow: u32,
+    pub slow_us: u64,
+    /// Never arrives; the writer is told after a while.
+    pub lost: u32,
+    /// Arrives, and the writer hears that it may not have.
+    pub no_offset: u32,
+    /// Arrives, and the writer hears of it only after up to `slow_us`.
+    pub late_ack: u32,
+    /// Arrives again some time later.
+    pub repeated: u32,
+    /// An answer, a push or served content that never arrives.
+    pub reply_lost: u32,
+}
+
+/// The broker.
+#[derive(Clone)]
+pub struct Bus {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    begun: Instant,
+    state: Mutex<State>,
+    changed: Notify,
+    trace: Trace,
+}
+
+struct State {
+    net: Net,
+    rng: Rng,
+    partitions: BTreeMap<(Topic, u32), Partition>,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    readers: BTreeMap<u64, Reader>,
+    next_reader: u64,
+    /// By topic and partition.
+    subscribed: BTreeMap<(Topic, u32), BTreeSet<u64>>,
+    /// The broker answers nobody before this.
+    down_until_us: u64,
+    /// Added to virtual time in append times, in milliseconds.
+    clock_ms: i64,
+    has_append_time: bool,
+    appends: u64,
+}
+
+#[derive(Default)]
+struct Partition {
+    first: u64,
+    records: VecDeque<Record>,
+}
+
+impl Partition {
+    fn next(&self) -> u64 {
+        self.first + self.records.len() as u64
+    }
+}
+
+enum Event {
+    Arrive { from: String, topic: Topic, partition: u32, value: Bytes, told: Option<Told>, repeat_at_us: Option<u64> },
+    Ack { told: oneshot::Sender<Result<u64, LogError>>, result: Result<u64, LogError> },
+    Deliver { reader: u64, record: Record },
+}
+
+/// How the writer hears of an arrival.
+struct Told {
+    to: oneshot::Sender<Result<u64, LogError>>,
+    after_us: u64,
+    without_offset: bool,
+}
+
+struct Reader {
+    machine: String,
+    ready_us: BTreeMap<(Topic, u32), u64>,
+    queue: mpsc::Sender<Result<Record, LogError>>,
+}
+
+impl Bus {
+    /// A broker whose clock shows `clock_ms` at the beginning. Must be called in the simulation's runtime.
+    pub fn new(net: Net, rng: Rng, clock_ms: i64, has_append_time: bool, trace: Trace) -> Bus {
+        let state = State {
+            net,
+            rng,
+            partitions: BTreeMap::new(),
+            events: BTreeMap::new(),
+            next_event: 0,
+            readers: BTreeMap::new(),
+            next_reader: 0,
+            subscribed: BTreeMap::new(),
+            down_until_us: 0,
+            clock_ms,
+            has_append_time,
+            appends: 0,
+        };
+        let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
+        Bus { shared: Arc::new(shared) }
+    }
+
+    /// Carries out events until the runtime ends.
+    pub async fn run(self) {
+        loop {
+            let wait_us = {
+                let mut state = self.shared.state();
+                let now_us = self.now_us();
+                match state.events.first_key_value() {
+                    Some((&(at_us, _), _)) if at_us <= now_us => {
+                        let ((_, number), event) = state.events.pop_first().expect("there is one");
+                        self.shared.carry_out(&mut state, now_us, number, event);
+                        0
+                    }
+                    Some((&(at_us, _), _)) => at_us - now_us,
+                    None => u64::MAX,
+                }
+            };
+            match wait_us {
+                0 => tokio::task::yield_now().await,
+                u64::MAX => self.shared.changed.notified().await,
+                wait_us => {
+                    tokio::select! {
+                        biased;
+                        () = self.shared.changed.notified() => {}
+                        () = tokio::time::sleep(Duration::from_micros(wait_us)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// The log as one machine sees it.
+    pub fn log(&self, machine: &str, node: Node) -> SimLog {
+        let way = Way { last_arrival_us: BTreeMap::new(), cut_until_us: 0 };
+        SimLog { bus: self.clone(), machine: machine.to_owned(), node, way: Arc::new(Mutex::new(way)) }
+    }
+
+    /// Virtual microseconds since the beginning.
+    pub fn now_us(&self) -> u64 {
+        (Instant::now() - self.shared.begun).as_micros() as u64
+    }
+
+    pub fn trace(&self, text: std::fmt::Arguments<'_>) {
+        self.shared.trace.line(self.now_us(), text);
+    }
+
+    /// From now on records travel like this.
+    pub fn set_net(&self, net: Net) {
+        self.shared.state().net = net;
+    }
+
+    /// Nobody is answered for so long: the broker restarts.
+    pub fn down_for(&self, us: u64) {
+        let until_us = self.now_us() + us;
+        self.shared.state().down_until_us = until_us;
+    }
+
+    /// The leader's clock jumps.
+    pub fn jump_clock(&self, ms: i64) {
+        self.shared.state().clock_ms += ms;
+    }
+
+    /// Records that were ever appended.
+    pub fn appends(&self) -> u64 {
+        self.shared.state().appends
+    }
+
+    /// Puts records there that an earlier life of the cluster has written.
+    pub fn preload(&self, records: &[Record]) {
+        let mut state = self.shared.state();
+        for record in records {
+            state.partitions.entry((record.topic, record.partition)).or_default().records.push_back(record.clone());
+        }
+    }
+
+    /// What the partition holds.
+    pub fn records(&self, topic: Topic, partition: u32) -> Vec<Record> {
+        let state = self.shared.state();
+        state.partitions.get(&(topic, partition)).map_or_else(Vec::new, |found| found.records.iter().cloned().collect())
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn carry_out(&self, state: &mut State, now_us: u64, number: u64, event: Event) {
+        match event {
+            Event::Arrive { from, topic, partition, value, told, repeat_at_us } => {
+                if state.down_until_us > now_us {
+                    let at_us = state.down_until_us;
+                    let event = Event::Arrive { from, topic, partition, value, told, repeat_at_us };
+                    state.events.insert((at_us, number), event);
+                    return;
+                }
+                if let Some(at_us) = repeat_at_us {
+                    let again = Event::Arrive {
+                        from: from.clone(),
+                        topic,
+                        partition,
+                        value: value.clone(),
+                        told: None,
+                        repeat_at_us: None,
+                    };
+                    state.at(at_us, again);
+                }
+                let offset = state.store(now_us, topic, partition, value.clone());
+                self.trace
+                    .line(now_us, format_args!("{from} -> {}/{partition}@{offset} {}", topic.suffix(), show(&value)));
+                if let Some(Told { to, after_us, without_offset }) = told {
+                    let result = match without_offset {
+                        true => Err(LogError::NotAppended {
+                            topic: topic.suffix().to_owned(),
+                            partition,
+                            reason: "a retry was acknowledged without an offset".into(),
+                        }),
+                        false => Ok(offset),
+                    };
+                    state.at(now_us + after_us, Event::Ack { told: to, result });
+                }
+            }
+            Event::Ack { told, result } => {
+                // Whoever appended may not care, or be dead.
+                let _ = told.send(result);
+            }
+            Event::Deliver { reader, record } => {
+                if state.down_until_us > now_us {
+                    let at_us = state.down_until_us;
+                    state.events.insert((at_us, number), Event::Deliver { reader, record });
+                    return;
+                }
+                if let Some(reader) = state.readers.get_mut(&reader) {
+                    self.trace.line(
+                        now_us,
+                        format_args!(
+                            "{} <- {}/{}@{}",
+                            reader.machine,
+                            record.topic.suffix(),
+                            record.partition,
+                            record.offset
+                        ),
+                    );
+                    // Full means that its machine has stood still for very long: it is as if it
+                    // were still on its way, and that for ever.
+                    let _ = reader.queue.try_send(Ok(record));
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn at(&mut self, at_us: u64, event: Event) {
+        self.next_event += 1;
+        self.events.insert((at_us, self.next_event), event);
+    }
+
+    fn delay_us(&mut self) -> u64 {
+        if self.net.slow > 0 && self.rng.chance(self.net.slow) {
+            let slow_us = self.net.slow_us;
+            return self.rng.range(self.net.delay_us, slow_us);
+        }
+        let delay_us = self.net.delay_us;
+        self.rng.range(0, delay_us)
+    }
+
+    fn store(&mut self, now_us: u64, topic: Topic, partition: u32, value: Bytes) -> u64 {
+        self.appends += 1;
+        let append_time_ms = if self.has_append_time { self.clock_ms + (now_us / 1000) as i64 } else { 0 };
+        let found = self.partitions.entry((topic, partition)).or_default();
+        let offset = found.next();
+        let record = Record { topic, partition, offset, append_time_ms, value };
+        found.records.push_back(record.clone());
+        let is_reply = matches!(topic, Topic::Replies | Topic::Bulk | Topic::Auth);
+        for reader in self.subscribed.get(&(topic, partition)).cloned().unwrap_or_default() {
+            if is_reply && self.net.reply_lost > 0 && self.rng.chance(self.net.reply_lost) {
+                continue;
+            }
+            self.schedule(now_us, reader, record.clone());
+        }
+        offset
+    }
+
+    fn forget_readers(&mut self) {
+        let gone: Vec<u64> =
+            self.readers.iter().filter(|(_, reader)| reader.queue.is_closed()).map(|(number, _)| *number).collect();
+        for number in gone {
+            self.readers.remove(&number);
+            for subscribed in self.subscribed.values_mut() {
+                subscribed.remove(&number);
+            }
+        }
+    }
+
+    fn schedule(&mut self, now_us: u64, reader: u64, record: Record) {
+        let delay_us = self.delay_us();
+        let Some(found) = self.readers.get_mut(&reader) else { return };
+        let ready_us = found.ready_us.entry((record.topic, record.partition)).or_default();
+        *ready_us = (*ready_us).max(now_us + delay_us);
+        let at_us = *ready_us;
+        self.at(at_us, Event::Deliver { reader, record });
+    }
+}
+
+/// One machine's way to the broker.
+struct Way {
+    last_arrival_us: BTreeMap<(Topic, u32), u64>,
+    cut_until_us: u64,
+}
+
+/// The log as one machine sees it.
+#[derive(Clone)]
+pub struct SimLog {
+    bus: Bus,
+    machine: String,
+    node: Node,
+    way: Arc<Mutex<Way>>,
+}
+
+impl SimLog {
+    /// Nothing that this machine appends arrives for so long.
+    pub fn cut_for(&self, us: u64) {
+        lock(&self.way).cut_until_us = self.bus.now_us() + us;
+    }
+}
+
+impl Log for SimLog {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
+        if value.len() > MAX_RECORD_BYTES {
+            return Box::pin(std::future::ready(Err(LogError::TooLarge { bytes: value.len() })));
+        }
+        if self.node.is_dead() {
+            return Box::pin(std::future::pending());
+        }
+        let (to, told) = oneshot::channel();
+        let now_us = self.bus.now_us();
+        let mut way = lock(&self.way);
+        let mut state = self.bus.shared.state();
+        let net = state.net.clone();
+        if net.lost > 0 && state.rng.chance(net.lost) {
+            let after_us = state.rng.range(1_000_000, 5_000_000);
+            let result = Err(LogError::NotAppended {
+                topic: topic.suffix().to_owned(),
+                partition,
+                reason: "no acknowledgement in time".into(),
+            });
+            self.bus.shared.trace.line(
+                now_us,
+                format_args!("{} lost on its way to {}/{partition}: {}", self.machine, topic.suffix(), show(&value)),
+            );
+            state.at(now_us + after_us, Event::Ack { told: to, result });
+        } else {
+            let delay_us = state.delay_us();
+            let last = way.last_arrival_us.get(&(topic, partition)).copied().unwrap_or(0);
+            let at_us = (now_us + delay_us).max(last).max(way.cut_until_us);
+            way.last_arrival_us.insert((topic, partition), at_us);
+            let without_offset = net.no_offset > 0 && state.rng.chance(net.no_offset);
+            let mut after_us = state.delay_us();
+            if net.late_ack > 0 && state.rng.chance(net.late_ack) {
+                after_us += state.rng.range(0, net.slow_us);
+            }
+            let repeat_at_us = match net.repeated > 0 && state.rng.chance(net.repeated) {
+                true => Some(at_us + state.rng.range(0, 20_000)),
+                false => None,
+            };
+            let told = Some(Told { to, after_us, without_offset });
+            state.at(at_us, Event::Arrive { from: self.machine.clone(), topic, partition, value, told, repeat_at_us });
+        }
+        drop(state);
+        self.bus.shared.changed.notify_one();
+        Box::pin(async move {
+            match told.await {
+                Ok(result) => result,
+                // The broker goes only with the whole simulation.
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        let mut state = self.bus.shared.state();
+        let number = state.next_reader;
+        let mut wanted = Vec::new();
+        for &(topic, partition, start) in starts {
+            let found = state.partitions.entry((topic, partition)).or_default();
+            let offset = match start {
+                Start::End => found.next(),
+                Start::At(offset) if offset < found.first || offset > found.next() => {
+                    let (first, next) = (found.first, found.next());
+                    return Err(LogError::OutOfRange {
+                        topic: topic.suffix().to_owned(),
+                        partition,
+                        offset,
+                        first,
+                        next,
+                    });
+                }
+                Start::At(offset) => offset,
+            };
+            wanted.extend(found.records.iter().skip((offset - found.first) as usize).cloned());
+        }
+        state.next_reader += 1;
+        let (queue, records) = mpsc::channel(QUEUE + wanted.len());
+        // What is there already is read at once.
+        for record in wanted {
+            let _ = queue.try_send(Ok(record));
+        }
+        let reader = Reader { machine: self.machine.clone(), ready_us: BTreeMap::new(), queue };
+        state.readers.insert(number, reader);
+        // Nobody reads the others' any more.
+        state.forget_readers();
+        for &(topic, partition, _) in starts {
+            state.subscribed.entry((topic, partition)).or_default().insert(number);
+        }
+        Ok(Tail::queue(records))
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        let state = self.bus.shared.state();
+        Ok(state.partitions.get(&(topic, partition)).map_or((0, 0), |found| (found.first, found.next())))
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        let mut state = self.bus.shared.state();
+        let found = state.partitions.entry((topic, partition)).or_default();
+        while found.first < before && !found.records.is_empty() {
+            found.records.pop_front();
+            found.first += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A record's header in words; the rest is sealed.
+fn show(value: &Bytes) -> String {
+    let header = value.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
+    match header {
+        Some(header) => {
+            let sender = format!("{:02x}{:02x}", header.sender[0], header.sender[1]);
+            format!("{:?} {} of {sender}, {} bytes", header.kind, header.number, value.len())
+        }
+        None => format!("{} bytes of no frame", value.len()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,304 @@
+//! Holds a history against the promises.
+//!
+//! * Every request gave, at its place in the log, what the model gives there.
+//! * Every operation of every mount can be put at a place in the log between its
+//!   beginning and its end so that it saw what was there; what had ended before it began
+//!   stands before it. A change stands where its request does.
+//! * No change has taken effect twice; those of one client take effect in their order.
+
+use super::history::{Applied, Found, Inner, Operation};
+use super::model::Model;
+use super::plan::Plan;
+use mount::client::ContentKeys;
+use proto::chunk::ChunkName;
+use proto::frame::Frame;
+use proto::log::{Record, Topic};
+use proto::message::{Op, Source, Upload};
+use proto::{Ino, Position, Time};
+use std::collections::BTreeMap;
+
+/// Says what is wrong, if anything is. `chunks` are the records of the topic, `fresh` the
+/// client that only looked when everything was over.
+pub fn check(
+    history: &Inner,
+    plan: &Plan,
+    root: Ino,
+    keys: &ContentKeys,
+    chunks: &[Record],
+    fresh: usize,
+) -> Result<(), String> {
+    if let Some(violation) = &history.violation {
+        return Err(violation.clone());
+    }
+    let model = replay(history, root, keys, chunks)?;
+    let by_time = exactly_once(history)?;
+    in_order(history, &by_time, plan)?;
+    linearizable(history, &model, &by_time, fresh)
+}
+
+fn replay(history: &Inner, root: Ino, keys: &ContentKeys, chunks: &[Record]) -> Result<Model, String> {
+    let mut model = Model::new(root);
+    let plain = |applied: &Applied| plain(applied, keys, chunks);
+    for (at, applied) in &history.applied {
+        model.apply(*at, applied, &plain).map_err(|reason| {
+            format!(
+                "the request at {at} ({:?}, number {} of {}): {reason}",
+                applied.op, applied.number, applied.session
+            )
+        })?;
+    }
+    Ok(model)
+}
+
+/// A write's plain content, opened with the namespace's keys.
+fn plain(applied: &Applied, keys: &ContentKeys, chunks: &[Record]) -> Result<Vec<(u64, Vec<u8>)>, String> {
+    let Op::Upload(Upload::Write { pieces, .. }) = &applied.op else { return Ok(Vec::new()) };
+    let mut out = Vec::new();
+    for piece in pieces {
+        let (sealed, hash) = match &piece.source {
+            Source::Inline { payload_from, payload_len } => {
+                let from = *payload_from as usize;
+                let sealed = applied.payload.slice(from..from + *payload_len as usize);
+                let hash = *blake3::hash(&sealed).as_bytes();
+                (sealed, hash)
+            }
+            Source::Chunk(name) => (uploaded(name, chunks)?, name.hash),
+        };
+        let content = keys.open_content(&piece.key, &hash, &sealed).map_err(|error| format!("a piece: {error}"))?;
+        let from = piece.chunk_from as usize;
+        let Some(part) = content.get(from..from + piece.len as usize) else {
+            return Err("a piece is larger than its content".into());
+        };
+        out.push((piece.offset, part.to_vec()));
+    }
+    Ok(out)
+}
+
+fn uploaded(name: &ChunkName, chunks: &[Record]) -> Result<bytes::Bytes, String> {
+    let found = chunks.iter().find(|record| {
+        record.topic == Topic::Chunks && record.partition == name.partition && record.offset == name.offset
+    });
+    let record = found.ok_or_else(|| format!("the chunk {name} is not in the log"))?;
+    let frame = Frame::parse(record.value.clone()).map_err(|error| error.to_string())?;
+    Ok(frame.payload())
+}
+
+/// Where each change took effect, or was refused last.
+fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
+    let mut done: BTreeMap<Time, Position> = BTreeMap::new();
+    let mut by_time = BTreeMap::new();
+    for (at, applied) in history.applied.iter().filter(|(_, applied)| applied.op.is_change() && !applied.again) {
+        if applied.result.is_ok()
+            && let Some(before) = done.insert(applied.sent, *at)
+        {
+            return Err(format!("a change took effect twice, at {before} and at {at}: {:?}", applied.op));
+        }
+        if !done.contains_key(&applied.sent) || applied.result.is_ok() {
+            by_time.insert(applied.sent, *at);
+        }
+    }
+    Ok(by_time)
+}
+
+/// One client's changes take effect in the order in which it entered them.
+fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>, _plan: &Plan) -> Result<(), String> {
+    let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
+    for entered in &history.entered {
+        let Some(at) = by_time.get(&entered.time) else { continue };
+        let client = client_of(entered.time);
+        if let Some((before, _)) = last.insert(client, (*at, entered.time))
+            && before > *at
+        {
+            return Err(format!(
+                "client {client} entered a change after another, and they took effect at {at} and {before}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Which client's clock showed this; see `cluster.rs`.
+pub fn client_of(time: Time) -> u32 {
+    time.nanos % 1_000_000 / 10_000
+}
+
+fn linearizable(
+    history: &Inner,
+    model: &Model,
+    by_time: &BTreeMap<Time, Position>,
+    fresh: usize,
+) -> Result<(), String> {
+    let mut by_operation: BTreeMap<usize, Vec<Position>> = BTreeMap::new();
+    for entered in &history.entered {
+        if let (Some(operation), Some(at)) = (entered.operation, by_time.get(&entered.time)) {
+            by_operation.entry(operation).or_default().push(*at);
+        }
+    }
+    // When each place came into being, in order of both.
+    let mut moments: Vec<(u64, Position)> = Vec::new();
+    let mut latest = Position::default();
+    for (at, applied) in &history.applied {
+        latest = latest.max(*at);
+        let moment = moments.last().map_or(applied.moment, |(before, _)| applied.moment.max(*before));
+        moments.push((moment, latest));
+    }
+    let up_to = |moment: u64| {
+        let index = moments.partition_point(|(at, _)| *at < moment);
+        index.checked_sub(1).map_or(Position::default(), |index| moments[index].1)
+    };
+
+    let mut order: Vec<(usize, &Operation)> = history.operations.iter().enumerate().collect();
+    order.retain(|(_, operation)| operation.returned.is_some());
+    order.sort_by_key(|(_, operation)| operation.returned);
+    // The highest place of anything that had returned by each moment.
+    let mut returned: Vec<(u64, Position)> = Vec::new();
+    for (number, operation) in order {
+        let end = operation.returned.expect("only those were kept");
+        let index = returned.partition_point(|(at, _)| *at < operation.invoked);
+        let mut from = index.checked_sub(1).map_or(Position::default(), |index| returned[index].1);
+        if operation.client == fresh {
+            // Whoever has no cache asks for all of it anew.
+            from = from.max(up_to(operation.invoked));
+        }
+        let to = up_to(end);
+        let wrong = |reason: String| {
+            Err(format!("client {} was given a wrong answer to `{}`: {reason}", operation.client, operation.text))
+        };
+        let place = match &operation.found {
+            Found::Nothing => None,
+            Found::Changed(result) => {
+                // A change that was sent before it, so that its data comes first, is not its own.
+                let Some(at) = by_operation.get(&number).and_then(|places| places.last()) else {
+                    if result.is_ok() {
+                        return wrong("it is nowhere in the log".into());
+                    }
+                    continue;
+                };
+                if result.is_ok() != history.applied[at].result.is_ok() {
+                    return wrong(format!("{result:?}, and at {at} the server gave {:?}", history.applied[at].result));
+                }
+                if *at < from || *at > to {
+                    return wrong(format!("it took effect at {at}, which is not between {from} and {to}"));
+                }
+                Some(*at)
+            }
+            Found::Written { ino } => written(history, by_time, operation, *ino)?,
+            found => match find_place(model, found, from, to) {
+                Some(at) => Some(at),
+                None => {
+                    return wrong(format!(
+                        "{}, which is nowhere between {from} and {to}; {}",
+                        show(found),
+                        nearby(model, found, from, to)
+                    ));
+                }
+            },
+        };
+        let before = returned.last().map_or(Position::default(), |(_, place)| *place);
+        returned.push((end, place.map_or(before, |place| before.max(place))));
+    }
+    Ok(())
+}
+
+/// Where everything that the mount had written to a file before took effect.
+fn written(
+    history: &Inner,
+    by_time: &BTreeMap<Time, Position>,
+    operation: &Operation,
+    ino: u64,
+) -> Result<Option<Position>, String> {
+    let end = operation.returned.expect("only those are looked at");
+    let mut last = None;
+    for entered in history.entered.iter().filter(|entered| entered.moment > operation.invoked && entered.moment < end) {
+        if entered.writes != Some(ino) || client_of(entered.time) as usize != operation.client {
+            continue;
+        }
+        match by_time.get(&entered.time) {
+            Some(at) if history.applied[at].moment < end => last = last.max(Some(*at)),
+            _ => return Err(format!("`{}` ended before what it wrote was applied", operation.text)),
+        }
+    }
+    Ok(last)
+}
+
+/// The first place of those allowed where the model has what was found.
+fn find_place(model: &Model, found: &Found, from: Position, to: Position) -> Option<Position> {
+    if matches(model, found, from) {
+        return Some(from);
+    }
+    let mut places = Vec::new();
+    for ino in concerned(found) {
+        let Some(versions) = model.versions.get(&ino) else { continue };
+        places.extend(versions.iter().map(|(at, _)| *at).filter(|at| *at > from && *at <= to));
+    }
+    places.sort_unstable();
+    places.into_iter().find(|at| matches(model, found, *at))
+}
+
+fn concerned(found: &Found) -> Vec<u64> {
+    match found {
+        Found::Entry { dir, entry, .. } => {
+            [Some(*dir), entry.as_ref().map(|entry| entry.ino)].into_iter().flatten().collect()
+        }
+        Found::Inode { ino, .. } | Found::Content { ino, .. } => vec![*ino],
+        Found::Names { dir, .. } => vec![*dir],
+        Found::Nothing | Found::Changed(_) | Found::Written { .. } => Vec::new(),
+    }
+}
+
+fn matches(model: &Model, found: &Found, at: Position) -> bool {
+    match found {
+        Found::Entry { dir, name, entry } => {
+            let named = model.version(*dir, at).and_then(|dir| dir.entries.get(name));
+            match (named, entry) {
+                (None, None) => true,
+                (Some(ino), Some(entry)) => {
+                    *ino == entry.ino && model.version(*ino, at).is_some_and(|inode| inode.entry(*ino) == *entry)
+                }
+                _ => false,
+            }
+        }
+        Found::Inode { ino, entry } => {
+            let inode = model.version(*ino, at);
+            match entry {
+                Some(entry) => inode.is_some_and(|inode| inode.entry(*ino) == *entry),
+                None => inode.is_none_or(|inode| inode.nlink == 0),
+            }
+        }
+        Found::Names { dir, names } => model.version(*dir, at).is_some_and(|dir| dir.entries == *names),
+        Found::Content { ino, content } => model.version(*ino, at).is_some_and(|inode| *inode.content == *content),
+        Found::Nothing | Found::Changed(_) | Found::Written { .. } => true,
+    }
+}
+
+fn show(found: &Found) -> String {
+    match found {
+        Found::Content { ino, content } => format!("inode {ino} with {}", short(content)),
+        other => format!("{other:?}"),
+    }
+}
+
+/// What the model has instead.
+fn nearby(model: &Model, found: &Found, from: Position, to: Position) -> String {
+    let mut out = String::from("the model has");
+    for ino in concerned(found) {
+        for (at, inode) in model.versions.get(&ino).into_iter().flatten().filter(|(at, _)| *at <= to).rev().take(4) {
+            let since = if *at <= from { "before" } else { "meanwhile" };
+            out.push_str(&format!(
+                " [{ino} at {at} ({since}): {:?} {:o} nlink {} {:?} {}]",
+                inode.kind,
+                inode.mode,
+                inode.nlink,
+                inode.entries.iter().map(|(name, ino)| (String::from_utf8_lossy(name), ino)).collect::<Vec<_>>(),
+                short(&inode.content)
+            ));
+        }
+    }
+    out
+}
+
+/// Content in a message.
+fn short(content: &[u8]) -> String {
+    let hash = blake3::hash(content).to_hex();
+    format!("{} bytes {}", content.len(), &hash[..8])
+}

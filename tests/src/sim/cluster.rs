@@ -1,0 +1,523 @@
+//! One run of a plan: the broker, a server, the clients, and the faults that come
+//! over them, all in one thread and in virtual time.
+
+use super::bus::{Bus, Net, SimLog};
+use super::check::check;
+use super::disk::SimDisk;
+use super::history::History;
+use super::plan::{DIRS, Plan, Step, What};
+use super::rng::Rng;
+use super::template::{Template, scratch, template};
+use super::trace::Trace;
+use super::work::{Todo, Work};
+use mount::client::{Client, ClientConfig, JournalConfig, Patience, Secret};
+use mount::fs::{Fs, FsConfig, Owners};
+use proto::clock::Clock;
+use proto::log::{Log, Topic};
+use proto::login::DeviceCredential;
+use proto::message::UserName;
+use proto::simulation::{Node, Simulation, observe};
+use server::{ServerConfig, Tasks};
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// What every clock shows at the beginning of the template, in milliseconds since 1970.
+pub const BEGINNING_MS: i64 = 1_700_000_000_000;
+
+/// Who looks at everything when it is over.
+const FRESH: usize = 99;
+
+/// Virtual time within which everything ends after the last fault and the last step.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(900);
+
+/// Bytes of uploaded and dirty content that a simulated client may hold.
+const DIRTY_BYTES: usize = 4 << 20;
+
+/// What became of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub violation: Option<String>,
+    /// The same for the same plan, always.
+    pub fingerprint: (u64, u64),
+    /// Empty unless they were asked for.
+    pub trace: Vec<String>,
+    pub operations: usize,
+    pub records: u64,
+    pub virtual_ms: u64,
+}
+
+/// Runs a plan on this thread. With `is_traced`, the report tells all that happened.
+pub fn run(plan: &Plan, is_traced: bool) -> Report {
+    let template = template();
+    note_panics();
+    let trace = Trace::new(is_traced);
+    let history = History::default();
+    let simulation = Simulation::begin(plan.seed);
+    let run = std::panic::AssertUnwindSafe(|| {
+        let runtime = runtime();
+        let done = runtime.block_on(World::run(plan, template, &trace, &history));
+        drop(runtime);
+        done
+    });
+    let outcome = std::panic::catch_unwind(run);
+    drop(simulation);
+    let panicked = PANIC.with_borrow_mut(Option::take);
+    let (violation, records, virtual_ms) = match outcome {
+        Ok((result, records, virtual_ms)) => (result.err(), records, virtual_ms),
+        Err(_) => (Some("it panicked".to_owned()), 0, 0),
+    };
+    Report {
+        seed: plan.seed,
+        violation: panicked.or(violation),
+        fingerprint: trace.fingerprint(),
+        trace: trace.lines(),
+        operations: history.lock().operations.len(),
+        records,
+        virtual_ms,
+    }
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A panic in a simulated machine is a violation, and told as one.
+fn note_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if proto::simulation::is_on() {
+                PANIC.with_borrow_mut(|noted| noted.get_or_insert(format!("panicked: {panic}")).len());
+            } else {
+                before(panic);
+            }
+        }));
+    });
+}
+
+/// A runtime of one thread whose time is virtual.
+pub fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime of one thread can be made")
+}
+
+/// A client's clock: never the same twice, and in its last digits whose it is.
+pub fn client_clock(bus: &Bus, client: u32, skew_ms: Arc<AtomicI64>) -> Clock {
+    let (bus, count) = (bus.clone(), AtomicU64::new(0));
+    Clock::new(move || {
+        let ms = BEGINNING_MS + skew_ms.load(Ordering::Relaxed) + (bus.now_us() / 1000) as i64;
+        let count = count.fetch_add(1, Ordering::Relaxed) % 10_000;
+        i128::from(ms) * 1_000_000 + i128::from(client) * 10_000 + i128::from(count)
+    })
+}
+
+pub fn client_config(
+    log: Arc<dyn Log>,
+    credential: &DeviceCredential,
+    clock: Clock,
+    journal: Option<&Path>,
+) -> ClientConfig {
+    ClientConfig {
+        log,
+        brokers: "simulated".to_owned(),
+        prefix: "kfs".to_owned(),
+        user: UserName::new(&credential.user).expect("the template's user has a name"),
+        secret: Secret::Device(credential.clone()),
+        timeout: Duration::from_secs(30),
+        hard: false,
+        journal: journal.map(|dir| JournalConfig { dir: dir.to_owned(), max_bytes: 16 << 20 }),
+        clock,
+    }
+}
+
+pub fn fs_config() -> FsConfig {
+    let owners = Owners { keep_numbers: true, uid: 1000, gid: 1000, every_uid: false, every_gid: false, umask: 0 };
+    FsConfig { cache_bytes: 1 << 20, dirty_bytes: DIRTY_BYTES, ..FsConfig::new(owners) }
+}
+
+pub fn server_config(data: &Path, disk: &SimDisk, clock: Clock, append_time: bool) -> ServerConfig {
+    ServerConfig { clock, append_time, disk: disk.disk(), cache_bytes: 16 << 20, ..ServerConfig::new(data) }
+}
+
+pub fn patience() -> Patience {
+    Patience::within(Duration::from_secs(60))
+}
+
+/// Everything in one run.
+struct World<'a> {
+    plan: &'a Plan,
+    template: &'a Template,
+    bus: Bus,
+    history: History,
+    data: tempfile::TempDir,
+    journals: Option<tempfile::TempDir>,
+    disk: SimDisk,
+    rng: Rng,
+    server: Option<ServerNode>,
+    server_skew_ms: Arc<AtomicI64>,
+    clients: Vec<ClientNode>,
+}
+
+struct ServerNode {
+    node: Node,
+    log: SimLog,
+    tasks: Tasks,
+}
+
+struct ClientNode {
+    number: usize,
+    todo: Vec<Todo>,
+    skew_ms: Arc<AtomicI64>,
+    life: Option<ClientLife>,
+}
+
+/// One life of a client between two crashes.
+struct ClientLife {
+    node: Node,
+    log: SimLog,
+    client: Arc<Mutex<Option<Client>>>,
+    working: JoinHandle<()>,
+}
+
+impl<'a> World<'a> {
+    async fn run(
+        plan: &'a Plan,
+        template: &'a Template,
+        trace: &Trace,
+        history: &History,
+    ) -> (Result<(), String>, u64, u64) {
+        let clock_ms = BEGINNING_MS + (template.ends_us / 1000) as i64;
+        let bus = Bus::new(plan.net.clone(), Rng::new(plan.seed, "net"), clock_ms, plan.append_time, trace.clone());
+        bus.preload(&template.records);
+        tokio::spawn(bus.clone().run());
+        let observer = history.clone();
+        observe(move |seen| observer.observe(seen));
+        let data = scratch();
+        template.write(data.path());
+        let clients = plan.clients.iter().enumerate().map(|(number, workers)| {
+            let todo = |steps: &Vec<Step>| Arc::new(Mutex::new(steps.iter().cloned().collect()));
+            ClientNode { number, todo: workers.iter().map(todo).collect(), skew_ms: Arc::default(), life: None }
+        });
+        let mut world = World {
+            plan,
+            template,
+            bus,
+            history: history.clone(),
+            data,
+            journals: plan.journal.then(scratch),
+            disk: template.disk.copy(),
+            rng: Rng::new(plan.seed, "faults"),
+            server: None,
+            server_skew_ms: Arc::default(),
+            clients: clients.collect(),
+        };
+        let result = world.live().await;
+        world.end();
+        (result, world.bus.appends(), world.bus.now_us() / 1000)
+    }
+
+    async fn live(&mut self) -> Result<(), String> {
+        self.start_server()?;
+        for number in 0..self.clients.len() {
+            self.start_client(number);
+        }
+        let mut due: Vec<(u64, Due)> =
+            self.plan.faults.iter().map(|fault| (fault.at_ms * 1000, Due::Begin(fault.what.clone()))).collect();
+        let mut deadline_us = None;
+        loop {
+            due.sort_by_key(|(at_us, _)| *at_us);
+            let now_us = self.bus.now_us();
+            if due.first().is_some_and(|(at_us, _)| *at_us <= now_us) {
+                let (_, next) = due.remove(0);
+                if let Some(after) = self.carry_out(next)? {
+                    due.push(after);
+                }
+                continue;
+            }
+            self.look_after_server(&due)?;
+            let is_done =
+                self.clients.iter().all(|client| client.life.as_ref().is_some_and(|life| life.working.is_finished()));
+            if is_done && due.is_empty() {
+                break;
+            }
+            if due.is_empty() {
+                let until_us = *deadline_us.get_or_insert_with(|| now_us + CONVERGES_WITHIN.as_micros() as u64);
+                if now_us > until_us {
+                    let waiting = self.waiting();
+                    return Err(format!(
+                        "no end within {} s after the last fault: {waiting}",
+                        CONVERGES_WITHIN.as_secs()
+                    ));
+                }
+            }
+            let next_us = due.first().map_or(u64::MAX, |(at_us, _)| *at_us);
+            let wait_us = (next_us - now_us).min(20_000);
+            tokio::time::sleep(Duration::from_micros(wait_us.max(1))).await;
+        }
+        self.look_back().await
+    }
+
+    fn waiting(&self) -> String {
+        let history = self.history.lock();
+        let waiting: Vec<_> = history
+            .operations
+            .iter()
+            .filter(|operation| operation.returned.is_none())
+            .map(|operation| format!("client {} `{}`", operation.client, operation.text))
+            .collect();
+        waiting.join(", ")
+    }
+
+    /// All faults are over: what is there must be what the log says.
+    async fn look_back(&mut self) -> Result<(), String> {
+        self.bus.trace(format_args!("faults and steps are over"));
+        self.bus.set_net(Net { delay_us: 500, ..Net::default() });
+        for client in &mut self.clients {
+            let Some(life) = &client.life else { continue };
+            let connected = life.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(connected) = connected {
+                let left = connected.drain(Duration::from_secs(120)).await;
+                if !left.left.is_empty() {
+                    return Err(format!("client {} still waits for {:?}", client.number, left.left));
+                }
+            }
+        }
+        let node = Node::new();
+        let log = Arc::new(self.bus.log("fresh", node.clone()));
+        let clock = client_clock(&self.bus, FRESH as u32, Arc::default());
+        let config = client_config(log, &self.template.credential, clock, None);
+        let history = self.history.clone();
+        let looking = node.spawn(&tokio::runtime::Handle::current(), async move {
+            let client = Client::connect(config).await.map_err(|error| format!("cannot log in any more: {error}"))?;
+            let fs = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await;
+            let fs = fs.map_err(|error| format!("cannot see the root any more: {error}"))?;
+            let work = Work::begin(fs, history, FRESH, DIRS).await;
+            let work = work.map_err(|error| format!("cannot find the first directories: {error}"))?;
+            work.look_at_all().await;
+            Ok::<Client, String>(client)
+        });
+        let looked = tokio::time::timeout(Duration::from_secs(300), looking).await;
+        let client = match looked {
+            Ok(Ok(looked)) => looked?,
+            Ok(Err(error)) => return Err(format!("looking at everything failed: {error}")),
+            Err(_) => return Err("looking at everything takes for ever".into()),
+        };
+        let partition = client.namespace().0 as u32 % proto::log::REQUEST_PARTITIONS;
+        let chunks = self.bus.records(Topic::Chunks, partition);
+        check(&self.history.lock(), self.plan, client.root(), client.keys(), &chunks, FRESH)
+    }
+
+    fn start_server(&mut self) -> Result<(), String> {
+        self.bus.trace(format_args!("the server starts"));
+        let node = Node::new();
+        let log = self.bus.log("server", node.clone());
+        let (bus, skew_ms) = (self.bus.clone(), self.server_skew_ms.clone());
+        let base_ms = BEGINNING_MS + (self.template.ends_us / 1000) as i64;
+        let clock = Clock::new(move || {
+            let ms = base_ms + skew_ms.load(Ordering::Relaxed) + (bus.now_us() / 1000) as i64;
+            i128::from(ms) * 1_000_000
+        });
+        let config = server_config(self.data.path(), &self.disk, clock, self.plan.append_time);
+        let tasks = node.enter(|| Tasks::start(&config, Arc::new(log.clone())));
+        let tasks = tasks.map_err(|error| format!("the server does not start: {error}"))?;
+        self.server = Some(ServerNode { node, log, tasks });
+        Ok(())
+    }
+
+    /// A server that ended by itself is a violation, unless it was told to.
+    fn look_after_server(&mut self, _due: &[(u64, Due)]) -> Result<(), String> {
+        match self.server.as_ref().and_then(|server| server.tasks.ended()) {
+            Some(Err(error)) => Err(format!("the server has stopped: {error}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_client(&mut self, number: usize) {
+        self.bus.trace(format_args!("client {number} starts"));
+        let node = Node::new();
+        let log = self.bus.log(&format!("client{number}"), node.clone());
+        let journal = self.journals.as_ref().map(|dir| dir.path().join(number.to_string()));
+        let state = &mut self.clients[number];
+        let base_ms = state.skew_ms.clone();
+        base_ms.fetch_add(0, Ordering::Relaxed);
+        let clock = client_clock(&self.bus, number as u32, base_ms);
+        let config = client_config(Arc::new(log.clone()), &self.template.credential, clock, journal.as_deref());
+        let client = Arc::new(Mutex::new(None));
+        let working = node.spawn(
+            &tokio::runtime::Handle::current(),
+            live(config, client.clone(), self.history.clone(), number, state.todo.clone()),
+        );
+        state.life = Some(ClientLife { node, log, client, working });
+    }
+
+    /// Lets something happen; gives what comes of it later.
+    fn carry_out(&mut self, due: Due) -> Result<Option<(u64, Due)>, String> {
+        let now_us = self.bus.now_us();
+        self.bus.trace(format_args!("{due:?}"));
+        let after = |ms: u64, due: Due| Ok(Some((now_us + ms * 1000, due)));
+        match due {
+            Due::Begin(What::ServerCrash { for_ms }) => {
+                let Some(server) = self.server.take() else { return Ok(None) };
+                server.node.kill();
+                // A kill -9 loses nothing that was written; a power failure does.
+                let keeps_all = self.rng.chance(300);
+                self.disk.crash(&mut self.rng, keeps_all);
+                after(for_ms, Due::StartServer)
+            }
+            Due::Begin(What::ServerRestart { for_ms }) => {
+                let Some(server) = &self.server else { return Ok(None) };
+                server.tasks.stop();
+                after(for_ms + 100, Due::ReplaceServer)
+            }
+            Due::Begin(What::ServerPause { for_ms }) => {
+                let Some(server) = &self.server else { return Ok(None) };
+                server.node.pause();
+                after(for_ms, Due::ResumeServer)
+            }
+            Due::Begin(What::ServerCut { for_ms }) => {
+                if let Some(server) = &self.server {
+                    server.log.cut_for(for_ms * 1000);
+                }
+                Ok(None)
+            }
+            Due::Begin(What::ServerClock { by_ms }) => {
+                self.server_skew_ms.fetch_add(by_ms, Ordering::Relaxed);
+                Ok(None)
+            }
+            Due::Begin(What::BrokerDown { for_ms }) => {
+                self.bus.down_for(for_ms * 1000);
+                Ok(None)
+            }
+            Due::Begin(What::BrokerClock { by_ms }) => {
+                self.bus.jump_clock(by_ms);
+                Ok(None)
+            }
+            Due::Begin(What::ClientCrash { client, for_ms }) => {
+                let number = usize::from(client);
+                let Some(life) = self.clients.get_mut(number).and_then(|client| client.life.take()) else {
+                    return Ok(None);
+                };
+                life.node.kill();
+                after(for_ms, Due::StartClient(number))
+            }
+            Due::Begin(What::ClientPause { client, for_ms }) => match self.life(client) {
+                Some(life) => {
+                    life.node.pause();
+                    after(for_ms, Due::ResumeClient(client))
+                }
+                None => Ok(None),
+            },
+            Due::Begin(What::ClientCut { client, for_ms }) => {
+                if let Some(life) = self.life(client) {
+                    life.log.cut_for(for_ms * 1000);
+                }
+                Ok(None)
+            }
+            Due::Begin(What::ClientClock { client, by_ms }) => {
+                if let Some(client) = self.clients.get(usize::from(client)) {
+                    client.skew_ms.fetch_add(by_ms, Ordering::Relaxed);
+                }
+                Ok(None)
+            }
+            Due::StartServer => {
+                if self.server.is_none() {
+                    self.start_server()?;
+                }
+                Ok(None)
+            }
+            Due::ReplaceServer => {
+                let Some(server) = &self.server else { return Ok(None) };
+                if server.tasks.ended().is_none() {
+                    return after(100, Due::ReplaceServer);
+                }
+                server.node.kill();
+                self.server = None;
+                self.start_server()?;
+                Ok(None)
+            }
+            Due::ResumeServer => {
+                if let Some(server) = &self.server {
+                    server.node.resume();
+                }
+                Ok(None)
+            }
+            Due::StartClient(number) => {
+                self.start_client(number);
+                Ok(None)
+            }
+            Due::ResumeClient(client) => {
+                if let Some(life) = self.life(client) {
+                    life.node.resume();
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn life(&self, client: u8) -> Option<&ClientLife> {
+        self.clients.get(usize::from(client))?.life.as_ref()
+    }
+
+    /// Nothing of it goes on.
+    fn end(&mut self) {
+        for client in &mut self.clients {
+            if let Some(life) = client.life.take() {
+                life.node.kill();
+            }
+        }
+        if let Some(server) = self.server.take() {
+            server.node.kill();
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Due {
+    Begin(What),
+    StartServer,
+    /// Once the one that was told to stop has stopped.
+    ReplaceServer,
+    ResumeServer,
+    StartClient(usize),
+    ResumeClient(u8),
+}
+
+/// A mount, from logging in until its programs have ended.
+async fn live(
+    config: ClientConfig,
+    place: Arc<Mutex<Option<Client>>>,
+    history: History,
+    number: usize,
+    todo: Vec<Todo>,
+) {
+    loop {
+        let client = match Client::connect(config.clone()).await {
+            Ok(client) => client,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        let work = loop {
+            let Ok(fs) = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await else {
+                continue;
+            };
+            if let Ok(work) = Work::begin(fs, history.clone(), number, DIRS).await {
+                break work;
+            }
+        };
+        let workers: Vec<_> = todo.iter().map(|todo| proto::task::spawn(work.clone().run(todo.clone()))).collect();
+        for worker in workers {
+            // A worker that panicked has been noted.
+            let _ = worker.await;
+        }
+        return;
+    }
+}

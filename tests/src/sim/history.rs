@@ -1,0 +1,198 @@
+//! What a run has seen: what machines did with each request, what clients entered,
+//! and what each operation of the workload gave, all in one order.
+
+use bytes::Bytes;
+use proto::message::{FileKind, Op, Outcome, Refusal, Upload};
+use proto::simulation::Seen;
+use proto::{Position, SessionId, Time};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+thread_local! {
+    /// Which operation of the workload is being polled.
+    static OPERATION: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Shared by everything in one run.
+#[derive(Clone, Default)]
+pub struct History(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+pub struct Inner {
+    /// Counts everything that is told here.
+    moment: u64,
+    pub applied: BTreeMap<Position, Applied>,
+    pub hashes: BTreeMap<Position, [u8; 32]>,
+    pub operations: Vec<Operation>,
+    /// Changes in the order in which clients entered them, each with its client's number.
+    pub entered: Vec<Entered>,
+    /// The first thing that cannot be.
+    pub violation: Option<String>,
+}
+
+/// What a machine did with a request at its place.
+pub struct Applied {
+    pub moment: u64,
+    pub session: SessionId,
+    pub number: u64,
+    pub again: bool,
+    pub sent: Time,
+    pub time: Time,
+    pub op: Op,
+    pub payload: Bytes,
+    pub result: Result<Outcome, Refusal>,
+}
+
+/// A change as its client entered it.
+pub struct Entered {
+    pub moment: u64,
+    /// Tells it apart from every other: simulated clocks never show the same twice.
+    pub time: Time,
+    pub operation: Option<usize>,
+    /// The file, if it writes to one.
+    pub writes: Option<u64>,
+}
+
+/// One operation of the workload.
+pub struct Operation {
+    pub client: usize,
+    pub text: String,
+    pub invoked: u64,
+    /// `None` while it has no result, and for ever if its client was killed.
+    pub returned: Option<u64>,
+    pub found: Found,
+}
+
+/// What an operation gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing is known: no answer in time, or its client was killed.
+    Nothing,
+    /// A change, which the server agreed to or refused.
+    Changed(Result<(), Refusal>),
+    Entry {
+        dir: u64,
+        name: Vec<u8>,
+        entry: Option<Entry>,
+    },
+    Inode {
+        ino: u64,
+        entry: Option<Entry>,
+    },
+    Names {
+        dir: u64,
+        names: BTreeMap<Vec<u8>, u64>,
+    },
+    Content {
+        ino: u64,
+        content: Vec<u8>,
+    },
+    /// What was written to the file before has been answered for.
+    Written {
+        ino: u64,
+    },
+}
+
+/// What is compared of an inode's attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub ino: u64,
+    pub kind: FileKind,
+    pub mode: u32,
+    pub nlink: u32,
+}
+
+impl History {
+    /// Takes in what the real code tells. To be given to [`proto::simulation::observe`].
+    pub fn observe(&self, seen: &Seen<'_>) {
+        let mut inner = self.lock();
+        inner.moment += 1;
+        let moment = inner.moment;
+        match seen {
+            Seen::Applied { at, session, number, again, sent, time, op, payload, result } => {
+                if let Some(known) = inner.applied.get(at) {
+                    if known.result != **result || known.op != **op {
+                        let text = format!("at {at} one machine gave {:?}, another {result:?}", known.result);
+                        inner.violated(text);
+                    }
+                    return;
+                }
+                let applied = Applied {
+                    moment,
+                    session: *session,
+                    number: number.0,
+                    again: *again,
+                    sent: *sent,
+                    time: *time,
+                    op: (*op).clone(),
+                    payload: (*payload).clone(),
+                    result: (*result).clone(),
+                };
+                inner.applied.insert(*at, applied);
+            }
+            Seen::Hash { at, hash } => {
+                if let Some(known) = inner.hashes.insert(*at, *hash)
+                    && known != *hash
+                {
+                    inner.violated(format!("two machines differ after {at}"));
+                }
+            }
+            Seen::Entered { time, op } => {
+                if op.is_change() {
+                    let writes = match op {
+                        Op::Upload(Upload::Write { ino, .. }) => Some(ino.0),
+                        _ => None,
+                    };
+                    inner.entered.push(Entered { moment, time: *time, operation: OPERATION.get(), writes });
+                }
+            }
+        }
+    }
+
+    /// An operation begins.
+    pub fn invoked(&self, client: usize, text: String) -> usize {
+        let mut inner = self.lock();
+        inner.moment += 1;
+        let invoked = inner.moment;
+        inner.operations.push(Operation { client, text, invoked, returned: None, found: Found::Nothing });
+        inner.operations.len() - 1
+    }
+
+    /// It has a result.
+    pub fn returned(&self, operation: usize, found: Found) {
+        let mut inner = self.lock();
+        inner.moment += 1;
+        let moment = inner.moment;
+        let operation = &mut inner.operations[operation];
+        operation.returned = Some(moment);
+        operation.found = found;
+    }
+
+    pub fn violated(&self, text: String) {
+        self.lock().violated(text);
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The first violation counts.
+    pub fn violated(&mut self, text: String) {
+        self.violation.get_or_insert(text);
+    }
+}
+
+/// Runs `work` so that what it enters is known to be this operation's.
+pub async fn as_operation<T>(operation: usize, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(move |context| {
+        let before = OPERATION.replace(Some(operation));
+        let polled = work.as_mut().poll(context);
+        OPERATION.set(before);
+        polled
+    })
+    .await
+}

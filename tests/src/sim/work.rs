@@ -1,0 +1,349 @@
+//! A client's programs: each worker does its steps one after the other through the
+//! real filesystem, and notes what it was given.
+
+use super::history::{Entry, Found, History, as_operation};
+use super::plan::{Content, How, Place, Step};
+use mount::client::{CallError, Patience};
+use mount::error::FsError;
+use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
+use proto::Ino;
+use proto::message::{FileKind, Refusal, RenameHow};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long an operation waits before it counts as not answered.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const ME: Caller = Caller { uid: 1000, gid: 1000 };
+
+/// What one worker still has to do; outlives crashes of its client.
+pub type Todo = Arc<Mutex<VecDeque<Step>>>;
+
+/// One mount's programs.
+#[derive(Clone)]
+pub struct Work {
+    pub fs: Fs,
+    pub history: History,
+    pub client: usize,
+    /// The root, and the directories below it that steps name.
+    pub dirs: Vec<u64>,
+    /// Files that this mount is writing or may have written without an answer: what it
+    /// shows of them is its own business.
+    own: Arc<Mutex<BTreeMap<u64, u32>>>,
+}
+
+impl Work {
+    /// Finds the directories that are there from the beginning.
+    pub async fn begin(fs: Fs, history: History, client: usize, dirs: u8) -> Result<Work, FsError> {
+        let mut found = vec![ROOT];
+        for number in 1..dirs {
+            found.push(fs.lookup(ROOT, &dir_name(number), &Patience::within(PATIENCE)).await?.ino);
+        }
+        Ok(Work { fs, history, client, dirs: found, own: Arc::default() })
+    }
+
+    /// Does what is to be done until nothing is left.
+    pub async fn run(self, todo: Todo) {
+        loop {
+            let step = todo.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match step {
+                Some(step) => self.step(&step).await,
+                None => return,
+            }
+        }
+    }
+
+    pub async fn step(&self, step: &Step) {
+        let fs = &self.fs;
+        let p = &Patience::within(PATIENCE);
+        let text = || format!("{step:?}");
+        match step {
+            Step::Create(at) => {
+                let node = NewNode { kind: FileKind::File, mode: 0o644, rdev: 0 };
+                self.change(text(), fs.mknod(ME, self.dir(at), &name(at), node, p)).await;
+            }
+            Step::Mkdir(at) => self.change(text(), fs.mkdir(ME, self.dir(at), &name(at), 0o755, p)).await,
+            Step::Symlink(at) => self.change(text(), fs.symlink(ME, self.dir(at), &name(at), b"target", p)).await,
+            Step::Unlink(at) => self.change(text(), fs.unlink(self.dir(at), &name(at), p)).await,
+            Step::Rmdir(at) => self.change(text(), fs.rmdir(self.dir(at), &name(at), p)).await,
+            Step::Rename(from, to, how) => {
+                let how = match how {
+                    How::Replace => RenameHow::Replace,
+                    How::NoReplace => RenameHow::NoReplace,
+                    How::Exchange => RenameHow::Exchange,
+                };
+                let (from, from_name, to, to_name) = (self.dir(from), name(from), self.dir(to), name(to));
+                self.change(text(), fs.rename((from, &from_name), (to, &to_name), how, p)).await;
+            }
+            Step::Link(from, to) => {
+                if let Some(found) = self.lookup(from).await {
+                    self.change(text(), fs.link(found.ino, self.dir(to), &name(to), p)).await;
+                }
+            }
+            Step::Chmod(at, mode) => {
+                if let Some(found) = self.lookup(at).await {
+                    let set = SetAttr { mode: Some(u32::from(*mode)), ..SetAttr::default() };
+                    self.change(text(), fs.setattr(found.ino, set, p)).await;
+                }
+            }
+            Step::Truncate(at, size) => {
+                if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
+                    let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
+                    self.change(text(), fs.setattr(found.ino, set, p)).await;
+                }
+            }
+            Step::Write(at, content) => self.write(text(), at, content, false, false).await,
+            Step::WriteSynced(at, content) => self.write(text(), at, content, false, true).await,
+            Step::Append(at, content) => self.write(text(), at, content, true, false).await,
+            Step::Unlinked(at, content) => self.unlinked(text(), at, content).await,
+            Step::Lookup(at) => drop(self.lookup(at).await),
+            Step::Stat(at) => {
+                if let Some(found) = self.lookup(at).await {
+                    self.stat(found.ino).await;
+                }
+            }
+            Step::StatDir(dir) => self.stat(self.dirs[usize::from(*dir)]).await,
+            Step::List(dir) => drop(self.list(self.dirs[usize::from(*dir)]).await),
+            Step::Read(at) => {
+                if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
+                    self.read(found.ino).await;
+                }
+            }
+            Step::SleepMs(ms) => tokio::time::sleep(Duration::from_millis(u64::from(*ms))).await,
+        }
+    }
+
+    fn dir(&self, place: &Place) -> u64 {
+        self.dirs[usize::from(place.0)]
+    }
+
+    /// The number that the cluster knows an inode by.
+    fn true_ino(&self, ino: u64) -> u64 {
+        if ino == ROOT { Ino::root(self.fs.client().namespace()).0 } else { ino }
+    }
+
+    /// Notes one operation: what it is, and what it found.
+    async fn operation<T>(
+        &self,
+        text: String,
+        work: impl Future<Output = Result<T, FsError>>,
+        found: impl FnOnce(&Result<T, FsError>) -> Found,
+    ) -> Option<T> {
+        let operation = self.history.invoked(self.client, text);
+        let result = as_operation(operation, work).await;
+        self.history.returned(operation, found(&result));
+        result.ok()
+    }
+
+    async fn change<T>(&self, text: String, work: impl Future<Output = Result<T, FsError>>) {
+        self.operation(text, work, |result| match result {
+            Ok(_) => Found::Changed(Ok(())),
+            Err(error) => refusal(error).map_or(Found::Nothing, |refusal| Found::Changed(Err(refusal))),
+        })
+        .await;
+    }
+
+    async fn lookup(&self, at: &Place) -> Option<Stat> {
+        self.lookup_name(self.dir(at), &name(at)).await
+    }
+
+    pub async fn lookup_name(&self, dir: u64, name: &[u8]) -> Option<Stat> {
+        let true_dir = self.true_ino(dir);
+        let text = format!("lookup {}/{}", true_dir, String::from_utf8_lossy(name));
+        self.operation(text, self.fs.lookup(dir, name, &Patience::within(PATIENCE)), |result| match result {
+            Ok(stat) => Found::Entry { dir: true_dir, name: name.to_vec(), entry: Some(self.entry(stat)) },
+            Err(error) => match refusal(error) {
+                Some(Refusal::NotFound) => Found::Entry { dir: true_dir, name: name.to_vec(), entry: None },
+                _ => Found::Nothing,
+            },
+        })
+        .await
+    }
+
+    fn entry(&self, stat: &Stat) -> Entry {
+        Entry { ino: self.true_ino(stat.ino), kind: stat.kind, mode: stat.mode, nlink: stat.nlink }
+    }
+
+    pub async fn stat(&self, ino: u64) {
+        let true_ino = self.true_ino(ino);
+        let text = format!("stat {true_ino}");
+        self.operation(text, self.fs.getattr(ino, &Patience::within(PATIENCE)), |result| match result {
+            Ok(stat) => Found::Inode { ino: true_ino, entry: Some(self.entry(stat)) },
+            Err(error) => match refusal(error) {
+                Some(Refusal::Stale) => Found::Inode { ino: true_ino, entry: None },
+                _ => Found::Nothing,
+            },
+        })
+        .await;
+    }
+
+    /// The names in a directory, each with its inode.
+    pub async fn list(&self, dir: u64) -> Option<BTreeMap<Vec<u8>, u64>> {
+        let true_dir = self.true_ino(dir);
+        let listing = async {
+            let handle = self.fs.opendir(dir);
+            let (mut names, mut offset) = (BTreeMap::new(), 0);
+            loop {
+                let entries = self.fs.readdir(handle, offset, true, &Patience::within(PATIENCE)).await?;
+                let Some(last) = entries.last() else { break };
+                offset = last.offset;
+                names.extend(entries.into_iter().map(|entry| (entry.name, entry.ino)));
+            }
+            self.fs.releasedir(handle)?;
+            names.remove(&b"."[..]);
+            names.remove(&b".."[..]);
+            Ok(names)
+        };
+        self.operation(format!("list {true_dir}"), listing, |result| match result {
+            Ok(names) => Found::Names { dir: true_dir, names: names.clone() },
+            Err(_) => Found::Nothing,
+        })
+        .await
+    }
+
+    pub async fn read(&self, ino: u64) {
+        let is_own = self.is_own(ino);
+        let reading = async {
+            let p = &Patience::within(PATIENCE);
+            let opened = self.fs.open(ino, false, p).await?;
+            let content = self.read_all(opened.handle).await;
+            self.fs.release(opened.handle)?;
+            content
+        };
+        self.operation(format!("read {ino}"), reading, |result| match result {
+            // What is written here meanwhile is shown here at once.
+            Ok(content) if !is_own && !self.is_own(ino) => Found::Content { ino, content: content.clone() },
+            _ => Found::Nothing,
+        })
+        .await;
+    }
+
+    async fn read_all(&self, handle: u64) -> Result<Vec<u8>, FsError> {
+        let p = &Patience::within(PATIENCE);
+        let mut content = Vec::new();
+        loop {
+            let part = self.fs.read(handle, content.len() as u64, 128 << 10, p).await?;
+            if part.is_empty() {
+                return Ok(content);
+            }
+            content.extend_from_slice(&part);
+        }
+    }
+
+    async fn write(&self, text: String, at: &Place, content: &Content, append: bool, synced: bool) {
+        let Some(found) = self.lookup(at).await else { return };
+        if found.kind != FileKind::File {
+            return;
+        }
+        let ino = found.ino;
+        self.owned(ino, 1);
+        let writing = async {
+            let p = &Patience::within(PATIENCE);
+            let opened = self.fs.open(ino, append, p).await?;
+            let written = async {
+                self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+                if synced {
+                    self.fs.fsync(opened.handle, p).await?;
+                }
+                self.fs.flush(opened.handle, p).await
+            };
+            let written = written.await;
+            self.fs.release(opened.handle)?;
+            written
+        };
+        let written = self
+            .operation(text, writing, |result| match result {
+                Ok(()) => Found::Written { ino },
+                Err(_) => Found::Nothing,
+            })
+            .await;
+        // What has not been answered for stays this mount's own for good.
+        if written.is_some() {
+            self.owned(ino, -1);
+        }
+    }
+
+    /// A temporary file that loses its name while it is open.
+    async fn unlinked(&self, text: String, at: &Place, content: &Content) {
+        let p = &Patience::within(PATIENCE);
+        let how = CreateHow { exclusive: true, append: false };
+        let operation = self.history.invoked(self.client, format!("{text}: create"));
+        let created = as_operation(operation, self.fs.create(ME, self.dir(at), &name(at), 0o600, how, p)).await;
+        let found = match &created {
+            Ok(_) => Found::Changed(Ok(())),
+            Err(error) => refusal(error).map_or(Found::Nothing, |refusal| Found::Changed(Err(refusal))),
+        };
+        self.history.returned(operation, found);
+        let Ok((stat, opened)) = created else { return };
+        self.owned(stat.ino, 1);
+        self.change(format!("{text}: unlink"), self.fs.unlink(self.dir(at), &name(at), p)).await;
+        let expected = {
+            let mut expected = vec![0; content.offset as usize];
+            expected.extend_from_slice(&content.bytes());
+            expected
+        };
+        let using = async {
+            self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+            self.fs.flush(opened.handle, p).await?;
+            self.read_all(opened.handle).await
+        };
+        let read = self.operation(format!("{text}: use"), using, |_| Found::Nothing).await;
+        if let Some(read) = read
+            && read != expected
+        {
+            let text = format!("{text}: inode {} read {} bytes, not what was written", stat.ino, read.len());
+            self.history.violated(text);
+        }
+        // Its failure would be the handle's, which was open.
+        let _ = self.fs.release(opened.handle);
+    }
+
+    /// Everything that is there, looked at once more by somebody who knows nothing yet.
+    pub async fn look_at_all(&self) {
+        let mut dirs = VecDeque::from([ROOT]);
+        let mut seen = BTreeSet::new();
+        self.stat(ROOT).await;
+        while let Some(dir) = dirs.pop_front() {
+            let Some(names) = self.list(dir).await else {
+                self.history.violated("the tree cannot be listed after all faults are over".into());
+                return;
+            };
+            for name in names.keys() {
+                let Some(stat) = self.lookup_name(dir, name).await else { continue };
+                match stat.kind {
+                    FileKind::Dir if seen.insert(stat.ino) => dirs.push_back(stat.ino),
+                    FileKind::File if seen.insert(stat.ino) => self.read(stat.ino).await,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn owned(&self, ino: u64, by: i32) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = own.entry(ino).or_default();
+        *count = count.saturating_add_signed(by);
+    }
+
+    fn is_own(&self, ino: u64) -> bool {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&ino).is_some_and(|count| *count > 0)
+    }
+}
+
+/// The directory of a number, below the root.
+pub fn dir_name(number: u8) -> Vec<u8> {
+    format!("dir{number}").into_bytes()
+}
+
+fn name(place: &Place) -> Vec<u8> {
+    format!("n{}", place.1).into_bytes()
+}
+
+/// The server's no, if it is one.
+fn refusal(error: &FsError) -> Option<Refusal> {
+    match error {
+        FsError::Call(CallError::Refused { refusal, .. }) => Some(*refusal),
+        _ => None,
+    }
+}
