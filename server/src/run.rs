@@ -498,6 +498,8 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<Join
 pub(crate) enum Control {
     Checkpointed(u32, Result<Written, ServerError>),
     Ask(Ask),
+    /// The record that opens this incarnation in a partition may not have been appended.
+    OpenAgain(u32),
     Failed(ServerError),
 }
 

@@ -122,7 +122,8 @@ impl Tail {
 
     /// The next record, waiting on this thread; for threads outside a runtime.
     pub fn blocking_next(&mut self) -> Option<Item> {
-        block_on(self.next())
+        // What is there already needs no waiting, which a runtime could not be asked for here.
+        self.try_next().or_else(|| block_on(self.next()))
     }
 
     /// Reads on a thread of its own, named `name`, which hands each item to the sink.

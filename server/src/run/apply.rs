@@ -35,6 +35,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+/// A record that opens this incarnation and may not have been appended is appended again after this long.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
 /// A tick that has not come back after this long is taken for lost.
@@ -91,7 +94,9 @@ pub struct State {
     skipped: u64,
     skipped_told: Option<Instant>,
     /// Appends of the records that open this incarnation: if one fails, so does the server.
-    opening: Vec<Appended>,
+    opening: Vec<(u32, Appended)>,
+    /// The epoch that it opens in.
+    opening_epoch: Epoch,
     /// What [`attend`] sleeps until.
     armed: Option<Instant>,
     /// The last heartbeat's append.
@@ -160,13 +165,20 @@ async fn attend(
             apply.state.armed = Some(due);
             (due, std::mem::take(&mut apply.state.opening))
         };
-        for appended in opening {
+        for (partition, appended) in opening {
             let reports = reports.clone();
             task::spawn(async move {
-                if let Err(error) = appended.await {
-                    // Nobody listens any more when the loop has ended.
-                    let _ = reports.send(Control::Failed(error.into())).await;
-                }
+                let report = match appended.await {
+                    Ok(_) => return,
+                    // It may stand in the log all the same, and will be read there then.
+                    Err(LogError::NotAppended { .. } | LogError::Unreachable { .. }) => {
+                        tokio::time::sleep(OPEN_AGAIN_AFTER).await;
+                        Control::OpenAgain(partition)
+                    }
+                    Err(error) => Control::Failed(error.into()),
+                };
+                // Nobody listens any more when the loop has ended.
+                let _ = reports.send(report).await;
             });
         }
         tokio::select! {
@@ -514,6 +526,7 @@ impl Apply {
                 }
             }
             Control::Failed(error) => return Err(error),
+            Control::OpenAgain(partition) => self.open_partition(partition),
             Control::Ask(ask) => self.asked(ask)?,
         }
         Ok(())

@@ -50,8 +50,14 @@ impl OwnRecords {
 
     /// The incarnation's first record in a partition, `Incarnation` or `Epoch`.
     pub fn open(&self, partition: u32, epoch: Epoch, record: ServerRecord) -> Sent {
-        *self.lock(partition) = (epoch, 0);
-        self.append(partition, record)
+        {
+            // Where it is sent again, numbers given meanwhile are not given once more.
+            let mut next = self.lock(partition);
+            if next.0 != epoch {
+                *next = (epoch, 1);
+            }
+        }
+        self.append_as(partition, epoch, 0, record)
     }
 
     /// Queues a record.
@@ -59,6 +65,10 @@ impl OwnRecords {
         let mut next = self.lock(partition);
         let (epoch, number) = *next;
         next.1 += 1;
+        self.append_as(partition, epoch, number, record)
+    }
+
+    fn append_as(&self, partition: u32, epoch: Epoch, number: u64, record: ServerRecord) -> Sent {
         let head = Head { kind: Kind::Server, namespace: NamespaceId(0), epoch, sender: self.incarnation.0, number };
         let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition, answers: None };
         match seal(&self.cluster.server_key(epoch), &head, &context, &ServerBody { record }, &[]) {

@@ -72,6 +72,8 @@ struct State {
     clock_ms: i64,
     has_append_time: bool,
     appends: u64,
+    /// What nobody can read any more, for the checks.
+    trimmed: Vec<Record>,
 }
 
 #[derive(Default)]
@@ -121,6 +123,7 @@ impl Bus {
             clock_ms,
             has_append_time,
             appends: 0,
+            trimmed: Vec::new(),
         };
         let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
         Bus { shared: Arc::new(shared) }
@@ -192,12 +195,31 @@ impl Bus {
         self.shared.state().appends
     }
 
-    /// Puts records there that an earlier life of the cluster has written.
-    pub fn preload(&self, records: &[Record]) {
+    /// Puts records there that an earlier life of the cluster has written; `firsts` are the
+    /// first offsets that partitions of requests still have.
+    pub fn preload(&self, firsts: &[u64], records: &[Record]) {
         let mut state = self.shared.state();
+        for (partition, first) in (0..).zip(firsts) {
+            state.partitions.entry((Topic::Requests, partition)).or_default().first = *first;
+        }
         for record in records {
             state.partitions.entry((record.topic, record.partition)).or_default().records.push_back(record.clone());
         }
+    }
+
+    /// What the partition ever held in this run.
+    pub fn all_records(&self, topic: Topic, partition: u32) -> Vec<Record> {
+        let trimmed = {
+            let state = self.shared.state();
+            let ours = |record: &&Record| record.topic == topic && record.partition == partition;
+            state.trimmed.iter().filter(ours).cloned().collect::<Vec<_>>()
+        };
+        trimmed.into_iter().chain(self.records(topic, partition)).collect()
+    }
+
+    /// The first offset that the partition still has.
+    pub fn first(&self, topic: Topic, partition: u32) -> u64 {
+        self.shared.state().partitions.get(&(topic, partition)).map_or(0, |found| found.first)
     }
 
     /// What the partition holds.
@@ -451,10 +473,12 @@ impl Log for SimLog {
     fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
         let mut state = self.bus.shared.state();
         let found = state.partitions.entry((topic, partition)).or_default();
+        let mut trimmed = Vec::new();
         while found.first < before && !found.records.is_empty() {
-            found.records.pop_front();
+            trimmed.extend(found.records.pop_front());
             found.first += 1;
         }
+        state.trimmed.extend(trimmed);
         Ok(())
     }
 }

@@ -8,7 +8,6 @@
 
 use super::history::{Applied, Found, Inner, Operation};
 use super::model::Model;
-use super::plan::Plan;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
 use proto::frame::Frame;
@@ -17,11 +16,11 @@ use proto::message::{Op, Source, Upload};
 use proto::{Ino, Position, Time};
 use std::collections::BTreeMap;
 
-/// Says what is wrong, if anything is. `chunks` are the records of the topic, `fresh` the
+/// Says what is wrong, if anything is. `before` is what was done before the run, `chunks` are the records of the topic, `fresh` the
 /// client that only looked when everything was over.
 pub fn check(
     history: &Inner,
-    plan: &Plan,
+    before: &[(Position, Applied)],
     root: Ino,
     keys: &ContentKeys,
     chunks: &[Record],
@@ -30,16 +29,23 @@ pub fn check(
     if let Some(violation) = &history.violation {
         return Err(violation.clone());
     }
-    let model = replay(history, root, keys, chunks)?;
+    let model = replay(history, before, root, keys, chunks)?;
     let by_time = exactly_once(history)?;
-    in_order(history, &by_time, plan)?;
+    in_order(history, &by_time)?;
     linearizable(history, &model, &by_time, fresh)
 }
 
-fn replay(history: &Inner, root: Ino, keys: &ContentKeys, chunks: &[Record]) -> Result<Model, String> {
+fn replay(
+    history: &Inner,
+    before: &[(Position, Applied)],
+    root: Ino,
+    keys: &ContentKeys,
+    chunks: &[Record],
+) -> Result<Model, String> {
     let mut model = Model::new(root);
     let plain = |applied: &Applied| plain(applied, keys, chunks);
-    for (at, applied) in &history.applied {
+    let before = before.iter().map(|(at, applied)| (at, applied));
+    for (at, applied) in before.chain(&history.applied) {
         model.apply(*at, applied, &plain).map_err(|reason| {
             format!(
                 "the request at {at} ({:?}, number {} of {}): {reason}",
@@ -101,7 +107,7 @@ fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
 }
 
 /// One client's changes take effect in the order in which it entered them.
-fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>, _plan: &Plan) -> Result<(), String> {
+fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
     let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
     for entered in &history.entered {
         let Some(at) = by_time.get(&entered.time) else { continue };
@@ -180,7 +186,8 @@ fn linearizable(
                 if *at < from || *at > to {
                     return wrong(format!("it took effect at {at}, which is not between {from} and {to}"));
                 }
-                Some(*at)
+                // What was refused could have been refused earlier just as well.
+                result.is_ok().then_some(*at)
             }
             Found::Written { ino } => written(history, by_time, operation, *ino)?,
             found => match find_place(model, found, from, to) {

@@ -34,6 +34,9 @@ const FRESH: usize = 99;
 /// Virtual time within which everything ends after the last fault and the last step.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(900);
 
+/// Records that no run of this size needs.
+const RECORDS: u64 = 30_000;
+
 /// Bytes of uploaded and dirty content that a simulated client may hold.
 const DIRTY_BYTES: usize = 4 << 20;
 
@@ -56,27 +59,26 @@ pub fn run(plan: &Plan, is_traced: bool) -> Report {
     let template = template();
     note_panics();
     let trace = Trace::new(is_traced);
-    let history = History::default();
     let simulation = Simulation::begin(plan.seed);
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = runtime();
-        let done = runtime.block_on(World::run(plan, template, &trace, &history));
+        let done = runtime.block_on(World::run(plan, template, &trace));
         drop(runtime);
         done
     });
     let outcome = std::panic::catch_unwind(run);
     drop(simulation);
     let panicked = PANIC.with_borrow_mut(Option::take);
-    let (violation, records, virtual_ms) = match outcome {
-        Ok((result, records, virtual_ms)) => (result.err(), records, virtual_ms),
-        Err(_) => (Some("it panicked".to_owned()), 0, 0),
+    let (violation, operations, records, virtual_ms) = match outcome {
+        Ok((result, operations, records, virtual_ms)) => (result.err(), operations, records, virtual_ms),
+        Err(_) => (Some("it panicked".to_owned()), 0, 0, 0),
     };
     Report {
         seed: plan.seed,
         violation: panicked.or(violation),
         fingerprint: trace.fingerprint(),
         trace: trace.lines(),
-        operations: history.lock().operations.len(),
+        operations,
         records,
         virtual_ms,
     }
@@ -168,6 +170,8 @@ struct ServerNode {
     node: Node,
     log: SimLog,
     tasks: Tasks,
+    /// It was told to stop.
+    is_stopping: bool,
 }
 
 struct ClientNode {
@@ -186,16 +190,12 @@ struct ClientLife {
 }
 
 impl<'a> World<'a> {
-    async fn run(
-        plan: &'a Plan,
-        template: &'a Template,
-        trace: &Trace,
-        history: &History,
-    ) -> (Result<(), String>, u64, u64) {
+    async fn run(plan: &'a Plan, template: &'a Template, trace: &Trace) -> (Result<(), String>, usize, u64, u64) {
         let clock_ms = BEGINNING_MS + (template.ends_us / 1000) as i64;
         let bus = Bus::new(plan.net.clone(), Rng::new(plan.seed, "net"), clock_ms, plan.append_time, trace.clone());
-        bus.preload(&template.records);
+        bus.preload(&template.firsts, &template.records);
         tokio::spawn(bus.clone().run());
+        let history = History::traced(bus.clone());
         let observer = history.clone();
         observe(move |seen| observer.observe(seen));
         let data = scratch();
@@ -208,7 +208,7 @@ impl<'a> World<'a> {
             plan,
             template,
             bus,
-            history: history.clone(),
+            history,
             data,
             journals: plan.journal.then(scratch),
             disk: template.disk.copy(),
@@ -219,7 +219,8 @@ impl<'a> World<'a> {
         };
         let result = world.live().await;
         world.end();
-        (result, world.bus.appends(), world.bus.now_us() / 1000)
+        let operations = world.history.lock().operations.len();
+        (result, operations, world.bus.appends(), world.bus.now_us() / 1000)
     }
 
     async fn live(&mut self) -> Result<(), String> {
@@ -241,6 +242,9 @@ impl<'a> World<'a> {
                 continue;
             }
             self.look_after_server(&due)?;
+            if self.bus.appends() > RECORDS {
+                return Err(format!("more than {RECORDS} records, and no end: {}", self.waiting()));
+            }
             let is_done =
                 self.clients.iter().all(|client| client.life.as_ref().is_some_and(|life| life.working.is_finished()));
             if is_done && due.is_empty() {
@@ -309,8 +313,8 @@ impl<'a> World<'a> {
             Err(_) => return Err("looking at everything takes for ever".into()),
         };
         let partition = client.namespace().0 as u32 % proto::log::REQUEST_PARTITIONS;
-        let chunks = self.bus.records(Topic::Chunks, partition);
-        check(&self.history.lock(), self.plan, client.root(), client.keys(), &chunks, FRESH)
+        let chunks = self.bus.all_records(Topic::Chunks, partition);
+        check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)
     }
 
     fn start_server(&mut self) -> Result<(), String> {
@@ -326,7 +330,7 @@ impl<'a> World<'a> {
         let config = server_config(self.data.path(), &self.disk, clock, self.plan.append_time);
         let tasks = node.enter(|| Tasks::start(&config, Arc::new(log.clone())));
         let tasks = tasks.map_err(|error| format!("the server does not start: {error}"))?;
-        self.server = Some(ServerNode { node, log, tasks });
+        self.server = Some(ServerNode { node, log, tasks, is_stopping: false });
         Ok(())
     }
 
@@ -371,7 +375,8 @@ impl<'a> World<'a> {
                 after(for_ms, Due::StartServer)
             }
             Due::Begin(What::ServerRestart { for_ms }) => {
-                let Some(server) = &self.server else { return Ok(None) };
+                let Some(server) = self.server.as_mut().filter(|server| !server.is_stopping) else { return Ok(None) };
+                server.is_stopping = true;
                 server.tasks.stop();
                 after(for_ms + 100, Due::ReplaceServer)
             }
@@ -432,7 +437,7 @@ impl<'a> World<'a> {
                 Ok(None)
             }
             Due::ReplaceServer => {
-                let Some(server) = &self.server else { return Ok(None) };
+                let Some(server) = self.server.as_ref().filter(|server| server.is_stopping) else { return Ok(None) };
                 if server.tasks.ended().is_none() {
                     return after(100, Due::ReplaceServer);
                 }

@@ -1,6 +1,7 @@
 //! What a run has seen: what machines did with each request, what clients entered,
 //! and what each operation of the workload gave, all in one order.
 
+use super::bus::Bus;
 use bytes::Bytes;
 use proto::message::{FileKind, Op, Outcome, Refusal, Upload};
 use proto::simulation::Seen;
@@ -16,7 +17,7 @@ thread_local! {
 
 /// Shared by everything in one run.
 #[derive(Clone, Default)]
-pub struct History(Arc<Mutex<Inner>>);
+pub struct History(Arc<Mutex<Inner>>, Option<Bus>);
 
 #[derive(Default)]
 pub struct Inner {
@@ -103,7 +104,27 @@ pub struct Entry {
     pub nlink: u32,
 }
 
+impl Found {
+    /// For people.
+    pub fn short(&self) -> String {
+        match self {
+            Found::Content { ino, content } => {
+                let hash = blake3::hash(content).to_hex();
+                format!("inode {ino} with {} bytes, {}", content.len(), &hash[..8])
+            }
+            Found::Entry { entry: None, .. } => "nothing there".to_owned(),
+            Found::Entry { entry: Some(entry), .. } => format!("{entry:?}"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 impl History {
+    /// One that writes operations into the bus's trace.
+    pub fn traced(bus: Bus) -> History {
+        History(Arc::default(), Some(bus))
+    }
+
     /// Takes in what the real code tells. To be given to [`proto::simulation::observe`].
     pub fn observe(&self, seen: &Seen<'_>) {
         let mut inner = self.lock();
@@ -155,6 +176,9 @@ impl History {
         let mut inner = self.lock();
         inner.moment += 1;
         let invoked = inner.moment;
+        if let Some(bus) = &self.1 {
+            bus.trace(format_args!("client{client} {text} [{}]", inner.operations.len()));
+        }
         inner.operations.push(Operation { client, text, invoked, returned: None, found: Found::Nothing });
         inner.operations.len() - 1
     }
@@ -164,6 +188,10 @@ impl History {
         let mut inner = self.lock();
         inner.moment += 1;
         let moment = inner.moment;
+        if let Some(bus) = &self.1 {
+            let client = inner.operations[operation].client;
+            bus.trace(format_args!("client{client} [{operation}] {}", found.short()));
+        }
         let operation = &mut inner.operations[operation];
         operation.returned = Some(moment);
         operation.found = found;

@@ -5,17 +5,19 @@
 use super::bus::{Bus, Net};
 use super::cluster::{BEGINNING_MS, client_config, fs_config, patience, runtime, server_config};
 use super::disk::SimDisk;
+use super::history::{Applied, History};
 use super::plan::DIRS;
 use super::rng::Rng;
 use super::trace::Trace;
 use super::work::dir_name;
 use mount::client::Client;
 use mount::fs::{Caller, Fs, ROOT};
+use proto::Position;
 use proto::clock::Clock;
 use proto::log::{REQUEST_PARTITIONS, Record, Topic};
 use proto::login::{DeviceCredential, DeviceSecret};
 use proto::message::UserName;
-use proto::simulation::{Node, Simulation};
+use proto::simulation::{Node, Simulation, observe};
 use server::Tasks;
 use server::admin::Admin;
 use server::admin::users::UserSpec;
@@ -27,7 +29,11 @@ use std::time::Duration;
 pub struct Template {
     /// Of the data directory, by name.
     files: Vec<(PathBuf, Vec<u8>)>,
+    /// The request log, from these first offsets on.
+    pub firsts: Vec<u64>,
     pub records: Vec<Record>,
+    /// What its requests have done.
+    pub applied: Vec<(Position, Applied)>,
     pub disk: SimDisk,
     pub credential: DeviceCredential,
     /// How far virtual time had come.
@@ -63,7 +69,9 @@ fn set_private(file: &Path) {
 }
 
 async fn make() -> Template {
-    let scratch = scratch();
+    let (scratch, history) = (scratch(), History::default());
+    let observer = history.clone();
+    observe(move |seen| observer.observe(seen));
     let data = scratch.path().join("data");
     init(&data, &scratch.path().join("recovery.key")).expect("initialises");
     let files = ["cluster.key", "recovery.pub", "server.toml"]
@@ -110,8 +118,10 @@ async fn make() -> Template {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     node.kill();
+    let firsts = (0..REQUEST_PARTITIONS).map(|partition| bus.first(Topic::Requests, partition)).collect();
     let records = (0..REQUEST_PARTITIONS).flat_map(|partition| bus.records(Topic::Requests, partition)).collect();
-    Template { files: files.into(), records, disk: disk.copy(), credential, ends_us: bus.now_us() }
+    let applied = std::mem::take(&mut history.lock().applied).into_iter().collect();
+    Template { files: files.into(), firsts, applied, records, disk: disk.copy(), credential, ends_us: bus.now_us() }
 }
 
 /// A directory in memory, if there is one.

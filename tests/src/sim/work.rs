@@ -30,7 +30,15 @@ pub struct Work {
     pub dirs: Vec<u64>,
     /// Files that this mount is writing or may have written without an answer: what it
     /// shows of them is its own business.
-    own: Arc<Mutex<BTreeMap<u64, u32>>>,
+    own: Arc<Mutex<BTreeMap<u64, Own>>>,
+}
+
+/// One file's writers in this mount.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Own {
+    now: u32,
+    /// Since the beginning.
+    ever: u32,
 }
 
 impl Work {
@@ -237,7 +245,7 @@ impl Work {
             return;
         }
         let ino = found.ino;
-        self.owned(ino, 1);
+        let own = self.owned(ino);
         let writing = async {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(ino, append, p).await?;
@@ -254,13 +262,14 @@ impl Work {
         };
         let written = self
             .operation(text, writing, |result| match result {
-                Ok(()) => Found::Written { ino },
-                Err(_) => Found::Nothing,
+                // With another writer beside it, what is written is not its own alone.
+                Ok(()) if own.now == 1 && self.own(ino) == own => Found::Written { ino },
+                _ => Found::Nothing,
             })
             .await;
         // What has not been answered for stays this mount's own for good.
         if written.is_some() {
-            self.owned(ino, -1);
+            self.disowned(ino);
         }
     }
 
@@ -268,16 +277,18 @@ impl Work {
     async fn unlinked(&self, text: String, at: &Place, content: &Content) {
         let p = &Patience::within(PATIENCE);
         let how = CreateHow { exclusive: true, append: false };
+        // Nobody else knows the name, or it could be written by others.
+        let private = format!("t{}-{}", self.client, content.fill).into_bytes();
         let operation = self.history.invoked(self.client, format!("{text}: create"));
-        let created = as_operation(operation, self.fs.create(ME, self.dir(at), &name(at), 0o600, how, p)).await;
+        let created = as_operation(operation, self.fs.create(ME, self.dir(at), &private, 0o600, how, p)).await;
         let found = match &created {
             Ok(_) => Found::Changed(Ok(())),
             Err(error) => refusal(error).map_or(Found::Nothing, |refusal| Found::Changed(Err(refusal))),
         };
         self.history.returned(operation, found);
         let Ok((stat, opened)) = created else { return };
-        self.owned(stat.ino, 1);
-        self.change(format!("{text}: unlink"), self.fs.unlink(self.dir(at), &name(at), p)).await;
+        self.owned(stat.ino);
+        self.change(format!("{text}: unlink"), self.fs.unlink(self.dir(at), &private, p)).await;
         let expected = {
             let mut expected = vec![0; content.offset as usize];
             expected.extend_from_slice(&content.bytes());
@@ -320,14 +331,26 @@ impl Work {
         }
     }
 
-    fn owned(&self, ino: u64, by: i32) {
+    fn owned(&self, ino: u64) -> Own {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = own.entry(ino).or_default();
-        *count = count.saturating_add_signed(by);
+        let own = own.entry(ino).or_default();
+        *own = Own { now: own.now + 1, ever: own.ever + 1 };
+        *own
+    }
+
+    fn disowned(&self, ino: u64) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = own.get_mut(&ino) {
+            own.now -= 1;
+        }
+    }
+
+    fn own(&self, ino: u64) -> Own {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&ino).copied().unwrap_or_default()
     }
 
     fn is_own(&self, ino: u64) -> bool {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&ino).is_some_and(|count| *count > 0)
+        self.own(ino).now > 0
     }
 }
 

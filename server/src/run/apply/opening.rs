@@ -28,15 +28,9 @@ impl Apply {
         }
         let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
 
+        self.state.opening_epoch = epoch;
         for partition in 0..REQUEST_PARTITIONS {
-            let Opening { server, supports, append_time, volatile, .. } = self.opening;
-            let record = if self.partitions[partition as usize].machine.epoch() == epoch {
-                ServerRecord::Incarnation { server, supports }
-            } else {
-                let from = Some(self.partitions[partition as usize].machine.state_hash());
-                ServerRecord::Epoch { server, supports, append_time, volatile, from }
-            };
-            self.state.opening.push(self.own.open(partition, epoch, record).appended);
+            self.open_partition(partition);
         }
         if let Some(told) = self.opening.epoch.take() {
             // The ingesting side may have failed already, which it says itself.
@@ -46,11 +40,28 @@ impl Apply {
         Ok(())
     }
 
+    /// Appends the record that opens this incarnation in a partition, unless it is open there.
+    pub(super) fn open_partition(&mut self, partition: u32) {
+        if self.partitions[partition as usize].opened {
+            return;
+        }
+        let epoch = self.state.opening_epoch;
+        let Opening { server, supports, append_time, volatile, .. } = self.opening;
+        let record = if self.partitions[partition as usize].machine.epoch() == epoch {
+            ServerRecord::Incarnation { server, supports }
+        } else {
+            let from = Some(self.partitions[partition as usize].machine.state_hash());
+            ServerRecord::Epoch { server, supports, append_time, volatile, from }
+        };
+        self.state.opening.push((partition, self.own.open(partition, epoch, record).appended));
+    }
+
     /// One that Kafka has stored twice or late is nothing; whoever waits for it sends another.
     pub(super) fn own_record_skipped(&mut self, partition: u32, number: u64, reason: &str) -> Result<(), ServerError> {
         let at = &mut self.partitions[partition as usize];
         let epoch = at.machine.epoch();
-        if reason == machine::OF_NO_INCARNATION {
+        // Before it is open, what opens it may have been lost, and will be sent again.
+        if reason == machine::OF_NO_INCARNATION && at.opened {
             return Err(ServerError::Superseded { server: self.opening.server });
         }
         if at.tick_under_way == Some(number) {
@@ -66,7 +77,7 @@ impl Apply {
             // Another server has begun the same epoch just before.
             let (server, supports) = (self.opening.server, self.opening.supports);
             let record = ServerRecord::Incarnation { server, supports };
-            self.state.opening.push(self.own.open(partition, epoch, record).appended);
+            self.state.opening.push((partition, self.own.open(partition, epoch, record).appended));
         }
         Ok(())
     }

@@ -1,0 +1,114 @@
+//! Runs seeds of the simulation: any number on all cores, or one alone with all
+//! that happens in it. See `README.md`.
+
+use clap::Parser;
+use harness::sim::{Plan, minimise, run};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Runs whole kfs clusters from seeds, with faults, and checks every promise.
+#[derive(Parser)]
+struct Args {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// Threads; as many as there are cores by default.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// One seed alone, with its plan and trace.
+    #[arg(long, conflicts_with_all = ["from", "seeds"])]
+    seed: Option<u64>,
+    /// Make a failing seed smaller, with so many runs, before it is shown.
+    #[arg(long, default_value_t = 0)]
+    minimise: usize,
+    /// Go on after a violation.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match args.seed {
+        Some(seed) => one(seed, args.minimise),
+        None => many(&args),
+    }
+}
+
+/// Shows everything of one seed.
+fn one(seed: u64, tries: usize) -> ExitCode {
+    let mut plan = Plan::draw(seed);
+    if tries > 0 && run(&plan, false).violation.is_some() {
+        plan = minimise(&plan, tries);
+    }
+    println!("{plan:#?}");
+    let report = run(&plan, true);
+    for line in &report.trace {
+        println!("{line}");
+    }
+    println!(
+        "seed {seed}: {} operations, {} records, {} ms of virtual time, fingerprint {:016x}",
+        report.operations, report.records, report.virtual_ms, report.fingerprint.0
+    );
+    match report.violation {
+        Some(violation) => {
+            println!("VIOLATION: {violation}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
+}
+
+fn many(args: &Args) -> ExitCode {
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let begun = Instant::now();
+    let (next, failed) = (AtomicU64::new(args.from), Mutex::new(Vec::new()));
+    let (operations, records, virtual_ms) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let end = args.from + args.seeds;
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let is_over = !args.keep_going && !failed.lock().expect("nobody panics here").is_empty();
+                    if seed >= end || is_over {
+                        return;
+                    }
+                    let report = run(&Plan::draw(seed), false);
+                    operations.fetch_add(report.operations as u64, Ordering::Relaxed);
+                    records.fetch_add(report.records, Ordering::Relaxed);
+                    virtual_ms.fetch_add(report.virtual_ms, Ordering::Relaxed);
+                    if let Some(violation) = report.violation {
+                        println!("seed {seed}: VIOLATION: {violation}");
+                        failed.lock().expect("nobody panics here").push(seed);
+                    }
+                    let done = seed + 1 - args.from;
+                    if done.is_multiple_of(1000) {
+                        println!("{done} seeds in {:.0} s", begun.elapsed().as_secs_f64());
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("nobody panics here");
+    let seconds = begun.elapsed().as_secs_f64();
+    let done = next.load(Ordering::Relaxed).min(end) - args.from;
+    println!(
+        "{done} seeds in {seconds:.1} s ({:.0} a second): {} operations, {} records, {} of virtual time; {} violations",
+        done as f64 / seconds,
+        operations.load(Ordering::Relaxed),
+        records.load(Ordering::Relaxed),
+        hours(virtual_ms.load(Ordering::Relaxed)),
+        failed.len()
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn hours(ms: u64) -> String {
+    let time = Duration::from_millis(ms);
+    format!("{:.1} h", time.as_secs_f64() / 3600.0)
+}
