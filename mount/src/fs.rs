@@ -12,6 +12,7 @@ mod blocks;
 mod budget;
 mod bytes_lru;
 mod cache;
+mod changing;
 mod dir;
 mod dirty;
 mod extents;
@@ -39,6 +40,7 @@ use blocks::Blocks;
 use budget::Budget;
 use bytes::Bytes;
 use cache::Cache;
+use changing::Changing;
 use file::Files;
 use handles::Handles;
 use proto::message::{Attr, FileKind, Op, Outcome, Owner, View};
@@ -232,8 +234,23 @@ impl Fs {
         Ok(call(&self.inner.client, view, patience).await?)
     }
 
-    async fn change(&self, op: Op, patience: &Patience) -> Result<Reply, FsError> {
-        Ok(self.inner.client.call(op, Bytes::new(), patience).await?)
+    /// Asks for a change of names or attributes. What it concerns is not answered from the
+    /// cache before the guard is dropped, which is after the answer is taken in: a later request
+    /// may have been answered before, and whoever saw that must not be shown what was before this.
+    async fn change(&self, op: Op, patience: &Patience) -> Result<(Reply, Changing), FsError> {
+        let changing = Changing::begin(self, &op);
+        let mut submitted = self.inner.client.submit(op, Bytes::new());
+        match patience.wait(&mut submitted).await {
+            Ok(answer) => Ok((answer?, changing)),
+            Err(error) => {
+                // It may still take effect, at any moment.
+                proto::task::spawn_on(&self.inner.runtime, async move {
+                    let _ = submitted.await;
+                    drop(changing);
+                });
+                Err(error.into())
+            }
+        }
     }
 
     fn shown_uid(&self, owner: Owner) -> u32 {

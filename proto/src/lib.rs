@@ -10,6 +10,7 @@ pub mod log;
 pub mod login;
 pub mod message;
 mod numbered;
+pub mod planted;
 pub mod random;
 pub mod seal;
 #[cfg(feature = "simulation")]

@@ -8,6 +8,7 @@
 
 use crate::ids::{Position, RequestNo, SessionId, Time};
 use crate::message::{Op, Outcome, Refusal};
+use crate::planted::Bug;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -27,6 +28,7 @@ thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
     static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
     static NODE: RefCell<Option<Node>> = const { RefCell::new(None) };
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
     static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
@@ -47,7 +49,17 @@ impl Drop for Simulation {
         SEED.set(None);
         BEGUN.set(None);
         OBSERVER.set(None);
+        PLANTED.set(None);
     }
+}
+
+/// Plants a bug until the simulation of this thread ends.
+pub fn plant(bug: Bug) {
+    PLANTED.set(Some(bug));
+}
+
+pub(crate) fn planted() -> Option<Bug> {
+    PLANTED.get()
 }
 
 /// What the real code tells a simulation as it happens.

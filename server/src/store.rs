@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::machine::kv::Kv;
 use overlay::{Overlay, merge};
 use proto::Epoch;
+use proto::planted::{Bug, planted};
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -154,7 +155,9 @@ impl PartitionStore {
 
     /// Reads from the written checkpoint from here on.
     pub fn thaw(&mut self, written: Written) {
-        self.base = Some(written.base);
+        if !planted(Bug::ThawReadsOld) || self.base.is_none() {
+            self.base = Some(written.base);
+        }
         self.database = Some(written.database);
         let rows = self.frozen.take();
         if !self.place.disk.is_inline() && rows.as_ref().is_some_and(|rows| rows.bytes() >= DROP_ELSEWHERE_BYTES) {
@@ -191,7 +194,9 @@ impl Kv for PartitionStore {
         if let Some(row) = self.changed.get(key) {
             return row.map(<[u8]>::to_vec);
         }
-        if let Some(row) = self.frozen.as_ref().and_then(|frozen| frozen.get(key)) {
+        if let Some(row) = self.frozen.as_ref().and_then(|frozen| frozen.get(key))
+            && !planted(Bug::FrozenUnseen)
+        {
             return row.map(<[u8]>::to_vec);
         }
         self.stored(key)
@@ -247,8 +252,11 @@ impl Frozen {
             write.set_quick_repair(true);
             {
                 let mut rows = write.open_table(ROWS)?;
-                for (key, value) in self.rows.iter() {
+                let left_out = if planted(Bug::CheckpointLosesRow) { self.rows.iter().count() / 2 } else { usize::MAX };
+                for (number, (key, value)) in self.rows.iter().enumerate() {
                     match value {
+                        _ if number == left_out => {}
+                        None if planted(Bug::CheckpointKeepsDeleted) => {}
                         Some(value) => drop(rows.insert(key, value)?),
                         None => drop(rows.remove(key)?),
                     }

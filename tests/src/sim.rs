@@ -20,6 +20,6 @@ mod template;
 mod trace;
 mod work;
 
-pub use cluster::{Report, run};
+pub use cluster::{Report, run, run_with};
 pub use minimise::minimise;
 pub use plan::{Fault, Plan, Step, What};

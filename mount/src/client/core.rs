@@ -25,6 +25,7 @@ use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
 use proto::message::{Acked, Answer, Attr, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
+use proto::planted::{Bug, planted};
 use proto::seal::SealError;
 use proto::{Position, PushNo, RequestNo, SessionId, Time};
 use pushes::Pushes;
@@ -257,7 +258,13 @@ impl<W: Waiter> Core<W> {
         }
         // An answer that speaks of a push that has not come does not renew:
         // the server does not count it for what that push is about.
-        if self.pushes.complete_up_to(answer.pushed) && self.promises.extend(now_ms, flight.first_sent_ms, answer.at) {
+        if self.pushes.complete_up_to(answer.pushed)
+            && self.promises.extend(
+                now_ms,
+                if planted(Bug::LeaseFromAnswer) { now_ms } else { flight.first_sent_ms },
+                answer.at,
+            )
+        {
             out.push(Action::Invalidate(Invalidation::All));
         }
         if let Some(deadline_ms) = self.pushes.deadline_ms() {
@@ -276,12 +283,14 @@ impl<W: Waiter> Core<W> {
         self.seen = self.seen.max(Some(body.at));
         match body.push {
             Push::Invalidate(promises) => {
-                self.promises.broken(body.at, &promises);
+                if !planted(Bug::IgnorePush) {
+                    self.promises.broken(body.at, &promises);
+                }
                 out.push(Action::Invalidate(Invalidation::Promises(promises)));
             }
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
         }
-        if self.pushes.came(now_ms, number) {
+        if self.pushes.came(now_ms, number) && !planted(Bug::IgnoreLostPush) {
             self.lost(out);
         }
     }
@@ -487,6 +496,9 @@ impl<W: Waiter> Core<W> {
 
     /// Pushes were missed: nothing that was promised counts.
     fn lost(&mut self, out: &mut Vec<Action<W>>) {
+        if planted(Bug::PromisesOutliveSession) || planted(Bug::IgnoreLostPush) {
+            return;
+        }
         self.promises.drop_all(self.seen);
         out.push(Action::Invalidate(Invalidation::All));
     }
@@ -513,6 +525,18 @@ impl<W: Waiter> Core<W> {
 
     fn resend_due(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         let top = self.acks.top();
+        if planted(Bug::ResendRenumbered) {
+            let due =
+                |(number, flight): &(&RequestNo, &Flight<W>)| now_ms >= flight.due_ms(**number, top, self.heard_ms);
+            let due: Vec<RequestNo> = self.flight.iter().filter(due).map(|(number, _)| *number).collect();
+            for number in due {
+                if let Some(flight) = self.flight.remove(&number) {
+                    self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
+                    self.number(now_ms, flight.entry, out);
+                }
+            }
+            return;
+        }
         for (number, flight) in &mut self.flight {
             if now_ms >= flight.due_ms(*number, top, self.heard_ms) {
                 out.push(flight.send_again(now_ms, *number));

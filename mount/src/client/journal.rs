@@ -22,6 +22,7 @@ use file::{Content, JournalFile, Pending, Request};
 use proto::chunk::ChunkName;
 use proto::clock::Clock;
 use proto::message::{Op, Open, Source, Upload};
+use proto::planted::{Bug, planted};
 use proto::seal::{Key, hash_of};
 use proto::{RequestNo, SessionId, Time};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -147,6 +148,9 @@ impl Journal {
 
     /// Notes that a change is about to be sent.
     pub(super) fn sent(&self, journaled: Journaled, session: SessionId, number: RequestNo) {
+        if planted(Bug::JournalForgetsSending) {
+            return;
+        }
         if let Some(file) = self.state().files.get_mut(&journaled.file)
             && let Err(error) = file.sent(&self.key, journaled.entry, session, number)
         {

@@ -14,6 +14,7 @@
 use lru::LruCache;
 use proto::Position;
 use proto::message::Promise;
+use proto::planted::{Bug, planted};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,7 +92,7 @@ impl Promises {
     pub fn grant_at(&self, now_ms: u64, promise: &Promise) -> Option<Grant> {
         self.last_used_ms.store(now_ms, Ordering::Relaxed);
         let table = self.table();
-        if now_ms >= table.lease_end_ms {
+        if now_ms >= table.lease_end_ms && !planted(Bug::LeaseForever) {
             return None;
         }
         table.granted.get(promise).copied()
@@ -114,7 +115,7 @@ impl Promises {
     pub(crate) fn extend(&self, now_ms: u64, sent_ms: u64, at: Position) -> bool {
         let mut table = self.table();
         let mut lapsed = false;
-        if now_ms >= table.lease_end_ms {
+        if now_ms >= table.lease_end_ms && !planted(Bug::LeaseForever) {
             lapsed = !table.granted.is_empty();
             table.granted.clear();
             table.lease_from = table.lease_from.max(Some(at));
@@ -132,7 +133,7 @@ impl Promises {
         let table = &mut *table;
         let mut out = Vec::with_capacity(promises.len());
         for promise in promises {
-            if table.changes.peek(promise).is_some_and(|changed| at < *changed) {
+            if table.changes.peek(promise).is_some_and(|changed| at < *changed) && !planted(Bug::GrantFromOldAnswer) {
                 continue;
             }
             if table.granted.len() >= MAX_PROMISES {
@@ -173,7 +174,8 @@ impl Promises {
             let counts = now_ms < table.lease_end_ms;
             for promise in touched.iter().chain(granted) {
                 // An answer that was overtaken by a later one's says nothing about what came between.
-                let newest = table.changes.peek(promise).is_none_or(|changed| *changed <= at);
+                let newest =
+                    table.changes.peek(promise).is_none_or(|changed| *changed <= at) || planted(Bug::OvertakenGoesOn);
                 if let Some(grant) = table.granted.remove(promise)
                     && counts
                     && newest

@@ -88,7 +88,7 @@ impl Fs {
         } else {
             self.before_publishing(ino, patience).await?;
         }
-        let reply = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
+        let (reply, _changing) = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setattr" }) };
         let mut before = None;
         self.cache().learn(self.promises(), &reply, |l| match size {

@@ -13,6 +13,7 @@ use super::stamps::{Life, Stamps};
 use crate::client::{Continued, Grant, Promises, Reply};
 use bytes::Bytes;
 use proto::message::{Attr, Cursor, FileKind, Listed, Promise, StoredExtent};
+use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -77,6 +78,8 @@ pub struct Cache {
 
 pub struct Inner {
     stamps: Stamps,
+    /// Own changes to these that are on their way.
+    changing: BTreeMap<Promise, u32>,
     attrs: BytesLru<Ino, KnownAttr>,
     dirs: BytesLru<Ino, KnownDir>,
     maps: BytesLru<Ino, KnownMap>,
@@ -122,6 +125,7 @@ impl Cache {
         Cache {
             inner: Mutex::new(Inner {
                 stamps: Stamps::default(),
+                changing: BTreeMap::new(),
                 attrs: BytesLru::new(ATTRS_BYTES),
                 dirs: BytesLru::new(NAMES_BYTES),
                 maps: BytesLru::new(MAPS_BYTES),
@@ -138,6 +142,9 @@ impl Cache {
 
     /// The attributes, if they are known to be right.
     pub fn attr(&self, promises: &Promises, ino: Ino) -> Option<Attr> {
+        if planted(Bug::AttributesForEver) {
+            return self.attr_once(ino);
+        }
         self.inner().attr(promises, ino)
     }
 
@@ -146,11 +153,44 @@ impl Cache {
         self.inner().attrs.get(&ino).map(|k| k.attr.clone())
     }
 
+    /// The inode that a name was last known to be of.
+    pub fn name_once(&self, dir: Ino, name: &Name) -> Option<Ino> {
+        let cursor = Cursor::of(name);
+        let mut inner = self.inner();
+        inner.dirs.get(&dir)?.names.get(&(cursor.hash, cursor.name))?.map(|(ino, _)| ino)
+    }
+
+    /// From now on names and attributes that these cover are not answered for.
+    pub fn begin_changing(&self, things: &[Promise]) {
+        let mut inner = self.inner();
+        for thing in things {
+            *inner.changing.entry(*thing).or_default() += 1;
+        }
+    }
+
+    /// One change less is on its way.
+    pub fn end_changing(&self, things: &[Promise]) {
+        let mut inner = self.inner();
+        for thing in things {
+            if let Some(count) = inner.changing.get_mut(thing) {
+                *count -= 1;
+                if *count == 0 {
+                    inner.changing.remove(thing);
+                }
+            }
+        }
+    }
+
     pub fn lookup(&self, promises: &Promises, dir: Ino, name: &Name) -> Option<Found> {
         let mut inner = self.inner();
-        let life = inner.stamps.life(promises, &Promise::Dir(dir))?;
-        let known = inner.dirs.get(&dir).filter(|d| d.life == life)?;
         let cursor = Cursor::of(name);
+        if planted(Bug::AbsentForEver)
+            && let Some(None) = inner.dirs.get(&dir).and_then(|d| d.names.get(&(cursor.hash, cursor.name.clone())))
+        {
+            return Some(Found::Absent);
+        }
+        let life = inner.life(promises, &Promise::Dir(dir))?;
+        let known = inner.dirs.get(&dir).filter(|d| d.life == life)?;
         match known.names.get(&(cursor.hash, cursor.name)) {
             Some(Some((ino, _))) => {
                 let ino = *ino;
@@ -166,7 +206,7 @@ impl Cache {
     /// as a whole; fewer only at its end.
     pub fn listing(&self, promises: &Promises, dir: Ino, after: u64, limit: usize) -> Option<Vec<CachedEntry>> {
         let mut inner = self.inner();
-        let life = inner.stamps.life(promises, &Promise::Dir(dir))?;
+        let life = inner.life(promises, &Promise::Dir(dir))?;
         let known = inner.dirs.get(&dir).filter(|d| d.life == life && d.listed == Reach::All)?;
         let first = (after.saturating_add(1), Name::new(b"\x01").expect("one byte is a name"));
         let mut entries: Vec<CachedEntry> = known
@@ -186,8 +226,8 @@ impl Cache {
     /// What is known of a file's content in `from..to`, cut at its end.
     pub fn content(&self, promises: &Promises, ino: Ino, from: u64, to: u64) -> Option<Content> {
         let mut inner = self.inner();
-        let life = inner.stamps.life(promises, &Promise::Content(ino))?;
-        let known = inner.maps.get(&ino).filter(|m| m.life == life)?;
+        let life = inner.stamps.life(promises, &Promise::Content(ino));
+        let known = inner.maps.get(&ino).filter(|m| Some(m.life) == life || planted(Bug::ContentForEver))?;
         let to = to.min(known.size);
         let parts = if from < to { known.map.parts(from, to) } else { Ok(Vec::new()) };
         Some(Content { size: known.size, version: known.version, parts })
@@ -239,7 +279,15 @@ impl Inner {
         let known = self.attrs.get(&ino)?;
         let (promise, life) = known.life?;
         let attr = known.attr.clone();
-        (self.stamps.life(promises, &promise) == Some(life)).then_some(attr)
+        (self.life(promises, &promise) == Some(life)).then_some(attr)
+    }
+
+    /// The life of names and attributes that the promise covers.
+    fn life(&self, promises: &Promises, promise: &Promise) -> Option<Life> {
+        if self.changing.contains_key(promise) {
+            return None;
+        }
+        self.stamps.life(promises, promise)
     }
 }
 

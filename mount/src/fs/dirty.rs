@@ -5,6 +5,7 @@
 //! written, however scattered it is. Pure: no clock, no lock, no waiting.
 
 use proto::chunk::CHUNK_BYTES;
+use proto::planted::{Bug, planted};
 use std::collections::BTreeMap;
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -102,7 +103,9 @@ impl Dirty {
         let was_full = segment.len() == CHUNK_BYTES;
         let from = (offset - start) as usize;
         let overlap = data.len().min(segment.len() - from);
-        segment[from..from + overlap].copy_from_slice(&data[..overlap]);
+        if !planted(Bug::OlderWriteWins) {
+            segment[from..from + overlap].copy_from_slice(&data[..overlap]);
+        }
         segment.extend_from_slice(&data[overlap..]);
         if let Some((at, behind)) = tail
             && at + behind.len() as u64 > start + segment.len() as u64

@@ -10,6 +10,7 @@ use crate::client::{CallError, Patience, Reply};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Attr, Delete, FileKind, NewInode, Op, Outcome, Owner, Refusal, RenameHow, Upload, View};
+use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
 
 const SETGID: u32 = 0o2000;
@@ -133,7 +134,8 @@ impl Fs {
             rdev: node.rdev,
             target: target.map(|target| self.seal_target(target)),
         };
-        let reply = self.change(Op::Upload(Upload::Create { dir, name: name.clone(), new }), patience).await?;
+        let (reply, _changing) =
+            self.change(Op::Upload(Upload::Create { dir, name: name.clone(), new }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "create" }) };
         self.cache().learn(self.promises(), &reply, |l| {
             l.created(attr);
@@ -170,7 +172,7 @@ impl Fs {
 
     async fn remove(&self, dir: Ino, name: &Name, delete: Delete, patience: &Patience) -> Result<(), FsError> {
         self.before_publishing_name(dir, name, patience).await?;
-        let reply = self.change(Op::Delete(delete), patience).await?;
+        let (reply, _changing) = self.change(Op::Delete(delete), patience).await?;
         let Outcome::Removed(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "remove" }) };
         self.cache().learn(self.promises(), &reply, |l| {
             l.name(dir, name, None);
@@ -183,7 +185,8 @@ impl Fs {
     pub async fn link(&self, ino: u64, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
         let (ino, dir, name) = (self.ino(ino), self.ino(dir), Name::new(name)?);
         self.before_publishing(ino, patience).await?;
-        let reply = self.change(Op::Upload(Upload::Link { ino, dir, name: name.clone() }), patience).await?;
+        let (reply, _changing) =
+            self.change(Op::Upload(Upload::Link { ino, dir, name: name.clone() }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "link" }) };
         self.cache().learn(self.promises(), &reply, |l| {
             l.attr(attr);
@@ -210,7 +213,7 @@ impl Fs {
         // What stands there is either replaced or goes the other way.
         let replaced = self.cache().lookup(self.promises(), to_dir, &to);
         let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
-        let reply = self.change(Op::Upload(op), patience).await?;
+        let (reply, _changing) = self.change(Op::Upload(op), patience).await?;
         let Outcome::Renamed { moved, .. } = &reply.outcome else {
             return Err(FsError::WrongAnswer { op: "rename" });
         };
@@ -231,7 +234,9 @@ fn renamed(
 ) {
     let same = matches!(&replaced, Some(Found::Entry(attr)) if attr.ino == moved.ino);
     l.attr(moved);
-    l.name(to_dir, to, Some((moved.ino, moved.kind)));
+    if !planted(Bug::RenameForgetsTarget) {
+        l.name(to_dir, to, Some((moved.ino, moved.kind)));
+    }
     match (&replaced, exchange) {
         // Two names of one inode: POSIX lets both stay.
         (Some(Found::Entry(_)), false) if same => {}

@@ -21,6 +21,11 @@ impl Machine {
         let mut by_ms = elapsed_ms.min(MAX_TICK_MS);
         if live.append_time {
             let last = *live.last_moved_append_ms.get_or_insert(append_time_ms);
+            if append_time_ms < last {
+                // The broker's clock was set back, or its leader changed: log time must not stand
+                // still until that clock shows again what it showed before.
+                live.last_moved_append_ms = Some(append_time_ms);
+            }
             let passed = append_time_ms.saturating_sub(last);
             by_ms = by_ms.min(u64::try_from(passed).unwrap_or(0));
         }

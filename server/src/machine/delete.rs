@@ -3,6 +3,7 @@
 
 use super::rows::{InodeRow, Turn, covering, inode_key};
 use proto::message::{Attr, Delete, FileKind, Outcome, Promise, Refusal};
+use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
 
 impl Turn<'_> {
@@ -37,7 +38,7 @@ impl Turn<'_> {
         if child.attr.kind != FileKind::Dir {
             return Err(Refusal::NotDirectory);
         }
-        if child.entries > 0 {
+        if child.entries > 0 && !planted(Bug::RemoveFullDirectory) {
             return Err(Refusal::NotEmpty);
         }
 

@@ -16,6 +16,7 @@ use super::rows::Turn;
 use super::session::answer_effect;
 use bytes::Bytes;
 use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal};
+use proto::planted::{Bug, planted};
 use proto::{Ino, LogTime, PushNo, RequestNo, SessionId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,6 +125,9 @@ impl Machine {
         }
         let mut waits = self.waits(&turn.reads, to.session);
         waits.extend(self.waits(&changes, to.session));
+        if planted(Bug::ViewBeforeConfirmed) && !is_change {
+            waits.clear();
+        }
         let grants = std::mem::take(&mut turn.grants);
         let granted = self.grant(turn, to.session, grants);
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
@@ -174,7 +178,12 @@ impl Machine {
         let mut broken: BTreeMap<SessionId, Vec<Promise>> = BTreeMap::new();
         for thing in changes {
             for (thing, id) in self.holders.range((*thing, FIRST)..=(*thing, LAST)) {
-                if *id != initiator {
+                let is_forgotten = match thing {
+                    Promise::Inode(_) => planted(Bug::ForgetInodeInvalidation),
+                    Promise::Content(_) => planted(Bug::ForgetContentInvalidation),
+                    Promise::Dir(_) => planted(Bug::TellOneHolder) && broken.keys().any(|told| told != id),
+                };
+                if *id != initiator && !is_forgotten {
                     broken.entry(*id).or_default().push(*thing);
                 }
             }
@@ -204,8 +213,10 @@ impl Machine {
             return Vec::new();
         }
         let things: BTreeSet<Promise> = things.into_iter().collect();
-        let granted: Vec<Promise> =
-            things.into_iter().filter(|thing| !self.things.is_unconfirmed(*thing, id)).collect();
+        let granted: Vec<Promise> = things
+            .into_iter()
+            .filter(|thing| planted(Bug::GrantUnconfirmed) || !self.things.is_unconfirmed(*thing, id))
+            .collect();
         for thing in &granted {
             let order = session.next_promise;
             session.next_promise += 1;
@@ -307,7 +318,7 @@ impl Machine {
         payload: Bytes,
         mut waits: BTreeSet<(SessionId, PushNo)>,
     ) {
-        waits.retain(|(session, number)| self.is_open(*session, *number));
+        waits.retain(|(session, number)| self.is_open(*session, *number) && !planted(Bug::AnswerBeforeConfirmed));
         if waits.is_empty() {
             return self.send(turn, to, answer, payload);
         }

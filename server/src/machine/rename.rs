@@ -3,6 +3,7 @@
 
 use super::rows::{DirentRow, InodeRow, Turn, covering, inode_key};
 use proto::message::{Attr, FileKind, Outcome, Promise, Refusal, RenameHow};
+use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
 
 /// One side of a rename: a directory and a name in it.
@@ -79,7 +80,9 @@ impl Turn<'_> {
     }
 
     fn replace(&mut self, from: Place, to: Place, moved: Found, target: Option<Found>) -> Outcome {
-        self.leave(from.dir, from.name, &moved.dirent);
+        if !planted(Bug::RenameKeepsName) {
+            self.leave(from.dir, from.name, &moved.dirent);
+        }
         let subdir = i64::from(moved.is_dir());
         self.update_dir_of(from.dir, -1, -subdir);
         let mut last_name_gone = None;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Promise, Refusal, Request, SessionOp, Ticket, UserName};
+use proto::planted::{Bug, planted};
 use proto::seal::{Key, SealError, open_blob_of, seal_blob_of};
 use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};
@@ -108,7 +109,7 @@ impl Session {
 
     /// Until when its promises hold if nothing more is heard.
     pub fn lease_end(&self) -> LogTime {
-        self.admitted_at.plus_ms(LEASE_MS)
+        self.admitted_at.plus_ms(if planted(Bug::LeaseTooShort) { 1000 } else { LEASE_MS })
     }
 
     fn acknowledge(&mut self, acked: &Acked) {
@@ -284,11 +285,17 @@ impl Machine {
             if (&session.user, session.namespace) != (&by.user, by.namespace) {
                 return unknown;
             }
+            if planted(Bug::ReplacedGoesOn) {
+                return unknown;
+            }
             self.end_session(turn, id);
         }
         match turn.get::<EndedRow>(&ended_key(id)) {
             Some(row) if (&row.user, row.namespace) == (&by.user, by.namespace) => {
                 lineage.extend(&row.lineage);
+                if planted(Bug::ReplacedAppliedNothing) {
+                    return Ended { known: true, ..unknown };
+                }
                 Ended { session: id, known: true, last: row.last, results: row.results, at: row.at }
             }
             _ => unknown,
@@ -377,7 +384,7 @@ impl Machine {
         let session = self.live.sessions.get_mut(&id).expect("the caller found the session");
         let to = To { session: id, number, request: hash };
 
-        if number > session.admitted.next() {
+        if number > session.admitted.next() && !planted(Bug::ApplyAcrossGap) {
             let expected = session.admitted.next();
             return self.tell(turn, to, Ok(Outcome::Gap { expected }));
         }
@@ -387,7 +394,7 @@ impl Machine {
                 // Its answer has been taken: a late duplicate.
                 None => return,
                 Some(known) if known.hash != hash => return self.tell(turn, to, Err(Refusal::NumberReused)),
-                Some(Remembered { answer: Some(answer), held, .. }) => {
+                Some(Remembered { answer: Some(answer), held, .. }) if !planted(Bug::SkipDedup) => {
                     if !held {
                         let effect = answer_effect(session.peer(id), number, hash, answer.clone());
                         turn.effects.push(effect);
@@ -546,7 +553,7 @@ impl Machine {
         for ino in std::mem::take(&mut turn.nameless) {
             let having = |(id, session): (&SessionId, &Session)| session.opened.contains(&ino).then_some(*id);
             let holders: BTreeSet<SessionId> = self.live.sessions.iter().filter_map(having).collect();
-            if holders.is_empty() {
+            if holders.is_empty() || planted(Bug::FreeOpenFile) {
                 turn.free(ino);
                 continue;
             }

@@ -8,6 +8,7 @@ use super::rows::{ExtentRow, InodeRow, Turn, after, decode, extent_key};
 use proto::chunk::{CHUNK_BYTES, ChunkName};
 use proto::log::Topic;
 use proto::message::{FileKind, Outcome, Piece, Promise, Refusal, Source, Upload, WriteAt};
+use proto::planted::{Bug, planted};
 use proto::{Ino, Position};
 
 /// Extents handled at a time while a range is cleared: bounds memory, not work.
@@ -18,6 +19,7 @@ impl Turn<'_> {
         let old = self.file(ino)?;
         let base = match at {
             WriteAt::Offsets => 0,
+            WriteAt::End if planted(Bug::AppendAtZero) => 0,
             WriteAt::End => old.attr.size,
         };
         let extents = self.checked_pieces(base, pieces)?;
@@ -33,7 +35,10 @@ impl Turn<'_> {
         }
         let mut new = old.clone();
         for extent in &extents {
-            let freed = self.clear(ino, extent.offset, extent.end());
+            let freed = match planted(Bug::WriteKeepsExtents) {
+                true => 0,
+                false => self.clear(ino, extent.offset, extent.end()),
+            };
             self.put(&extent_key(ino, extent.end()), extent);
             self.refer(&extent.chunk, 1);
             self.uses_bytes(i64::from(extent.len));
@@ -51,7 +56,7 @@ impl Turn<'_> {
 
     /// Brings a file to a size: content beyond it goes, a hole grows before it.
     pub fn resize(&mut self, row: &mut InodeRow, size: u64) {
-        if size < row.attr.size {
+        if size < row.attr.size && !planted(Bug::TruncateKeepsContent) {
             let freed = self.clear(row.attr.ino, size, u64::MAX);
             row.attr.allocated = row.attr.allocated.saturating_sub(freed);
         }

@@ -5,6 +5,7 @@
 use super::{Cut, PACK_BYTES, PackError, TAIL_BYTES};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
+use proto::planted::{Bug, planted};
 use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -127,6 +128,7 @@ impl Buffers {
     }
 
     pub fn note_ingested(&mut self, partition: u32, epoch: Epoch, next_offset: u64) {
+        let next_offset = next_offset + u64::from(planted(Bug::IngestOffByOne));
         self.notes.ingested.insert(partition, (epoch, next_offset));
         self.reached.insert(partition, (epoch, next_offset));
         self.added += 1;

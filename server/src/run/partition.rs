@@ -9,6 +9,7 @@ use crate::store::{Checkpoint, Frozen, PartitionStore, Written};
 use bytes::Bytes;
 use proto::frame::record_hash;
 use proto::log::{Record, Topic};
+use proto::planted::{Bug, planted};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -119,6 +120,9 @@ impl Partition {
         })??;
 
         self.next_offset = record.offset + 1;
+        if planted(Bug::ReplayOneTwice) && self.next_offset == self.existing_end {
+            let _ = self.machine.apply(&mut self.store, record.offset, record.append_time_ms, &record.value);
+        }
         self.last = Some(record.value.clone());
         let (since, client) = self.changed.unwrap_or((now, false));
         self.changed = Some((since, client || by_client));
@@ -189,7 +193,7 @@ impl Partition {
         self.writing = Some(cut);
         let checkpoint = Checkpoint {
             epoch: self.machine.epoch(),
-            next_offset: self.next_offset,
+            next_offset: self.next_offset + u64::from(planted(Bug::CheckpointOffByOne)),
             last_hash: self.last_hash,
             machine: self.machine.dump(),
         };

@@ -2,7 +2,8 @@
 //! that happens in it. See `README.md`.
 
 use clap::Parser;
-use harness::sim::{Plan, minimise, run};
+use harness::sim::{Plan, minimise, run, run_with};
+use proto::planted::Bug;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,10 @@ struct Args {
     /// Make a failing seed smaller, with so many runs, before it is shown.
     #[arg(long, default_value_t = 0)]
     minimise: usize,
+    /// Plants each bug in turn and tells how many seeds it takes to find it, at most `--seeds`;
+    /// with a name, that one only.
+    #[arg(long, value_name = "BUG", num_args = 0..=1, default_missing_value = "all")]
+    plant: Option<String>,
     /// Go on after a violation.
     #[arg(long)]
     keep_going: bool,
@@ -33,6 +38,9 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(name) = &args.plant {
+        return plant(&args, name);
+    }
     match args.seed {
         Some(seed) => one(seed, args.minimise),
         None => many(&args),
@@ -106,6 +114,37 @@ fn many(args: &Args) -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Looks for each planted bug, seed after seed.
+fn plant(args: &Args, name: &str) -> ExitCode {
+    let bugs: Vec<Bug> = Bug::ALL.iter().copied().filter(|bug| name == "all" || format!("{bug:?}") == name).collect();
+    let (next, missed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let seeds = args.from..args.from + args.seeds;
+                    let found = seeds.into_iter().find_map(|seed| {
+                        let violation = run_with(&Plan::draw(seed), false, Some(*bug)).violation?;
+                        Some((seed, violation))
+                    });
+                    match found {
+                        Some((seed, violation)) => {
+                            let violation: String = violation.chars().take(100).collect();
+                            println!("| {bug:?} | {} | {} | {violation}", bug.text().trim(), seed - args.from + 1);
+                        }
+                        None => {
+                            missed.fetch_add(1, Ordering::Relaxed);
+                            println!("| {bug:?} | {} | NOT FOUND |", bug.text().trim());
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if missed.load(Ordering::Relaxed) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn hours(ms: u64) -> String {

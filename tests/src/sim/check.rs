@@ -6,7 +6,7 @@
 //!   stands before it. A change stands where its request does.
 //! * No change has taken effect twice; those of one client take effect in their order.
 
-use super::history::{Applied, Found, Inner, Operation};
+use super::history::{Applied, Found, Inner, Operation, Wrote};
 use super::model::Model;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
@@ -14,7 +14,7 @@ use proto::frame::Frame;
 use proto::log::{Record, Topic};
 use proto::message::{Op, Source, Upload};
 use proto::{Ino, Position, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Says what is wrong, if anything is. `before` is what was done before the run, `chunks` are the records of the topic, `fresh` the
 /// client that only looked when everything was over.
@@ -109,7 +109,12 @@ fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
 /// One client's changes take effect in the order in which it entered them.
 fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
     let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for entered in &history.entered {
+        // What a journal held is entered once more, behind itself.
+        if !seen.insert(entered.time) {
+            continue;
+        }
         let Some(at) = by_time.get(&entered.time) else { continue };
         let client = client_of(entered.time);
         if let Some((before, _)) = last.insert(client, (*at, entered.time))
@@ -189,7 +194,7 @@ fn linearizable(
                 // What was refused could have been refused earlier just as well.
                 result.is_ok().then_some(*at)
             }
-            Found::Written { ino } => written(history, by_time, operation, *ino)?,
+            Found::Written { ino, wrote } => written(history, model, by_time, operation, *ino, wrote)?,
             found => match find_place(model, found, from, to) {
                 Some(at) => Some(at),
                 None => {
@@ -210,19 +215,37 @@ fn linearizable(
 /// Where everything that the mount had written to a file before took effect.
 fn written(
     history: &Inner,
+    model: &Model,
     by_time: &BTreeMap<Time, Position>,
     operation: &Operation,
     ino: u64,
+    wrote: &Wrote,
 ) -> Result<Option<Position>, String> {
     let end = operation.returned.expect("only those are looked at");
-    let mut last = None;
+    let (mut last, mut requests) = (None, 0);
     for entered in history.entered.iter().filter(|entered| entered.moment > operation.invoked && entered.moment < end) {
         if entered.writes != Some(ino) || client_of(entered.time) as usize != operation.client {
             continue;
         }
         match by_time.get(&entered.time) {
-            Some(at) if history.applied[at].moment < end => last = last.max(Some(*at)),
+            Some(at) if history.applied[at].moment < end => {
+                last = last.max(Some(*at));
+                requests += 1;
+            }
             _ => return Err(format!("`{}` ended before what it wrote was applied", operation.text)),
+        }
+    }
+    // What it sent in several requests can have been written over in between.
+    if let (Some(at), 1) = (last, requests)
+        && let Some(inode) = model.version(ino, at)
+    {
+        let from = wrote.offset as usize;
+        let is_there = match wrote.appended {
+            true => inode.content.ends_with(&wrote.bytes),
+            false => inode.content.get(from..from + wrote.bytes.len()) == Some(&wrote.bytes[..]),
+        };
+        if !is_there {
+            return Err(format!("`{}` ended, and at {at} the file does not hold what it wrote", operation.text));
         }
     }
     Ok(last)

@@ -16,7 +16,8 @@ use proto::clock::Clock;
 use proto::log::{Log, Topic};
 use proto::login::DeviceCredential;
 use proto::message::UserName;
-use proto::simulation::{Node, Simulation, observe};
+use proto::planted::Bug;
+use proto::simulation::{Node, Simulation, observe, plant};
 use server::{ServerConfig, Tasks};
 use std::cell::RefCell;
 use std::path::Path;
@@ -56,10 +57,18 @@ pub struct Report {
 
 /// Runs a plan on this thread. With `is_traced`, the report tells all that happened.
 pub fn run(plan: &Plan, is_traced: bool) -> Report {
+    run_with(plan, is_traced, None)
+}
+
+/// [`run`], with a bug planted in the real code.
+pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
     let template = template();
     note_panics();
     let trace = Trace::new(is_traced);
     let simulation = Simulation::begin(plan.seed);
+    if let Some(bug) = bug {
+        plant(bug);
+    }
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = runtime();
         let done = runtime.block_on(World::run(plan, template, &trace));

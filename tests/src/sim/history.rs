@@ -92,7 +92,17 @@ pub enum Found {
     /// What was written to the file before has been answered for.
     Written {
         ino: u64,
+        wrote: Wrote,
     },
+}
+
+/// What a program wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrote {
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+    /// At the file's end, whatever the offset.
+    pub appended: bool,
 }
 
 /// What is compared of an inode's attributes.
@@ -114,6 +124,7 @@ impl Found {
             }
             Found::Entry { entry: None, .. } => "nothing there".to_owned(),
             Found::Entry { entry: Some(entry), .. } => format!("{entry:?}"),
+            Found::Written { ino, wrote } => format!("{} bytes in inode {ino}", wrote.bytes.len()),
             other => format!("{other:?}"),
         }
     }

@@ -142,7 +142,7 @@ impl Plan {
             _ => 3,
         };
         let is_calm = rng.chance(150);
-        let kind = rng.below(7);
+        let kind = rng.below(9);
         let clients = (0..clients)
             .map(|_| {
                 let workers = rng.range(1, 2);
@@ -174,7 +174,7 @@ fn net(rng: &mut Rng) -> Net {
         delay_us: *rng.pick(&[200, 1000, 3000, 10_000]),
         slow: some(rng, 600, 80),
         slow_us: *rng.pick(&[20_000, 200_000, 2_000_000]),
-        lost: some(rng, 400, 30),
+        lost: some(rng, 400, 80),
         no_offset: some(rng, 300, 60),
         late_ack: some(rng, 300, 200),
         repeated: some(rng, 400, 100),
@@ -202,10 +202,10 @@ fn what(rng: &mut Rng, clients: u8) -> What {
 }
 
 /// One step of a workload: 0 names, 1 rename dance, 2 contents, 3 hot directory,
-/// 4 unlinked files, 5 idle, 6 a large file; each with something of everything.
+/// 4 unlinked files, 5 idle, 6 a large file, 7 and 8 a few names that all look at; each with something of everything.
 fn step(rng: &mut Rng, kind: u64) -> Step {
-    let dirs = if kind == 3 { 1 } else { u64::from(DIRS) };
-    let names = if kind == 2 || kind == 6 { 2 } else { u64::from(NAMES) };
+    let dirs = if matches!(kind, 3 | 7 | 8) { 1 } else { u64::from(DIRS) };
+    let names = if matches!(kind, 2 | 6 | 7 | 8) { 2 } else { u64::from(NAMES) };
     let place = |rng: &mut Rng| (rng.below(dirs) as u8, rng.below(names) as u8);
     let content = |rng: &mut Rng| {
         let (offsets, lens) = match kind {
@@ -224,6 +224,7 @@ fn step(rng: &mut Rng, kind: u64) -> Step {
         2 | 6 => 700,
         4 => 300,
         5 => 250,
+        7 | 8 => 900,
         _ => 0,
     };
     if special > 0 && rng.chance(special) {
@@ -238,6 +239,19 @@ fn step(rng: &mut Rng, kind: u64) -> Step {
                 _ => Step::Read(one),
             },
             4 => Step::Unlinked(one, content(rng)),
+            7 | 8 => match rng.below(16) {
+                0..3 => Step::Lookup(one),
+                3..5 => Step::Stat(one),
+                5 => Step::List(one.0),
+                6..8 => Step::Read(one),
+                8 => Step::Chmod(one, rng.below(0o1000) as u16),
+                9..11 => Step::Create(one),
+                11 => Step::Link(one, other),
+                12 => Step::Unlink(one),
+                13 => Step::Rename(one, other, How::Replace),
+                14 => Step::Write(one, content(rng)),
+                _ => Step::SleepMs(rng.range(1, 30) as u32),
+            },
             _ => Step::SleepMs(*rng.pick(&[500, 3000, 9000, 15_000, 70_000])),
         };
     }

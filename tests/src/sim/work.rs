@@ -1,7 +1,7 @@
 //! A client's programs: each worker does its steps one after the other through the
 //! real filesystem, and notes what it was given.
 
-use super::history::{Entry, Found, History, as_operation};
+use super::history::{Entry, Found, History, Wrote, as_operation};
 use super::plan::{Content, How, Place, Step};
 use mount::client::{CallError, Patience};
 use mount::error::FsError;
@@ -14,6 +14,9 @@ use std::time::Duration;
 
 /// How long an operation waits before it counts as not answered.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// No step makes a larger one, in bytes.
+const LARGEST_FILE: u32 = 8 << 20;
 
 const ME: Caller = Caller { uid: 1000, gid: 1000 };
 
@@ -115,7 +118,7 @@ impl Work {
             Step::List(dir) => drop(self.list(self.dirs[usize::from(*dir)]).await),
             Step::Read(at) => {
                 if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
-                    self.read(found.ino).await;
+                    drop(self.read(found.ino).await);
                 }
             }
             Step::SleepMs(ms) => tokio::time::sleep(Duration::from_millis(u64::from(*ms))).await,
@@ -210,7 +213,7 @@ impl Work {
         .await
     }
 
-    pub async fn read(&self, ino: u64) {
+    pub async fn read(&self, ino: u64) -> Option<Vec<u8>> {
         let is_own = self.is_own(ino);
         let reading = async {
             let p = &Patience::within(PATIENCE);
@@ -224,19 +227,13 @@ impl Work {
             Ok(content) if !is_own && !self.is_own(ino) => Found::Content { ino, content: content.clone() },
             _ => Found::Nothing,
         })
-        .await;
+        .await
     }
 
     async fn read_all(&self, handle: u64) -> Result<Vec<u8>, FsError> {
-        let p = &Patience::within(PATIENCE);
-        let mut content = Vec::new();
-        loop {
-            let part = self.fs.read(handle, content.len() as u64, 128 << 10, p).await?;
-            if part.is_empty() {
-                return Ok(content);
-            }
-            content.extend_from_slice(&part);
-        }
+        // In one piece: between two, another mount's write may come.
+        let read = self.fs.read(handle, 0, LARGEST_FILE, &Patience::within(PATIENCE)).await?;
+        Ok(read.to_vec())
     }
 
     async fn write(&self, text: String, at: &Place, content: &Content, append: bool, synced: bool) {
@@ -263,7 +260,10 @@ impl Work {
         let written = self
             .operation(text, writing, |result| match result {
                 // With another writer beside it, what is written is not its own alone.
-                Ok(()) if own.now == 1 && self.own(ino) == own => Found::Written { ino },
+                Ok(()) if own.now == 1 && self.own(ino) == own => {
+                    let (offset, bytes) = (u64::from(content.offset), content.bytes());
+                    Found::Written { ino, wrote: Wrote { offset, bytes, appended: append } }
+                }
                 _ => Found::Nothing,
             })
             .await;
@@ -292,19 +292,32 @@ impl Work {
         let expected = {
             let mut expected = vec![0; content.offset as usize];
             expected.extend_from_slice(&content.bytes());
+            // The first half is written over.
+            for byte in expected.iter_mut().skip(content.offset as usize).take(content.len as usize / 2) {
+                *byte ^= 0x55;
+            }
             expected
         };
+        let session = self.fs.client().session();
         let using = async {
-            self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+            let (from, half) = (content.offset as usize, content.len as usize / 2);
+            self.fs.write(opened.handle, from as u64, &content.bytes(), p).await?;
+            self.fs.write(opened.handle, from as u64, &expected[from..from + half], p).await?;
+            let before = self.read_all(opened.handle).await?;
             self.fs.flush(opened.handle, p).await?;
-            self.read_all(opened.handle).await
+            Ok::<_, FsError>((before, self.read_all(opened.handle).await?))
         };
-        let read = self.operation(format!("{text}: use"), using, |_| Found::Nothing).await;
-        if let Some(read) = read
-            && read != expected
-        {
-            let text = format!("{text}: inode {} read {} bytes, not what was written", stat.ino, read.len());
-            self.history.violated(text);
+        let operation = self.history.invoked(self.client, format!("{text}: use"));
+        let used = as_operation(operation, using).await;
+        self.history.returned(operation, Found::Nothing);
+        match used {
+            Ok((before, after)) if before != expected || after != expected => {
+                self.history.violated(format!("{text}: inode {} is not read as it was written", stat.ino));
+            }
+            Err(error) if error.is(Refusal::Stale) && session == self.fs.client().session() => {
+                self.history.violated(format!("{text}: inode {} has gone although it is open", stat.ino));
+            }
+            _ => {}
         }
         // Its failure would be the handle's, which was open.
         let _ = self.fs.release(opened.handle);
@@ -317,14 +330,19 @@ impl Work {
         self.stat(ROOT).await;
         while let Some(dir) = dirs.pop_front() {
             let Some(names) = self.list(dir).await else {
-                self.history.violated("the tree cannot be listed after all faults are over".into());
+                self.history.violated("the tree cannot be listed when all faults are over".into());
                 return;
             };
             for name in names.keys() {
                 let Some(stat) = self.lookup_name(dir, name).await else { continue };
                 match stat.kind {
                     FileKind::Dir if seen.insert(stat.ino) => dirs.push_back(stat.ino),
-                    FileKind::File if seen.insert(stat.ino) => self.read(stat.ino).await,
+                    FileKind::File if seen.insert(stat.ino) => {
+                        if self.read(stat.ino).await.is_none() {
+                            let text = format!("inode {} cannot be read when all faults are over", stat.ino);
+                            self.history.violated(text);
+                        }
+                    }
                     _ => {}
                 }
             }

@@ -2,6 +2,7 @@
 //! decided by the answer to its successor's open, and by nothing else.
 
 use super::*;
+use proto::planted::{Bug, planted};
 
 impl<W: Waiter> Core<W> {
     /// A login has succeeded: opens its session, naming those it replaces.
@@ -68,7 +69,11 @@ impl<W: Waiter> Core<W> {
         let fate = self.flight_session.and_then(|id| ended.iter().find(|ended| ended.session == id));
         let mut results: BTreeMap<RequestNo, Answer> =
             fate.map(|fate| fate.results.iter().cloned().collect()).unwrap_or_default();
-        let last = fate.filter(|fate| fate.known).map_or(RequestNo(0), |fate| fate.last);
+        if planted(Bug::ResendWithoutAsking) {
+            results.clear();
+        }
+        let last =
+            fate.filter(|fate| fate.known && !planted(Bug::ResendWithoutAsking)).map_or(RequestNo(0), |fate| fate.last);
         let mut again = Vec::new();
         for (number, flight) in std::mem::take(&mut self.flight) {
             let entry = flight.entry;
@@ -97,7 +102,9 @@ impl<W: Waiter> Core<W> {
         self.numbered_ms = now_ms;
         self.silent_since = None;
         self.phase = Phase::Live;
-        self.promises.drop_all(self.seen);
+        if !planted(Bug::PromisesOutliveSession) {
+            self.promises.drop_all(self.seen);
+        }
         self.wake_at(now_ms + RENEW_ACTIVE_MS);
         out.push(Action::Opened { ended, root });
         self.pump(now_ms, out);

@@ -6,6 +6,7 @@ use super::*;
 use crate::client::journal::Adopted;
 use crate::client::transfer;
 use proto::message::{Source, Upload};
+use proto::planted::{Bug, planted};
 use proto::task;
 
 /// How long one login that replaces a session may take.
@@ -153,7 +154,7 @@ impl Inner {
         let mut sent = Vec::new();
         let mut is_complete = true;
         for entry in adopted.entries {
-            let fate = entry.sent.and_then(|(session, number)| {
+            let fate = entry.sent.filter(|_| !planted(Bug::JournalResendsAll)).and_then(|(session, number)| {
                 let ended = ended.iter().find(|ended| ended.session == session && ended.known)?;
                 (number <= ended.last).then(|| {
                     let result = ended.results.iter().find(|(result, _)| *result == number);

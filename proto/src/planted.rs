@@ -1,0 +1,126 @@
+//! Bugs that a simulation plants, one at a time, to see whether its checks find them.
+//!
+//! Each is one line where it would be made: `planted(Bug::X)`. Without the feature
+//! `simulation` that is the constant `false`, and the program is as if it were not there.
+
+macro_rules! bugs {
+    ($($(#[doc = $text:literal])* $name:ident,)*) => {
+        /// What may be planted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Bug {
+            $($(#[doc = $text])* $name,)*
+        }
+
+        impl Bug {
+            pub const ALL: &[Bug] = &[$(Bug::$name,)*];
+
+            /// What it does, for people.
+            pub fn text(self) -> &'static str {
+                match self {
+                    $(Bug::$name => concat!($($text),*),)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// machine: a repeated change is executed again instead of answered from memory
+    SkipDedup,
+    /// machine: a request is admitted though one before it is missing
+    ApplyAcrossGap,
+    /// machine: a result leaves before others have confirmed the push about it
+    AnswerBeforeConfirmed,
+    /// machine: a view of something changed leaves before its pushes are confirmed
+    ViewBeforeConfirmed,
+    /// machine: nobody is told of a change to an inode with several names
+    ForgetInodeInvalidation,
+    /// machine: nobody is told of a change to a file's content
+    ForgetContentInvalidation,
+    /// machine: only the first holder of a promise is told that it is broken
+    TellOneHolder,
+    /// machine: a promise is granted although its breaking is not confirmed
+    GrantUnconfirmed,
+    /// machine: a lease counts a second from its last record
+    LeaseTooShort,
+    /// machine: a replaced session is said to have applied nothing
+    ReplacedAppliedNothing,
+    /// machine: a replaced session goes on
+    ReplacedGoesOn,
+    /// machine: a rename leaves the old name where it was
+    RenameKeepsName,
+    /// machine: a link does not count
+    LinkDoesNotCount,
+    /// machine: a directory that is not empty can be removed
+    RemoveFullDirectory,
+    /// machine: what a truncation cuts off comes back when the file grows
+    TruncateKeepsContent,
+    /// machine: new content does not end the extents that it covers
+    WriteKeepsExtents,
+    /// machine: a file without a name is freed while it is open
+    FreeOpenFile,
+    /// machine: content at the end is put where the file ended for its writer
+    AppendAtZero,
+    /// loop: a checkpoint says that it holds one record more than it does
+    CheckpointOffByOne,
+    /// loop: a record that a replayed server has applied already is applied again
+    ReplayOneTwice,
+    /// store: a checkpoint does not write deleted rows
+    CheckpointKeepsDeleted,
+    /// store: a checkpoint leaves out one row
+    CheckpointLosesRow,
+    /// store: rows that are being written are not seen
+    FrozenUnseen,
+    /// store: after a checkpoint the old rows are read on
+    ThawReadsOld,
+    /// packs: how far content was ingested is one too high
+    IngestOffByOne,
+    /// client: after a session's end everything is sent again without asking what was applied
+    ResendWithoutAsking,
+    /// client: a request that is sent again gets a new number
+    ResendRenumbered,
+    /// client: a push is confirmed, and what it broke is relied on
+    IgnorePush,
+    /// client: a missing push is not noticed
+    IgnoreLostPush,
+    /// client: an answer older than the last push grants promises
+    GrantFromOldAnswer,
+    /// client: promises count although nothing renews them
+    LeaseForever,
+    /// client: the lease is counted from the answer, not from what it answers
+    LeaseFromAnswer,
+    /// client: an overtaken answer to a change of its own lets caches go on
+    OvertakenGoesOn,
+    /// client: promises of the session before go on in the next
+    PromisesOutliveSession,
+    /// journal: a sending is not noted
+    JournalForgetsSending,
+    /// journal: what was sent is sent again whatever became of it
+    JournalResendsAll,
+    /// fs: a name once absent stays absent
+    AbsentForEver,
+    /// fs: attributes once known are shown for ever
+    AttributesForEver,
+    /// fs: the content map once known is used for ever
+    ContentForEver,
+    /// fs: a rename does not forget what stood at its target
+    RenameForgetsTarget,
+    /// fs: close returns before what was written is answered for
+    CloseDoesNotWait,
+    /// fs: of two overlapping writes the older one wins
+    OlderWriteWins,
+    /// fs: what was written and not sent is not read
+    ReadMissesWritten,
+}
+
+/// Whether this bug is planted on this thread.
+#[cfg(feature = "simulation")]
+pub fn planted(bug: Bug) -> bool {
+    crate::simulation::planted() == Some(bug)
+}
+
+/// Whether this bug is planted on this thread: never.
+#[cfg(not(feature = "simulation"))]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
