@@ -1,25 +1,67 @@
-//! Whole clusters from seeds.
+//! Whole clusters from seeds, and whether the checks that hold them to their promises would
+//! find a bug. A violation names its seed; `cargo sim --seed N` tells all that happened there.
 
-use harness::sim::{Plan, run};
+mod planted;
+
+use harness::sim::{Plan, Step, minimise, run, run_with};
+use proto::planted::Bug;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Seeds that every test run tries.
+const SEEDS: u64 = 1_000;
+
+/// Runs `work` for numbers below `count`, on all cores.
+fn side_by_side(count: u64, work: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
 
 #[test]
-fn seeds() {
-    let count: u64 = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
-    let from: u64 = std::env::var("FROM").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let is_traced = std::env::var("TRACE").is_ok();
-    for seed in from..from + count {
-        let begun = std::time::Instant::now();
-        let report = run(&Plan::draw(seed), is_traced);
-        for line in &report.trace {
-            println!("{line}");
+fn a_thousand_seeds_break_no_promise() {
+    let broken = Mutex::new(Vec::new());
+    side_by_side(SEEDS, |seed| {
+        if let Some(violation) = run(&Plan::draw(seed), false).violation {
+            broken.lock().expect("nobody panics here").push(format!("seed {seed}: {violation}"));
         }
-        println!(
-            "seed {seed}: {:?} {} ops {} records {} ms virtual, {:?}",
-            report.violation,
-            report.operations,
-            report.records,
-            report.virtual_ms,
-            begun.elapsed()
-        );
-    }
+    });
+    let broken = broken.into_inner().expect("nobody panics here");
+    assert!(broken.is_empty(), "{} of {SEEDS}, see `cargo sim --seed N`:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    side_by_side(12, |number| {
+        let plan = Plan::draw(700 + number);
+        let (first, second) = (run(&plan, true), run(&plan, true));
+        for (number, (one, other)) in first.trace.iter().zip(&second.trace).enumerate() {
+            assert_eq!(one, other, "line {number} of seed {}", plan.seed);
+        }
+        assert_eq!(first.fingerprint, second.fingerprint, "seed {}", plan.seed);
+    });
+}
+
+#[test]
+fn a_failing_plan_is_made_smaller() {
+    let bug = Some(Bug::LinkDoesNotCount);
+    let plan = (0..200).map(Plan::draw).find(|plan| run_with(plan, false, bug).violation.is_some());
+    let plan = plan.expect("the bug is found");
+    let small = minimise(&plan, bug, 150);
+    assert!(run_with(&small, false, bug).violation.is_some());
+    assert!(small.size() < plan.size() && small.size() <= 6, "{small:?}");
+    let steps: Vec<&Step> = small.clients.iter().flatten().flatten().collect();
+    assert!(steps.iter().any(|step| matches!(step, Step::Link(..))), "{steps:?}");
 }

@@ -232,6 +232,11 @@ fn renamed(
     replaced: Option<Found>,
     exchange: bool,
 ) {
+    if (from_dir, from) == (to_dir, to) {
+        // A name onto itself, which changes nothing.
+        l.attr(moved);
+        return l.name(to_dir, to, Some((moved.ino, moved.kind)));
+    }
     let same = matches!(&replaced, Some(Found::Entry(attr)) if attr.ino == moved.ino);
     l.attr(moved);
     if !planted(Bug::RenameForgetsTarget) {

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 fn one(seed: u64, tries: usize) -> ExitCode {
     let mut plan = Plan::draw(seed);
     if tries > 0 && run(&plan, false).violation.is_some() {
-        plan = minimise(&plan, tries);
+        plan = minimise(&plan, None, tries);
     }
     println!("{plan:#?}");
     let report = run(&plan, true);

@@ -36,8 +36,6 @@ struct Content {
     dirty: BTreeSet<u64>,
     /// Which opening may write: an older one belongs to a machine that was killed.
     generation: u64,
-    /// Why writing fails.
-    is_full: bool,
 }
 
 #[derive(Clone, Default)]
@@ -60,13 +58,6 @@ impl SimDisk {
     pub fn crash(&self, rng: &mut Rng, keeps_all: bool) {
         for file in lock(&self.files).values() {
             lock(&file.0).crash(rng, keeps_all);
-        }
-    }
-
-    /// Writes fail from now on, or no longer.
-    pub fn set_full(&self, is_full: bool) {
-        for file in lock(&self.files).values() {
-            lock(&file.0).is_full = is_full;
         }
     }
 
@@ -161,14 +152,6 @@ impl Opened {
     fn content(&self) -> Option<MutexGuard<'_, Content>> {
         Some(lock(&self.file.0)).filter(|content| content.generation == self.generation)
     }
-
-    fn writable(&self) -> io::Result<Option<MutexGuard<'_, Content>>> {
-        let content = self.content();
-        if content.as_ref().is_some_and(|content| content.is_full) {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
-        Ok(content)
-    }
 }
 
 impl StorageBackend for Opened {
@@ -191,7 +174,7 @@ impl StorageBackend for Opened {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let Some(mut content) = self.writable()? else { return Ok(()) };
+        let Some(mut content) = self.content() else { return Ok(()) };
         if len < content.now.bytes {
             let from = len.div_ceil(PAGE_BYTES as u64);
             content.now.pages.retain(|page, _| *page < from);
@@ -201,7 +184,7 @@ impl StorageBackend for Opened {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let Some(mut content) = self.writable()? else { return Ok(()) };
+        let Some(mut content) = self.content() else { return Ok(()) };
         let content = &mut *content;
         for page in std::mem::take(&mut content.dirty) {
             if let Some(bytes) = content.now.pages.get(&page) {
@@ -217,7 +200,7 @@ impl StorageBackend for Opened {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let Some(mut content) = self.writable()? else { return Ok(()) };
+        let Some(mut content) = self.content() else { return Ok(()) };
         for (page, from, range) in pages_of(offset, data.len()) {
             let bytes = content.now.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_BYTES]));
             Arc::make_mut(bytes)[from..from + range.len()].copy_from_slice(&data[range]);

@@ -39,7 +39,6 @@ pub struct Applied {
     pub number: u64,
     pub again: bool,
     pub sent: Time,
-    pub time: Time,
     pub op: Op,
     pub payload: Bytes,
     pub result: Result<Outcome, Refusal>,
@@ -142,7 +141,7 @@ impl History {
         inner.moment += 1;
         let moment = inner.moment;
         match seen {
-            Seen::Applied { at, session, number, again, sent, time, op, payload, result } => {
+            Seen::Applied { at, session, number, again, sent, op, payload, result, .. } => {
                 if let Some(known) = inner.applied.get(at) {
                     if known.result != **result || known.op != **op {
                         let text = format!("at {at} one machine gave {:?}, another {result:?}", known.result);
@@ -156,7 +155,6 @@ impl History {
                     number: number.0,
                     again: *again,
                     sent: *sent,
-                    time: *time,
                     op: (*op).clone(),
                     payload: (*payload).clone(),
                     result: (*result).clone(),

@@ -2,11 +2,12 @@
 //! steps and faults, and a kinder network.
 
 use super::bus::Net;
-use super::cluster::run;
+use super::cluster::run_with;
 use super::plan::Plan;
+use proto::planted::Bug;
 
-/// The smallest plan found within `tries` runs.
-pub fn minimise(plan: &Plan, tries: usize) -> Plan {
+/// The smallest plan found within `tries` runs, each with `bug` planted.
+pub fn minimise(plan: &Plan, bug: Option<Bug>, tries: usize) -> Plan {
     let mut best = plan.clone();
     let mut left = tries;
     loop {
@@ -16,7 +17,7 @@ pub fn minimise(plan: &Plan, tries: usize) -> Plan {
                 return best;
             }
             left -= 1;
-            if run(&candidate, false).violation.is_some() {
+            if run_with(&candidate, false, bug).violation.is_some() {
                 best = candidate;
                 is_smaller = true;
                 break;
@@ -55,7 +56,9 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
         }
     }
     for fault in 0..plan.faults.len() {
-        with(&|plan| drop(plan.faults.remove(fault)));
+        with(&|plan| {
+            plan.faults.remove(fault);
+        });
     }
     let net = Net { delay_us: plan.net.delay_us, slow_us: plan.net.slow_us, ..Net::default() };
     if plan.net != net {
@@ -78,7 +81,9 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
     for (client, workers) in plan.clients.iter().enumerate() {
         for (worker, steps) in workers.iter().enumerate() {
             for step in 0..steps.len() {
-                with(&|plan| drop(plan.clients[client][worker].remove(step)));
+                with(&|plan| {
+                    plan.clients[client][worker].remove(step);
+                });
             }
         }
     }

@@ -108,7 +108,9 @@ impl Work {
             Step::WriteSynced(at, content) => self.write(text(), at, content, false, true).await,
             Step::Append(at, content) => self.write(text(), at, content, true, false).await,
             Step::Unlinked(at, content) => self.unlinked(text(), at, content).await,
-            Step::Lookup(at) => drop(self.lookup(at).await),
+            Step::Lookup(at) => {
+                self.lookup(at).await;
+            }
             Step::Stat(at) => {
                 if let Some(found) = self.lookup(at).await {
                     self.stat(found.ino).await;
@@ -337,11 +339,8 @@ impl Work {
                 let Some(stat) = self.lookup_name(dir, name).await else { continue };
                 match stat.kind {
                     FileKind::Dir if seen.insert(stat.ino) => dirs.push_back(stat.ino),
-                    FileKind::File if seen.insert(stat.ino) => {
-                        if self.read(stat.ino).await.is_none() {
-                            let text = format!("inode {} cannot be read when all faults are over", stat.ino);
-                            self.history.violated(text);
-                        }
+                    FileKind::File if seen.insert(stat.ino) && self.read(stat.ino).await.is_none() => {
+                        self.history.violated(format!("inode {} cannot be read when all faults are over", stat.ino));
                     }
                     _ => {}
                 }

@@ -1,0 +1,27 @@
+//! The checks are checked: each of these bugs, planted into the real code, is found.
+//! The table of `tests/README.md` is made by `cargo sim --plant`.
+
+use crate::side_by_side;
+use harness::sim::{Plan, run_with};
+use proto::planted::Bug;
+use std::sync::Mutex;
+
+/// Seeds within which a bug must be found, from the one where it was found last.
+const BOUND: u64 = 300;
+
+/// A seed that finds each bug. Where the draws have changed since, the search goes on from seed 0.
+const FOUND_BY: &[(Bug, u64)] = &[];
+
+#[test]
+fn every_planted_bug_is_found() {
+    let missed = Mutex::new(Vec::new());
+    side_by_side(FOUND_BY.len() as u64, |number| {
+        let (bug, seed) = FOUND_BY[number as usize];
+        let is_found = |seed| run_with(&Plan::draw(seed), false, Some(bug)).violation.is_some();
+        if !is_found(seed) && !(0..BOUND).any(is_found) {
+            missed.lock().expect("nobody panics here").push(bug);
+        }
+    });
+    let missed = missed.into_inner().expect("nobody panics here");
+    assert!(missed.is_empty(), "not found within {BOUND} seeds: {missed:?}");
+}
