@@ -18,7 +18,7 @@ use proto::login::DeviceCredential;
 use proto::message::UserName;
 use proto::planted::Bug;
 use proto::simulation::{Node, Simulation, observe, plant};
-use server::{ServerConfig, Tasks};
+use server::{ServerConfig, ServerError, Tasks};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -250,7 +250,7 @@ impl<'a> World<'a> {
                 }
                 continue;
             }
-            self.look_after_server(&due)?;
+            self.look_after_server()?;
             if self.bus.appends() > RECORDS {
                 return Err(format!("more than {RECORDS} records, and no end: {}", self.waiting()));
             }
@@ -343,9 +343,17 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A server that ended by itself is a violation, unless it was told to.
-    fn look_after_server(&mut self, _due: &[(u64, Due)]) -> Result<(), String> {
+    /// A server that ended by itself is a violation, unless what its killed life had on the way has
+    /// come after its new one, which shows as another process: then it is started again, as systemd would.
+    fn look_after_server(&mut self) -> Result<(), String> {
         match self.server.as_ref().and_then(|server| server.tasks.ended()) {
+            Some(Err(error @ ServerError::Superseded { .. })) => {
+                self.bus.trace(format_args!("{error}"));
+                if let Some(server) = self.server.take() {
+                    server.node.kill();
+                }
+                self.start_server()
+            }
             Some(Err(error)) => Err(format!("the server has stopped: {error}")),
             _ => Ok(()),
         }
