@@ -83,11 +83,15 @@ impl Drop for Process {
     }
 }
 
+/// A failed test's own words must not drown in a broker's: it writes lines of many kilobytes.
+const SHOWN_LINES: usize = 40;
+const SHOWN_OF_A_LINE: usize = 300;
+
 /// Prints the last lines of a log, for the reader of a failed test.
 pub(crate) fn show_end(name: &str, log: &Path) {
     let Ok(bytes) = std::fs::read(log) else { return };
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(40)..];
+    let lines: Vec<String> = text.lines().map(|line| line.chars().take(SHOWN_OF_A_LINE).collect()).collect();
+    let last = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
     eprintln!("---- the last {} lines of {name} ----\n{}\n----", last.len(), last.join("\n"));
 }
