@@ -2,7 +2,7 @@
 //! with every fault that it draws, twice the same.
 //!
 //! * [`plan`] is what a seed draws; [`run`] runs it; [`minimise`] makes a failing one smaller.
-//! * The world: [`bus`] (the broker and the network), [`disk`], and [`cluster`], which
+//! * The world: [`bus`] (the broker and the network), [`disk`], [`servers`], and [`cluster`], which
 //!   starts, crashes and pauses machines. The programs: [`work`].
 //! * What is promised: [`history`] notes what was seen, [`model`] says what each request
 //!   must give, [`check`] holds one against the other.
@@ -16,6 +16,7 @@ mod minimise;
 mod model;
 mod plan;
 mod rng;
+mod servers;
 mod template;
 mod trace;
 mod work;

@@ -1,4 +1,4 @@
-//! One run of a plan: the broker, a server, the clients, and the faults that come
+//! One run of a plan: the broker, servers, the clients, and the faults that come
 //! over them, all in one thread and in virtual time.
 
 use super::bus::{Bus, Net, SimLog};
@@ -7,6 +7,7 @@ use super::disk::SimDisk;
 use super::history::History;
 use super::plan::{DIRS, Plan, Step, What};
 use super::rng::Rng;
+use super::servers::{self, Later, Servers};
 use super::template::{Template, scratch, template};
 use super::trace::Trace;
 use super::work::{Todo, Work};
@@ -18,7 +19,7 @@ use proto::login::DeviceCredential;
 use proto::message::UserName;
 use proto::planted::Bug;
 use proto::simulation::{Node, Simulation, observe, plant};
-use server::{ServerConfig, ServerError, Tasks};
+use server::ServerConfig;
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -166,21 +167,9 @@ struct World<'a> {
     template: &'a Template,
     bus: Bus,
     history: History,
-    data: tempfile::TempDir,
     journals: Option<tempfile::TempDir>,
-    disk: SimDisk,
-    rng: Rng,
-    server: Option<ServerNode>,
-    server_skew_ms: Arc<AtomicI64>,
+    servers: Servers,
     clients: Vec<ClientNode>,
-}
-
-struct ServerNode {
-    node: Node,
-    log: SimLog,
-    tasks: Tasks,
-    /// It was told to stop.
-    is_stopping: bool,
 }
 
 struct ClientNode {
@@ -207,8 +196,7 @@ impl<'a> World<'a> {
         let history = History::traced(bus.clone());
         let observer = history.clone();
         observe(move |seen| observer.observe(seen));
-        let data = scratch();
-        template.write(data.path());
+        let servers = Servers::new(bus.clone(), template, plan.append_time, Rng::new(plan.seed, "faults"));
         let clients = plan.clients.iter().enumerate().map(|(number, workers)| {
             let todo = |steps: &Vec<Step>| Arc::new(Mutex::new(steps.iter().cloned().collect()));
             ClientNode { number, todo: workers.iter().map(todo).collect(), skew_ms: Arc::default(), life: None }
@@ -218,12 +206,8 @@ impl<'a> World<'a> {
             template,
             bus,
             history,
-            data,
             journals: plan.journal.then(scratch),
-            disk: template.disk.copy(),
-            rng: Rng::new(plan.seed, "faults"),
-            server: None,
-            server_skew_ms: Arc::default(),
+            servers,
             clients: clients.collect(),
         };
         let result = world.live().await;
@@ -233,7 +217,7 @@ impl<'a> World<'a> {
     }
 
     async fn live(&mut self) -> Result<(), String> {
-        self.start_server()?;
+        self.servers.start_all()?;
         for number in 0..self.clients.len() {
             self.start_client(number);
         }
@@ -250,7 +234,7 @@ impl<'a> World<'a> {
                 }
                 continue;
             }
-            self.look_after_server()?;
+            self.servers.look_after()?;
             if self.bus.appends() > RECORDS {
                 return Err(format!("more than {RECORDS} records, and no end: {}", self.waiting()));
             }
@@ -326,39 +310,6 @@ impl<'a> World<'a> {
         check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)
     }
 
-    fn start_server(&mut self) -> Result<(), String> {
-        self.bus.trace(format_args!("the server starts"));
-        let node = Node::new();
-        let log = self.bus.log("server", node.clone());
-        let (bus, skew_ms) = (self.bus.clone(), self.server_skew_ms.clone());
-        let base_ms = BEGINNING_MS + (self.template.ends_us / 1000) as i64;
-        let clock = Clock::new(move || {
-            let ms = base_ms + skew_ms.load(Ordering::Relaxed) + (bus.now_us() / 1000) as i64;
-            i128::from(ms) * 1_000_000
-        });
-        let config = server_config(self.data.path(), &self.disk, clock, self.plan.append_time);
-        let tasks = node.enter(|| Tasks::start(&config, Arc::new(log.clone())));
-        let tasks = tasks.map_err(|error| format!("the server does not start: {error}"))?;
-        self.server = Some(ServerNode { node, log, tasks, is_stopping: false });
-        Ok(())
-    }
-
-    /// A server that ended by itself is a violation, unless what its killed life had on the way has
-    /// come after its new one, which shows as another process: then it is started again, as systemd would.
-    fn look_after_server(&mut self) -> Result<(), String> {
-        match self.server.as_ref().and_then(|server| server.tasks.ended()) {
-            Some(Err(error @ ServerError::Superseded { .. })) => {
-                self.bus.trace(format_args!("{error}"));
-                if let Some(server) = self.server.take() {
-                    server.node.kill();
-                }
-                self.start_server()
-            }
-            Some(Err(error)) => Err(format!("the server has stopped: {error}")),
-            _ => Ok(()),
-        }
-    }
-
     fn start_client(&mut self, number: usize) {
         self.bus.trace(format_args!("client {number} starts"));
         let node = Node::new();
@@ -382,35 +333,24 @@ impl<'a> World<'a> {
         let now_us = self.bus.now_us();
         self.bus.trace(format_args!("{due:?}"));
         let after = |ms: u64, due: Due| Ok(Some((now_us + ms * 1000, due)));
+        let of_server = |number: usize, due: servers::Due| {
+            Ok(due.map(|(ms, later)| (now_us + ms * 1000, Due::Server(number, later))))
+        };
         match due {
-            Due::Begin(What::ServerCrash { for_ms }) => {
-                let Some(server) = self.server.take() else { return Ok(None) };
-                server.node.kill();
-                // A kill -9 loses nothing that was written; a power failure does.
-                let keeps_all = self.rng.chance(300);
-                self.disk.crash(&mut self.rng, keeps_all);
-                after(for_ms, Due::StartServer)
-            }
-            Due::Begin(What::ServerRestart { for_ms }) => {
-                let Some(server) = self.server.as_mut().filter(|server| !server.is_stopping) else { return Ok(None) };
-                server.is_stopping = true;
-                server.tasks.stop();
-                after(for_ms + 100, Due::ReplaceServer)
-            }
-            Due::Begin(What::ServerPause { for_ms }) => {
-                let Some(server) = &self.server else { return Ok(None) };
-                server.node.pause();
-                after(for_ms, Due::ResumeServer)
-            }
+            Due::Begin(What::ServerCrash { for_ms }) => of_server(0, self.servers.crash(0, for_ms)),
+            Due::Begin(What::ServerRestart { for_ms }) => of_server(0, self.servers.restart(0, for_ms)),
+            Due::Begin(What::ServerPause { for_ms }) => of_server(0, self.servers.pause(0, for_ms)),
             Due::Begin(What::ServerCut { for_ms }) => {
-                if let Some(server) = &self.server {
-                    server.log.cut_for(for_ms * 1000);
-                }
+                self.servers.cut(0, for_ms);
                 Ok(None)
             }
             Due::Begin(What::ServerClock { by_ms }) => {
-                self.server_skew_ms.fetch_add(by_ms, Ordering::Relaxed);
+                self.servers.jump_clock(0, by_ms);
                 Ok(None)
+            }
+            Due::Server(number, later) => {
+                let due = self.servers.carry_out(number, later)?;
+                of_server(number, due)
             }
             Due::Begin(What::BrokerDown { for_ms }) => {
                 self.bus.down_for(for_ms * 1000);
@@ -447,28 +387,6 @@ impl<'a> World<'a> {
                 }
                 Ok(None)
             }
-            Due::StartServer => {
-                if self.server.is_none() {
-                    self.start_server()?;
-                }
-                Ok(None)
-            }
-            Due::ReplaceServer => {
-                let Some(server) = self.server.as_ref().filter(|server| server.is_stopping) else { return Ok(None) };
-                if server.tasks.ended().is_none() {
-                    return after(100, Due::ReplaceServer);
-                }
-                server.node.kill();
-                self.server = None;
-                self.start_server()?;
-                Ok(None)
-            }
-            Due::ResumeServer => {
-                if let Some(server) = &self.server {
-                    server.node.resume();
-                }
-                Ok(None)
-            }
             Due::StartClient(number) => {
                 self.start_client(number);
                 Ok(None)
@@ -493,19 +411,14 @@ impl<'a> World<'a> {
                 life.node.kill();
             }
         }
-        if let Some(server) = self.server.take() {
-            server.node.kill();
-        }
+        self.servers.end();
     }
 }
 
 #[derive(Debug)]
 enum Due {
     Begin(What),
-    StartServer,
-    /// Once the one that was told to stop has stopped.
-    ReplaceServer,
-    ResumeServer,
+    Server(usize, Later),
     StartClient(usize),
     ResumeClient(u8),
 }
