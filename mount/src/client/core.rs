@@ -252,7 +252,9 @@ impl<W: Waiter> Core<W> {
         self.seen = self.seen.max(Some(answer.at));
         self.acks.answered(number);
         self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
-        self.pushes.told(now_ms, answer.pushed);
+        if self.pushes.told(now_ms, answer.pushed) {
+            self.lost(out);
+        }
         if let Op::Session(SessionOp::Repeat { .. }) = flight.entry.op {
             self.pushes.repeated(now_ms, answer.pushed);
         }

@@ -1,9 +1,10 @@
 //! Which pushes have come, which are missing, which are to be confirmed.
 //!
 //! A push is acted on and confirmed whenever it comes: dropping a promise too
-//! often is harmless. Its number only shows whether one has been lost. A lost
-//! one costs all promises of the partition; then the server is asked to repeat,
-//! and what it does not repeat (nobody waits for it any more) is passed over.
+//! often is harmless. Its number only shows whether one has been lost. One that is
+//! spoken of before it has come costs all promises of the partition at once, since the
+//! answer that speaks of it may show what it takes back. A little later the server is
+//! asked to repeat, and what it does not repeat (nobody waits for it any more) is passed over.
 
 use proto::PushNo;
 use std::collections::BTreeSet;
@@ -47,10 +48,13 @@ impl Pushes {
         pushed <= self.floor
     }
 
-    /// An answer speaks of pushes up to `pushed`.
-    pub(crate) fn told(&mut self, now_ms: u64, pushed: PushNo) {
+    /// An answer speaks of pushes up to `pushed`. Returns whether it is the first to speak of one
+    /// that has not come: the answer may show what that one takes back.
+    pub(crate) fn told(&mut self, now_ms: u64, pushed: PushNo) -> bool {
+        let missed = pushed > self.told && pushed > self.floor;
         self.told = self.told.max(pushed);
         self.settle(now_ms);
+        missed
     }
 
     /// A push has come. Returns whether it shows that an earlier one was lost.
@@ -158,11 +162,12 @@ mod tests {
     #[test]
     fn a_push_that_an_answer_spoke_of_may_be_a_little_late() {
         let mut p = Pushes::default();
-        p.told(0, PushNo(1));
+        assert!(p.told(0, PushNo(1)));
         assert_eq!((p.ask_to_repeat(49), p.deadline_ms()), (None, Some(50)));
         assert!(!p.came(49, PushNo(1)));
         assert_eq!(p.ask_to_repeat(50), None);
-        p.told(60, PushNo(2));
+        assert!(p.told(60, PushNo(2)));
+        assert!(!p.told(60, PushNo(2)) && !p.told(60, PushNo(1)));
         assert_eq!(p.ask_to_repeat(110), Some(PushNo(2)));
     }
 }
