@@ -19,15 +19,18 @@ pub struct Limits {
     pub grace: Duration,
     /// Between looks at uploads that nothing has quoted.
     pub sweep_every: Duration,
+    /// How often a partition that clients change is checkpointed, where the log lasts.
+    pub checkpoint_every: Duration,
 }
 
-/// 30 days, 24 hours, 1 PiB, 10 minutes, 10 minutes.
+/// 30 days, 24 hours, 1 PiB, 10 minutes, 10 minutes, 5 seconds.
 const LIMITS: Limits = Limits {
     history_ms: 30 * 24 * 3_600_000,
     quote_ms: 24 * 3_600_000,
     bytes_total: 1 << 50,
     grace: Duration::from_secs(600),
     sweep_every: Duration::from_secs(600),
+    checkpoint_every: Duration::from_secs(5),
 };
 
 #[cfg(not(any(test, feature = "simulation")))]

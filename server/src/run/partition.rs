@@ -2,6 +2,7 @@
 //! how far both have come, and when the next tick and checkpoint are due.
 
 use crate::error::ServerError;
+use crate::limits::limits;
 use crate::machine::Machine;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Cut;
@@ -13,10 +14,8 @@ use proto::planted::{Bug, planted};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often a changed partition is checkpointed.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
-
-/// Likewise where the log goes with this process, and a replay brings nothing back.
+/// How often a changed partition is checkpointed where the log goes with this process,
+/// and a replay brings nothing back.
 const CHECKPOINT_EVERY_VOLATILE: Duration = Duration::from_millis(250);
 
 /// Likewise when nothing but servers' own records (ticks above all) has changed it.
@@ -170,7 +169,7 @@ impl Partition {
         let stagger = Duration::from_millis(u64::from(self.number) * 40);
         let every = match (client, self.machine.volatile()) {
             (true, true) => CHECKPOINT_EVERY_VOLATILE,
-            (true, false) => CHECKPOINT_EVERY,
+            (true, false) => limits().checkpoint_every,
             (false, _) => CHECKPOINT_EVERY_IDLE,
         };
         let regular = since + every + stagger;

@@ -20,6 +20,7 @@ const DISK: Duration = Duration::from_millis(3);
 pub struct Tasks {
     phases: Arc<Phases>,
     halt: watch::Sender<Halt>,
+    speaks: watch::Receiver<bool>,
 }
 
 impl Tasks {
@@ -27,7 +28,7 @@ impl Tasks {
     pub fn start(config: &ServerConfig, log: Arc<dyn Log>) -> Result<Tasks, ServerError> {
         let Parts { data, apply, services, epoch, checkpoints, halt } =
             Parts::open(config, &log, tokio::runtime::Handle::current())?;
-        let phases = services.phases.clone();
+        let (phases, speaks) = (services.phases.clone(), services.speaks.clone());
         task::spawn(write_checkpoints(checkpoints));
         task::spawn(services.serve(epoch));
         task::spawn({
@@ -39,10 +40,15 @@ impl Tasks {
                 phases.ended(ended);
             }
         });
-        Ok(Tasks { phases, halt })
+        Ok(Tasks { phases, halt, speaks })
     }
 
-    /// Whether it answers.
+    /// Whether it is the one that answers.
+    pub fn is_answering(&self) -> bool {
+        *self.speaks.borrow() && self.phases.lock().ended.is_none()
+    }
+
+    /// Whether it has caught up, and somebody answers.
     pub fn is_ready(&self) -> bool {
         let phase = self.phases.lock();
         phase.loop_ready && phase.services_ready && phase.ended.is_none()

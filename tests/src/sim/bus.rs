@@ -68,6 +68,8 @@ struct State {
     subscribed: BTreeMap<(Topic, u32), BTreeSet<u64>>,
     /// The broker answers nobody before this.
     down_until_us: u64,
+    /// Nothing is appended any more.
+    is_frozen: bool,
     /// Added to virtual time in append times, in milliseconds.
     clock_ms: i64,
     has_append_time: bool,
@@ -120,6 +122,7 @@ impl Bus {
             next_reader: 0,
             subscribed: BTreeMap::new(),
             down_until_us: 0,
+            is_frozen: false,
             clock_ms,
             has_append_time,
             appends: 0,
@@ -185,6 +188,11 @@ impl Bus {
         self.shared.state().down_until_us = until_us;
     }
 
+    /// From now on nothing is appended.
+    pub fn freeze(&self) {
+        self.shared.state().is_frozen = true;
+    }
+
     /// The leader's clock jumps.
     pub fn jump_clock(&self, ms: i64) {
         self.shared.state().clock_ms += ms;
@@ -236,6 +244,7 @@ impl Shared {
 
     fn carry_out(&self, state: &mut State, now_us: u64, number: u64, event: Event) {
         match event {
+            Event::Arrive { .. } if state.is_frozen => {}
             Event::Arrive { from, topic, partition, value, told, repeat_at_us } => {
                 if state.down_until_us > now_us {
                     let at_us = state.down_until_us;
@@ -478,6 +487,11 @@ impl Log for SimLog {
             trimmed.extend(found.records.pop_front());
             found.first += 1;
         }
+        let now_us = self.bus.now_us();
+        self.bus
+            .shared
+            .trace
+            .line(now_us, format_args!("{} trims {}/{partition} before {before}", self.machine, topic.suffix()));
         state.trimmed.extend(trimmed);
         Ok(())
     }

@@ -20,6 +20,7 @@ use proto::message::UserName;
 use proto::planted::Bug;
 use proto::simulation::{Node, Simulation, observe, plant};
 use server::ServerConfig;
+use server::limits::{Limits, limits, set_limits};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -63,13 +64,15 @@ pub fn run(plan: &Plan, is_traced: bool) -> Report {
 
 /// [`run`], with a bug planted in the real code.
 pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
-    let template = template();
+    let template = template(plan.servers.count);
     note_panics();
     let trace = Trace::new(is_traced);
     let simulation = Simulation::begin(plan.seed);
     if let Some(bug) = bug {
         plant(bug);
     }
+    let before = limits();
+    set_limits(Limits { checkpoint_every: Duration::from_millis(plan.servers.checkpoint_ms), ..before });
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = runtime();
         let done = runtime.block_on(World::run(plan, template, &trace));
@@ -78,6 +81,7 @@ pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
     });
     let outcome = std::panic::catch_unwind(run);
     drop(simulation);
+    set_limits(before);
     let panicked = PANIC.with_borrow_mut(Option::take);
     let (violation, operations, records, virtual_ms) = match outcome {
         Ok((result, operations, records, virtual_ms)) => (result.err(), operations, records, virtual_ms),
@@ -196,7 +200,7 @@ impl<'a> World<'a> {
         let history = History::traced(bus.clone());
         let observer = history.clone();
         observe(move |seen| observer.observe(seen));
-        let servers = Servers::new(bus.clone(), template, plan.append_time, Rng::new(plan.seed, "faults"));
+        let servers = Servers::new(bus.clone(), template, plan);
         let clients = plan.clients.iter().enumerate().map(|(number, workers)| {
             let todo = |steps: &Vec<Step>| Arc::new(Mutex::new(steps.iter().cloned().collect()));
             ClientNode { number, todo: workers.iter().map(todo).collect(), skew_ms: Arc::default(), life: None }
@@ -221,8 +225,12 @@ impl<'a> World<'a> {
         for number in 0..self.clients.len() {
             self.start_client(number);
         }
-        let mut due: Vec<(u64, Due)> =
-            self.plan.faults.iter().map(|fault| (fault.at_ms * 1000, Due::Begin(fault.what.clone()))).collect();
+        let mut due: Vec<(u64, Due)> = self
+            .plan
+            .faults
+            .iter()
+            .map(|fault| (fault.at_ms * 1000, Due::Begin(fault.server, fault.what.clone())))
+            .collect();
         let mut deadline_us = None;
         loop {
             due.sort_by_key(|(at_us, _)| *at_us);
@@ -275,6 +283,7 @@ impl<'a> World<'a> {
     async fn look_back(&mut self) -> Result<(), String> {
         self.bus.trace(format_args!("faults and steps are over"));
         self.bus.set_net(Net { delay_us: 500, ..Net::default() });
+        self.servers.settle().await?;
         for client in &mut self.clients {
             let Some(life) = &client.life else { continue };
             let connected = life.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -307,7 +316,9 @@ impl<'a> World<'a> {
         };
         let partition = client.namespace().0 as u32 % proto::log::REQUEST_PARTITIONS;
         let chunks = self.bus.all_records(Topic::Chunks, partition);
-        check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)
+        check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)?;
+        self.end_clients();
+        self.servers.compare().await
     }
 
     fn start_client(&mut self, number: usize) {
@@ -337,30 +348,31 @@ impl<'a> World<'a> {
             Ok(due.map(|(ms, later)| (now_us + ms * 1000, Due::Server(number, later))))
         };
         match due {
-            Due::Begin(What::ServerCrash { for_ms }) => of_server(0, self.servers.crash(0, for_ms)),
-            Due::Begin(What::ServerRestart { for_ms }) => of_server(0, self.servers.restart(0, for_ms)),
-            Due::Begin(What::ServerPause { for_ms }) => of_server(0, self.servers.pause(0, for_ms)),
-            Due::Begin(What::ServerCut { for_ms }) => {
-                self.servers.cut(0, for_ms);
-                Ok(None)
-            }
-            Due::Begin(What::ServerClock { by_ms }) => {
-                self.servers.jump_clock(0, by_ms);
-                Ok(None)
+            Due::Begin(
+                number,
+                ref what @ (What::ServerCrash { .. }
+                | What::ServerRestart { .. }
+                | What::ServerPause { .. }
+                | What::ServerCut { .. }
+                | What::ServerClock { .. }),
+            ) => {
+                let number = usize::from(number);
+                let due = self.servers.begin(number, what);
+                of_server(number, due)
             }
             Due::Server(number, later) => {
                 let due = self.servers.carry_out(number, later)?;
                 of_server(number, due)
             }
-            Due::Begin(What::BrokerDown { for_ms }) => {
+            Due::Begin(_, What::BrokerDown { for_ms }) => {
                 self.bus.down_for(for_ms * 1000);
                 Ok(None)
             }
-            Due::Begin(What::BrokerClock { by_ms }) => {
+            Due::Begin(_, What::BrokerClock { by_ms }) => {
                 self.bus.jump_clock(by_ms);
                 Ok(None)
             }
-            Due::Begin(What::ClientCrash { client, for_ms }) => {
+            Due::Begin(_, What::ClientCrash { client, for_ms }) => {
                 let number = usize::from(client);
                 let Some(life) = self.clients.get_mut(number).and_then(|client| client.life.take()) else {
                     return Ok(None);
@@ -368,20 +380,20 @@ impl<'a> World<'a> {
                 life.node.kill();
                 after(for_ms, Due::StartClient(number))
             }
-            Due::Begin(What::ClientPause { client, for_ms }) => match self.life(client) {
+            Due::Begin(_, What::ClientPause { client, for_ms }) => match self.life(client) {
                 Some(life) => {
                     life.node.pause();
                     after(for_ms, Due::ResumeClient(client))
                 }
                 None => Ok(None),
             },
-            Due::Begin(What::ClientCut { client, for_ms }) => {
+            Due::Begin(_, What::ClientCut { client, for_ms }) => {
                 if let Some(life) = self.life(client) {
                     life.log.cut_for(for_ms * 1000);
                 }
                 Ok(None)
             }
-            Due::Begin(What::ClientClock { client, by_ms }) => {
+            Due::Begin(_, What::ClientClock { client, by_ms }) => {
                 if let Some(client) = self.clients.get(usize::from(client)) {
                     client.skew_ms.fetch_add(by_ms, Ordering::Relaxed);
                 }
@@ -406,18 +418,23 @@ impl<'a> World<'a> {
 
     /// Nothing of it goes on.
     fn end(&mut self) {
+        self.end_clients();
+        self.servers.end();
+    }
+
+    fn end_clients(&mut self) {
         for client in &mut self.clients {
             if let Some(life) = client.life.take() {
                 life.node.kill();
             }
         }
-        self.servers.end();
     }
 }
 
 #[derive(Debug)]
 enum Due {
-    Begin(What),
+    /// With the server that it comes over, if it does.
+    Begin(u8, What),
     Server(usize, Later),
     StartClient(usize),
     ResumeClient(u8),

@@ -60,6 +60,9 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
             plan.faults.remove(fault);
         });
     }
+    for servers in plan.servers.smaller() {
+        with(&|plan| plan.servers = servers.clone());
+    }
     let net = Net { delay_us: plan.net.delay_us, slow_us: plan.net.slow_us, ..Net::default() };
     if plan.net != net {
         with(&|plan| plan.net = net.clone());

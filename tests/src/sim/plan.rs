@@ -2,9 +2,12 @@
 //! the network is like, and which faults come when. A plan is data, so a failing
 //! one can be made smaller piece by piece, and printed.
 
+mod servers;
+
 use super::bus::Net;
 use super::rng::Rng;
 use serde::{Deserialize, Serialize};
+pub use servers::Servers;
 
 /// Directories that are there from the beginning and are never moved: the root and these below it.
 pub const DIRS: u8 = 3;
@@ -20,6 +23,7 @@ pub struct Plan {
     pub append_time: bool,
     /// Clients keep journals.
     pub journal: bool,
+    pub servers: Servers,
     /// By client, by worker: what is done, one after the other.
     pub clients: Vec<Vec<Vec<Step>>>,
     pub faults: Vec<Fault>,
@@ -85,6 +89,8 @@ impl Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     pub at_ms: u64,
+    /// Which server, if it comes over one.
+    pub server: u8,
     pub what: What,
 }
 
@@ -155,11 +161,12 @@ impl Plan {
         if !is_calm {
             for _ in 0..rng.below(5) {
                 let at_ms = rng.range(100, 4000);
-                faults.push(Fault { at_ms, what: what(&mut rng, clients.len() as u8) });
+                faults.push(Fault { at_ms, server: 0, what: what(&mut rng, clients.len() as u8) });
             }
         }
+        let servers = Servers::draw(seed, is_calm, &mut faults);
         faults.sort_by_key(|fault| fault.at_ms);
-        Plan { seed, net, append_time: true, journal: rng.chance(500), clients, faults }
+        Plan { seed, net, append_time: true, journal: rng.chance(500), servers, clients, faults }
     }
 
     /// How many things could be left out.

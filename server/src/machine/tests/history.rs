@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits {
     bytes_total: 1 << 50,
     grace: Duration::ZERO,
     sweep_every: Duration::ZERO,
+    checkpoint_every: Duration::from_secs(5),
 };
 
 /// Lets log time pass while sessions live on.
