@@ -26,6 +26,7 @@ mod rename;
 mod rows;
 mod servers;
 mod session;
+mod shared;
 mod upload;
 mod users;
 mod view;
@@ -56,6 +57,7 @@ use rows::Turn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use session::{EndedMark, Session};
+use shared::Shared;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use users::Bucket;
@@ -67,7 +69,7 @@ pub const MACHINE_VERSION: u32 = 1;
 /// One more than that where upgrades are tested; it only chains hashes another way.
 const TESTED_VERSION: u32 = if cfg!(any(test, feature = "simulation")) { MACHINE_VERSION + 1 } else { MACHINE_VERSION };
 
-/// The format of [`Machine::dump`].
+/// The format of [`Image::dump`].
 const DUMP_VERSION: u8 = 2;
 
 /// One partition's machine. Its rows are given to each call.
@@ -85,7 +87,7 @@ pub struct Machine {
 }
 
 /// The part of the state that lives in memory.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Live {
     /// 0 before the first epoch: then everything but an `Epoch` record is void.
     epoch: Epoch,
@@ -97,7 +99,7 @@ struct Live {
     now: LogTime,
     last_moved_append_ms: Option<i64>,
     incarnations: BTreeMap<IncarnationId, Incarnation>,
-    sessions: BTreeMap<SessionId, Session>,
+    sessions: BTreeMap<SessionId, Shared<Session>>,
     /// Ended sessions that are still told so, and whose id cannot be used again.
     ended: BTreeMap<SessionId, EndedMark>,
     /// The same by the order of their ends.
@@ -116,6 +118,26 @@ struct Live {
     /// Whose history is looked at next.
     #[serde(default)]
     history_turn: NamespaceId,
+}
+
+/// A machine's in-memory part at one moment. Taking it costs little, since what is
+/// large is shared until it changes; encoding it may take as long as it likes.
+pub struct Image(Live);
+
+impl Image {
+    /// What [`Machine::restore`] reads. It holds sessions' keys, so it belongs beside
+    /// the cluster key and nowhere else.
+    pub fn dump(&self) -> Vec<u8> {
+        self.0.dump()
+    }
+}
+
+impl Live {
+    fn dump(&self) -> Vec<u8> {
+        let mut out = vec![DUMP_VERSION];
+        rmp_serde::encode::write(&mut out, self).expect("the state has an encoding");
+        out
+    }
 }
 
 /// A dump that cannot be read back.
@@ -172,15 +194,17 @@ impl Machine {
         Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order }
     }
 
-    /// The in-memory part, to be kept with the rows as they are now. It holds
-    /// sessions' keys, so it belongs beside the cluster key and nowhere else.
-    pub fn dump(&self) -> Vec<u8> {
-        let mut out = vec![DUMP_VERSION];
-        rmp_serde::encode::write(&mut out, &self.live).expect("the state has an encoding");
-        out
+    /// The in-memory part as it is now, to be kept with the rows as they are now.
+    pub fn image(&self) -> Image {
+        Image(self.live.clone())
     }
 
-    /// The machine that [`Machine::dump`] was called on, given the rows of that moment.
+    /// [`Image::dump`] of the present state.
+    pub fn dump(&self) -> Vec<u8> {
+        self.live.dump()
+    }
+
+    /// The machine that was dumped, given the rows of that moment.
     pub fn restore(partition: u32, secrets: Arc<ClusterKey>, dump: &[u8]) -> Result<Machine, DumpError> {
         let error = |reason: String| DumpError { partition, reason };
         let live: Live = match dump.split_first() {

@@ -187,7 +187,7 @@ impl Server {
         let (packs, asker) = (services.packs.clone(), Asker { control: services.control.clone() });
         let checkpoint_thread = spawn("kfs-checkpoint", {
             let runtime = runtime.handle();
-            move || checkpoints.write(&runtime)
+            move || runtime.block_on(checkpoints.write())
         })?;
         let services_thread = spawn("kfs-ingest", move || services.run(epoch))?;
         let loop_thread = spawn("kfs-attend", {
@@ -335,6 +335,7 @@ impl Parts {
             wanted: checkpoints_wanted,
             control: control.clone(),
             volatile: config.volatile.then(|| log.clone()),
+            in_simulation: config.disk.is_inline(),
         };
         let start::Plan { partitions, tail, new_epoch, .. } = plan;
         let apply = Apply {

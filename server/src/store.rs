@@ -51,7 +51,7 @@ pub struct Checkpoint {
     pub next_offset: u64,
     /// BLAKE3 of the last applied record's value; `None` before the first of the epoch.
     pub last_hash: Option<[u8; 32]>,
-    /// What `Machine::dump` gave.
+    /// What `Image::dump` gave.
     #[serde(with = "serde_bytes")]
     pub machine: Vec<u8>,
 }
@@ -86,12 +86,11 @@ pub struct PartitionStore {
     failed: Option<StoreError>,
 }
 
-/// Rows and place of a checkpoint, to be written wherever waiting is harmless.
+/// The rows of a checkpoint, to be written wherever waiting is harmless.
 pub struct Frozen {
     place: Place,
     database: Option<Arc<Database>>,
     rows: Arc<Overlay>,
-    checkpoint: Checkpoint,
 }
 
 /// A checkpoint that is on disk.
@@ -144,13 +143,12 @@ impl PartitionStore {
         self.changed.bytes()
     }
 
-    /// Sets the changed rows aside for a checkpoint at this place. The caller has
-    /// applied every record before `checkpoint.next_offset` and none after.
-    pub fn freeze(&mut self, checkpoint: Checkpoint) -> Frozen {
+    /// Sets the changed rows aside for a checkpoint of what has been applied up to now.
+    pub fn freeze(&mut self) -> Frozen {
         assert!(self.frozen.is_none(), "a checkpoint begins only when the one before it is thawed");
         let rows = Arc::new(std::mem::take(&mut self.changed));
         self.frozen = Some(rows.clone());
-        Frozen { place: self.place.clone(), database: self.database.clone(), rows, checkpoint }
+        Frozen { place: self.place.clone(), database: self.database.clone(), rows }
     }
 
     /// Reads from the written checkpoint from here on.
@@ -229,20 +227,15 @@ impl Kv for PartitionStore {
 }
 
 impl Frozen {
-    /// The epoch of what was applied last.
-    pub fn epoch(&self) -> Epoch {
-        self.checkpoint.epoch
-    }
-
-    /// Writes the checkpoint and waits until it is safe. Only content that these
+    /// Writes the checkpoint and waits until it is safe. Every record before
+    /// `checkpoint.next_offset` was applied when the rows were frozen, and none after. Only content that these
     /// rows refer to and that is safe itself may be referred to, so packs are flushed first.
-    pub fn write(self) -> Result<Written, StoreError> {
+    pub fn write(self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
         let database = match self.database {
             Some(database) => database,
             None => self.place.open()?,
         };
-        let stored =
-            StoredCheckpoint { format: FORMAT, cluster: self.place.cluster.to_vec(), checkpoint: self.checkpoint };
+        let stored = StoredCheckpoint { format: FORMAT, cluster: self.place.cluster.to_vec(), checkpoint };
         let stored = rmp_serde::to_vec(&stored).map_err(|e| self.place.error("encode the checkpoint of", &e))?;
 
         let commit = || -> Result<(), redb::Error> {

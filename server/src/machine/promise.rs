@@ -13,7 +13,8 @@
 use super::Machine;
 use super::effect::Effect;
 use super::rows::Turn;
-use super::session::answer_effect;
+use super::session::{Session, answer_effect};
+use super::shared::Shared;
 use bytes::Bytes;
 use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal};
 use proto::planted::{Bug, planted};
@@ -368,7 +369,10 @@ impl Machine {
     /// What passing log time does to pushes: deadlines, resending, forgetting.
     pub(super) fn tick_pushes(&mut self, turn: &mut Turn, id: SessionId) {
         let now = self.live.now;
-        let Some(session) = self.live.sessions.get_mut(&id) else { return };
+        // Most have nothing to look at, and would only be copied where an image shares them.
+        let is_quiet = |session: &Shared<Session>| session.pending.is_empty() && session.missed.is_empty();
+        let Some(session) = self.live.sessions.get_mut(&id).filter(|session| !is_quiet(session)) else { return };
+        let session = &mut **session;
         let to = session.peer(id);
         let (mut over, mut old) = (Vec::new(), Vec::new());
         for (number, pending) in &mut session.pending {

@@ -8,6 +8,7 @@
 use super::effect::{Effect, Peer};
 use super::promise::{MAX_MISSED, Pending, To};
 use super::rows::{Key as RowKey, Turn, table};
+use super::shared::Shared;
 use super::{Machine, Stop};
 use bytes::Bytes;
 use proto::frame::Frame;
@@ -273,7 +274,7 @@ impl Machine {
         };
         let to = To { session: id, number: RequestNo(0), request: session.open_hash };
         turn.effects.push(Effect::SessionOpened { to: session.peer(id) });
-        self.live.sessions.insert(id, session);
+        self.live.sessions.insert(id, Shared::new(session));
         self.hold_or_send(turn, to, answer, Bytes::new(), waits);
         Ok(())
     }
@@ -305,7 +306,7 @@ impl Machine {
     /// Ends a session: what it held is free, and what it had not acknowledged is
     /// kept for a successor.
     pub(super) fn end_session(&mut self, turn: &mut Turn, id: SessionId) {
-        let Some(session) = self.live.sessions.remove(&id) else { return };
+        let Some(session) = self.live.sessions.remove(&id).map(Shared::into_inner) else { return };
         self.quotable_for_now(id);
         for promise in session.promises.keys() {
             self.holders.remove(&(*promise, id));
@@ -551,7 +552,7 @@ impl Machine {
     /// who are told; the others go at once.
     fn note_nameless(&mut self, turn: &mut Turn, initiator: SessionId) {
         for ino in std::mem::take(&mut turn.nameless) {
-            let having = |(id, session): (&SessionId, &Session)| session.opened.contains(&ino).then_some(*id);
+            let having = |(id, session): (&SessionId, &Shared<Session>)| session.opened.contains(&ino).then_some(*id);
             let holders: BTreeSet<SessionId> = self.live.sessions.iter().filter_map(having).collect();
             if holders.is_empty() || planted(Bug::FreeOpenFile) {
                 turn.free(ino);

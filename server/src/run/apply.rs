@@ -17,13 +17,12 @@ pub use answering::Answering;
 
 use super::answers::Answers;
 use super::own::{OwnRecords, Sent};
-use super::partition::Partition;
+use super::partition::{Begun, Partition};
 use super::{Control, Halt, Phases, Sessions};
 use crate::error::ServerError;
 use crate::login::Attempts;
 use crate::machine::effect::{Applied, Effect};
 use crate::packs::Packs;
-use crate::store::Frozen;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, Record, Sink, Tail, Topic};
 use proto::message::ServerRecord;
@@ -55,7 +54,7 @@ const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// What the loop has and knows.
 pub struct Apply {
     pub partitions: Vec<Partition>,
-    pub checkpoints: mpsc::UnboundedSender<(u32, Frozen)>,
+    pub checkpoints: mpsc::UnboundedSender<Begun>,
     pub own: Arc<OwnRecords>,
     pub answers: Answers,
     pub packs: Arc<Packs>,
@@ -499,13 +498,15 @@ impl Apply {
     }
 
     fn take_due_checkpoints(&mut self, now: Instant) {
-        for partition in &mut self.partitions {
-            if partition.checkpoint_due().is_some_and(|due| due <= now)
-                && let Some((frozen, cut)) = partition.freeze()
-            {
-                self.packs.cut(cut);
-                // The thread ends only with the loop, or after an error that stops it.
-                let _ = self.checkpoints.send((partition.number, frozen));
+        self.begin_checkpoints(|partition| partition.checkpoint_due().is_some_and(|due| due <= now));
+    }
+
+    fn begin_checkpoints(&mut self, wanted: impl Fn(&Partition) -> bool) {
+        for partition in self.partitions.iter_mut().filter(|partition| wanted(partition)) {
+            if let Some(begun) = partition.begin_checkpoint() {
+                self.packs.cut(begun.cut);
+                // Whoever writes them ends only with the loop, or after an error that stops it.
+                let _ = self.checkpoints.send(begun);
             }
         }
     }
@@ -515,7 +516,7 @@ impl Apply {
             Control::Checkpointed(partition, written) => {
                 let partition = &mut self.partitions[partition as usize];
                 let epoch = partition.machine.epoch();
-                let (answers, cut) = partition.thaw(written?);
+                let (answers, cut) = partition.end_checkpoint(written?);
                 for answer in answers {
                     self.speak(epoch, answer);
                 }
@@ -534,14 +535,7 @@ impl Apply {
 
     /// Begins a checkpoint wherever one is left to take. Whether any is under way.
     fn checkpoint_all(&mut self) -> bool {
-        for partition in &mut self.partitions {
-            if !partition.store.is_frozen()
-                && let Some((frozen, cut)) = partition.freeze()
-            {
-                self.packs.cut(cut);
-                let _ = self.checkpoints.send((partition.number, frozen));
-            }
-        }
+        self.begin_checkpoints(|_| true);
         self.partitions.iter().any(|partition| partition.store.is_frozen())
     }
 }

@@ -3,10 +3,10 @@
 
 use crate::error::ServerError;
 use crate::limits::limits;
-use crate::machine::Machine;
 use crate::machine::effect::{Applied, Effect};
+use crate::machine::{Image, Machine};
 use crate::packs::Cut;
-use crate::store::{Checkpoint, Frozen, PartitionStore, Written};
+use crate::store::{Checkpoint, Frozen, PartitionStore, StoreError, Written};
 use bytes::Bytes;
 use proto::frame::record_hash;
 use proto::log::{Record, Topic};
@@ -57,6 +57,27 @@ pub struct Partition {
     /// When the last tick was sent, and its number while it has not been applied.
     pub ticked: Option<Instant>,
     pub tick_under_way: Option<u64>,
+}
+
+/// A checkpoint of one partition, to be written beside the loop.
+pub struct Begun {
+    /// Up to where it reaches.
+    pub cut: Cut,
+    last_hash: Option<[u8; 32]>,
+    machine: Image,
+    rows: Frozen,
+}
+
+impl Begun {
+    /// Writes it and waits until it is safe; the content that it refers to is safe already.
+    pub fn write(self) -> Result<Written, StoreError> {
+        self.rows.write(Checkpoint {
+            epoch: self.cut.epoch,
+            next_offset: self.cut.upto + u64::from(planted(Bug::CheckpointOffByOne)),
+            last_hash: self.last_hash,
+            machine: self.machine.dump(),
+        })
+    }
 }
 
 impl Partition {
@@ -181,8 +202,11 @@ impl Partition {
         self.store.is_frozen() && self.store.changed_bytes() >= CHANGED_BYTES_MAX
     }
 
-    /// Begins a checkpoint of everything applied, unless nothing was. Says up to where it reaches.
-    pub fn freeze(&mut self) -> Option<(Frozen, Cut)> {
+    /// Begins a checkpoint of everything applied, unless nothing was or one is under way.
+    pub fn begin_checkpoint(&mut self) -> Option<Begun> {
+        if self.store.is_frozen() {
+            return None;
+        }
         self.changed.take()?;
         self.sync_since = None;
         if let Some(last) = self.last.take() {
@@ -190,17 +214,12 @@ impl Partition {
         }
         let cut = Cut { partition: self.number, epoch: self.machine.epoch(), upto: self.next_offset };
         self.writing = Some(cut);
-        let checkpoint = Checkpoint {
-            epoch: self.machine.epoch(),
-            next_offset: self.next_offset + u64::from(planted(Bug::CheckpointOffByOne)),
-            last_hash: self.last_hash,
-            machine: self.machine.dump(),
-        };
-        Some((self.store.freeze(checkpoint), cut))
+        let (last_hash, machine) = (self.last_hash, self.machine.image());
+        Some(Begun { cut, last_hash, machine, rows: self.store.freeze() })
     }
 
     /// Ends it; gives the answers that waited for it, and up to where it reaches.
-    pub fn thaw(&mut self, written: Written) -> (Vec<Effect>, Option<Cut>) {
+    pub fn end_checkpoint(&mut self, written: Written) -> (Vec<Effect>, Option<Cut>) {
         self.store.thaw(written);
         let cut = self.writing.take();
         self.safe_offset = cut.map_or(self.safe_offset, |cut| cut.upto);

@@ -4,17 +4,12 @@
 //! It is built of the same parts as [`super::Server`]. A crash is the machine's:
 //! its tasks are gone, and nothing here is told.
 
-use super::checkpoints::Checkpoints;
-use super::{ApplyParts, Control, Halt, Parts, Phases, ServerConfig};
+use super::{ApplyParts, Halt, Parts, Phases, ServerConfig};
 use crate::error::ServerError;
 use proto::log::Log;
 use proto::task;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
-
-/// How long a simulated disk takes for a half of a checkpoint.
-const DISK: Duration = Duration::from_millis(3);
 
 /// A server whose parts are tasks.
 pub struct Tasks {
@@ -29,7 +24,7 @@ impl Tasks {
         let Parts { data, apply, services, epoch, checkpoints, halt } =
             Parts::open(config, &log, tokio::runtime::Handle::current())?;
         let (phases, speaks) = (services.phases.clone(), services.speaks.clone());
-        task::spawn(write_checkpoints(checkpoints));
+        task::spawn(checkpoints.write());
         task::spawn(services.serve(epoch));
         task::spawn({
             let (phases, halt) = (phases.clone(), halt.clone());
@@ -62,18 +57,5 @@ impl Tasks {
     /// Applies no more, checkpoints everything applied, and ends some time later.
     pub fn stop(&self) {
         self.halt.send_replace(Halt::Clean);
-    }
-}
-
-/// As the thread of that name, but between its two halves a crash can come.
-async fn write_checkpoints(mut checkpoints: Checkpoints) {
-    while let Some((partition, frozen)) = checkpoints.wanted.recv().await {
-        tokio::time::sleep(DISK).await;
-        checkpoints.await_uploads(partition, frozen.epoch()).await;
-        let flushed = checkpoints.packs.flush();
-        tokio::time::sleep(DISK).await;
-        let written = flushed.map_err(ServerError::from).and_then(|()| Ok(frozen.write()?));
-        // The loop may have ended without waiting for it.
-        let _ = checkpoints.control.send(Control::Checkpointed(partition, written)).await;
     }
 }

@@ -27,7 +27,7 @@ fn comes_back_at_its_last_checkpoint() {
     assert_eq!(none, None);
     store.put(b"a", b"1");
     store.put(b"b", b"2");
-    let written = store.freeze(at(10)).write().expect("writes");
+    let written = store.freeze().write(at(10)).expect("writes");
     store.thaw(written);
     store.put(b"a", b"changed after");
     store.delete(b"b");
@@ -43,7 +43,7 @@ fn comes_back_at_its_last_checkpoint() {
 fn another_clusters_database_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (mut store, _) = PartitionStore::open(dir.path(), 0, CLUSTER, CACHE, &Disk::default()).expect("opens");
-    drop(store.freeze(at(1)).write().expect("writes"));
+    drop(store.freeze().write(at(1)).expect("writes"));
     drop(store);
     let error =
         PartitionStore::open(dir.path(), 0, [8; 16], CACHE, &Disk::default()).err().expect("refused").to_string();
@@ -91,7 +91,7 @@ proptest! {
                     store.delete(&[key]);
                     model.delete(&[key]);
                 }
-                Step::Freeze if under_way.is_none() => under_way = Some(store.freeze(at(1)).write().expect("writes")),
+                Step::Freeze if under_way.is_none() => under_way = Some(store.freeze().write(at(1)).expect("writes")),
                 Step::Freeze => {}
                 Step::Thaw => {
                     if let Some(written) = under_way.take() {
@@ -102,7 +102,7 @@ proptest! {
                     if let Some(written) = under_way.take() {
                         store.thaw(written);
                     }
-                    let written = store.freeze(at(2)).write().expect("writes");
+                    let written = store.freeze().write(at(2)).expect("writes");
                     drop((store, written));
                     store = open();
                 }
@@ -128,11 +128,11 @@ fn a_full_disk_stops_a_checkpoint_and_the_one_before_stays() {
     let open = || PartitionStore::open(dir.path(), 3, CLUSTER, CACHE, &full.disk()).expect("opens");
     let (mut store, _) = open();
     store.put(b"a", b"1");
-    let written = store.freeze(at(10)).write().expect("writes");
+    let written = store.freeze().write(at(10)).expect("writes");
     store.thaw(written);
     store.put(b"a", b"2");
     full.set(true);
-    let error = store.freeze(at(20)).write().err().expect("the disk is full").to_string();
+    let error = store.freeze().write(at(20)).err().expect("the disk is full").to_string();
     assert!(error.contains("write a checkpoint"), "{error}");
     // Reads go on from memory and what was there.
     assert_eq!(store.get(b"a"), Some(b"2".to_vec()));
@@ -143,6 +143,6 @@ fn a_full_disk_stops_a_checkpoint_and_the_one_before_stays() {
     assert_eq!(checkpoint, Some(at(10)));
     assert_eq!(store.get(b"a"), Some(b"1".to_vec()));
     store.put(b"a", b"2");
-    drop(store.freeze(at(20)).write().expect("writes"));
+    drop(store.freeze().write(at(20)).expect("writes"));
     assert_eq!(open().1, Some(at(20)));
 }

@@ -295,18 +295,14 @@ impl World {
         if due && self.writing.is_none() {
             let started = Instant::now();
             self.checkpointed = started;
-            let checkpoint = Checkpoint {
-                epoch: EPOCH,
-                next_offset: self.offset,
-                last_hash: Some([0; 32]),
-                machine: self.machine.dump(),
-            };
-            let frozen = self.store.freeze(checkpoint);
+            let (next_offset, machine, frozen) = (self.offset, self.machine.image(), self.store.freeze());
             self.phase.freezes.push(started.elapsed());
             let (done, writing) = channel();
             std::thread::spawn(move || {
                 let started = Instant::now();
-                let written = frozen.write().map(|written| (written, started.elapsed()));
+                let checkpoint =
+                    Checkpoint { epoch: EPOCH, next_offset, last_hash: Some([0; 32]), machine: machine.dump() };
+                let written = frozen.write(checkpoint).map(|written| (written, started.elapsed()));
                 // Nobody waits for it any more when the run has failed.
                 let _ = done.send(written.map_err(Into::into));
             });

@@ -99,7 +99,9 @@ proptest! {
             ends.clients.push(client);
         }
         for step in steps {
+            let (image, dump) = (ends.world.machine.image(), ends.world.machine.dump());
             ends.step(step);
+            prop_assert!(image.dump() == dump, "an image changed with the state");
         }
         audit(&ends.world);
         ends.world.assert_replayable();
