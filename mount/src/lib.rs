@@ -21,6 +21,7 @@ use std::process::ExitCode;
 /// and umount(8), that program. Both binaries are this function, so a link with
 /// another name is all that the other program needs.
 pub fn main() -> ExitCode {
+    proto::memory::give_back_large_buffers();
     let args: Vec<OsString> = std::env::args_os().collect();
     let name = args.first().map(Path::new).and_then(Path::file_name);
     let is_kfs = name.is_some_and(|name| name == "kfs") && crate::sys::helper::called_as(&args).is_none();

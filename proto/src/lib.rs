@@ -8,6 +8,7 @@ pub mod ids;
 pub mod keys;
 pub mod log;
 pub mod login;
+pub mod memory;
 pub mod message;
 mod numbered;
 pub mod planted;

@@ -210,6 +210,7 @@ fn checked<E: std::fmt::Display>(
 /// Runs `kfs-server` with these arguments, the program's name first. Ends the
 /// process by itself on wrong usage and after `--help`.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    proto::memory::give_back_large_buffers();
     let cli = Cli::parse_from(args);
     let level = if matches!(cli.command, Command::Run { .. }) { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("KFS_LOG").unwrap_or_else(|_| level.into());

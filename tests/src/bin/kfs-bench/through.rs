@@ -50,14 +50,14 @@ fn resident_mib(pid: u32) -> Result<f64> {
 }
 
 /// Writes, reads and removes files of 256 MiB until `mib` have passed, and prints
-/// the server's largest memory in the first tenth and in all of it.
+/// the server's largest memory in each tenth of it.
 pub fn watch(cluster: &mut Cluster, mib: usize) -> Result<()> {
     const FILE_MIB: usize = 256;
     let pid = cluster.server().pid();
     let mount = cluster.mount("bench")?;
     let files = mib.div_ceil(FILE_MIB).max(2);
     let stop = AtomicBool::new(false);
-    let (early, all) = std::thread::scope(|scope| -> Result<(f64, f64)> {
+    let samples = std::thread::scope(|scope| -> Result<Vec<f64>> {
         let samples = scope.spawn(|| {
             let mut samples = Vec::new();
             while !stop.load(Ordering::Relaxed) {
@@ -82,13 +82,15 @@ pub fn watch(cluster: &mut Cluster, mib: usize) -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         let samples = samples.join().expect("sampling does not panic");
         passed?;
-        let largest = |samples: &[f64]| samples.iter().copied().fold(0.0, f64::max);
-        Ok((largest(&samples[..samples.len().div_ceil(10)]), largest(&samples)))
+        Ok(samples)
     })?;
+    let tenths = samples.chunks(samples.len().div_ceil(10).max(1));
+    let largest: Vec<String> =
+        tenths.map(|tenth| format!("{:.0}", tenth.iter().copied().fold(0.0, f64::max))).collect();
     println!(
-        "server memory while {} MiB pass: at most {early:.0} MiB in the first tenth, {all:.0} MiB in all ({:.2}x; flat is the goal)",
+        "the server's largest memory in each tenth of {} MiB that pass (flat is the goal), MiB: {}",
         files * FILE_MIB,
-        all / early
+        largest.join(" ")
     );
     mount.unmount()
 }
