@@ -12,8 +12,7 @@
 //! ```
 //! `server.toml` is written last: a directory without it was never initialised.
 //!
-//! Keys and the server's id are drawn at random here, once, outside the machine.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)] // Keys and the server's id are drawn at random here, once, outside the machine.
 
 use proto::keys::{ClusterId, ClusterKey, KeyFileError, KeyPair, PublicKey};
 use proto::{Epoch, ServerId};

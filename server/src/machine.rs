@@ -374,10 +374,7 @@ impl Machine {
         if frame.header().number != 0 {
             return Err(Stop::Skip("an open with a number"));
         }
-        let ticket = open_ticket(&self.secrets, &frame.payload()).map_err(|error| match error {
-            SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
-            _ => Stop::Skip("an open without a ticket"),
-        })?;
+        let ticket = open_ticket(&self.secrets, &frame.payload()).map_err(by_server("an open without a ticket"))?;
         let body = self.open(&ticket.key, frame)?;
         self.open_session(turn, frame, ticket, body)
     }
@@ -400,12 +397,16 @@ impl Machine {
 
     fn apply_server(&mut self, turn: &mut Turn, frame: &Frame, append_time_ms: i64) -> Result<(), Stop> {
         let key = self.secrets.server_key(frame.header().epoch);
-        let body: ServerBody = seal::open(&key, frame, &self.context(Direction::ServerToLog))
-            .map_err(|error| match error {
-                SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
-                _ => Stop::Skip("not authentic"),
-            })?
-            .body;
+        let body: ServerBody =
+            seal::open(&key, frame, &self.context(Direction::ServerToLog)).map_err(by_server("not authentic"))?.body;
         self.server_record(turn, frame, body.record, append_time_ms)
+    }
+}
+
+/// What a server has sealed and this one does not understand stops it; what none has sealed is skipped.
+fn by_server(otherwise: &'static str) -> impl Fn(SealError) -> Stop {
+    move |error| match error {
+        SealError::Unreadable { reason } => Stop::NotUnderstood(reason),
+        _ => Stop::Skip(otherwise),
     }
 }

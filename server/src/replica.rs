@@ -223,13 +223,9 @@ impl Replica {
         }
     }
 
-    /// A server stops in good order: nobody waits for its silence.
+    /// A server stops in good order, or is no longer registered: nobody waits for its silence.
     pub fn ended(&mut self, server: ServerId) {
         self.others.remove(&server);
-    }
-
-    pub fn deregistered(&mut self, server: ServerId) {
-        self.ended(server);
     }
 
     /// What is due. `busy` says that there are sessions, or anything else that time

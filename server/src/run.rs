@@ -8,9 +8,7 @@
 //!   what they need of the state ([`Ask`]), so only the loop touches it.
 //! * Nothing is global: several servers can run in one process.
 //!
-//! Clocks are read here, outside the machine: for deadlines, and to measure the time
-//! that ticks carry into the log.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)] // Clocks are read here, outside the machine: for deadlines, and for ticks.
 
 mod answers;
 mod apply;

@@ -45,6 +45,24 @@ pub struct Sent {
     answer: Waiting,
 }
 
+impl State {
+    /// Takes packs for sent up to `last`; gives where the first of them was thought to stand.
+    fn leave(&mut self, last: u64) -> u64 {
+        let mut start = u64::MAX;
+        for pack in self.packs.iter_mut().filter(|p| p.seq <= last && !matches!(p.stage, Stage::Sent)) {
+            start = pack.parts.iter().map(|p| p.offset).min().unwrap_or(start).min(start);
+            pack.stage = Stage::Sent;
+        }
+        start
+    }
+
+    fn expect(&mut self, file: &File, sent: Sent) {
+        let last = sent.last;
+        self.answers.push_back(sent);
+        file.progress.send_modify(|p| p.sent = p.sent.max(last));
+    }
+}
+
 enum Waiting {
     For(Submitted),
     /// It could not be sent.
@@ -180,7 +198,9 @@ impl Fs {
                 .filter(|p| matches!(p.stage, Stage::Failed));
             if let Some(seq) = failed.map(|p| p.seq) {
                 let error = state.failure.clone().unwrap_or(FsError::WrongAnswer { op: "write" });
-                self.sent(&mut state, file, seq, WriteAt::Offsets, Vec::new(), Vec::new(), Waiting::Nothing(error));
+                let (pieces, hashes, answer) = (Vec::new(), Vec::new(), Waiting::Nothing(error));
+                let start = state.leave(seq);
+                state.expect(file, Sent { last: seq, at: WriteAt::Offsets, pieces, hashes, start, answer });
                 continue;
             }
             let Some(batch) = pack::next_batch(&state.packs) else { break };
@@ -195,34 +215,14 @@ impl Fs {
             let hashes = inline_hashes(&pieces, state.packs.range(batch.packs));
             let write = Upload::Write { ino: file.ino, at, pieces: pieces.clone() };
             // Under the file's lock: requests enter the stream in the order of the packs.
-            let answer = self.inner.client.submit(Op::Upload(write), payload);
-            self.sent(&mut state, file, last, at, pieces, hashes, Waiting::For(answer));
+            let answer = Waiting::For(self.inner.client.submit(Op::Upload(write), payload));
+            let start = state.leave(last);
+            state.expect(file, Sent { last, at, pieces, hashes, start, answer });
         }
         if !state.answers.is_empty() && !state.answering {
             state.answering = true;
             proto::task::spawn_on(&self.inner.runtime, self.clone().take_answers(file.clone()));
         }
-    }
-
-    // Each is one part of a pack's place in the stream.
-    #[allow(clippy::too_many_arguments)]
-    fn sent(
-        &self,
-        state: &mut State,
-        file: &File,
-        last: u64,
-        at: WriteAt,
-        pieces: Vec<Piece>,
-        hashes: Vec<Option<[u8; 32]>>,
-        answer: Waiting,
-    ) {
-        let mut start = u64::MAX;
-        for pack in state.packs.iter_mut().filter(|p| p.seq <= last && !matches!(p.stage, Stage::Sent)) {
-            start = pack.parts.iter().map(|p| p.offset).min().unwrap_or(start).min(start);
-            pack.stage = Stage::Sent;
-        }
-        state.answers.push_back(Sent { last, at, pieces, hashes, start, answer });
-        file.progress.send_modify(|p| p.sent = p.sent.max(last));
     }
 
     /// Takes the answers to a file's requests, in their order.

@@ -135,9 +135,7 @@ pub(super) fn encode<T: Serialize>(row: &T) -> Vec<u8> {
 /// A value read back. Rows come from this machine only, so one that does not
 /// decode means that the store is damaged, and the server must not go on.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> T {
-    let (version, row) = bytes.split_first().expect("a stored row has a version");
-    assert_eq!(*version, ROW_VERSION, "a stored row is of a version that this kfs-server does not know");
-    rmp_serde::from_slice(row).expect("a stored row reads back as it was written")
+    try_decode(bytes).expect("a stored row reads back as it was written")
 }
 
 /// The same of a row that may be damaged; says what is wrong with it.

@@ -43,25 +43,46 @@ async fn tail_again(inner: &Arc<Inner>, topic: Topic, partition: u32) -> Tail {
 /// Takes answers and pushes of one session until it is aborted.
 pub(super) async fn replies(inner: Arc<Inner>, link: Arc<Link>, tail: Tail) {
     let partition = link.replies_partition;
-    let sink = |lost| Replies { inner: Arc::clone(&inner), link: Arc::clone(&link), lost };
+    let sink = |lost| Inbox {
+        inner: Arc::clone(&inner),
+        link: Arc::clone(&link),
+        // Whoever waited for it goes on right here.
+        take: |inner, link, record| inline::run_woken(|| inner.reply(link, record)),
+        // Nothing more is at hand, or enough has gathered: confirmations leave now.
+        rest: |inner| inner.act(|state, now_ms, actions| state.core.flush(now_ms, actions)),
+        lost,
+    };
     read("kfs-replies", &inner, (Topic::Replies, partition), tail, sink).await;
 }
 
 /// Takes one session's content until it is aborted.
 pub(super) async fn served(inner: Arc<Inner>, link: Arc<Link>, tail: Tail) {
     let partition = link.bulk_partition;
-    let sink = |lost| Content { inner: Arc::clone(&inner), link: Arc::clone(&link), lost };
+    let sink = |lost| Inbox {
+        inner: Arc::clone(&inner),
+        link: Arc::clone(&link),
+        take: |inner, link, record| {
+            if let Ok(frame) = Frame::parse(record.value)
+                && frame.header().sender == link.session.0
+                && frame.header().kind == Kind::Served
+            {
+                inner.transfers.served(inner, link, &frame);
+            }
+        },
+        rest: |_| (),
+        lost,
+    };
     read("kfs-content", &inner, (Topic::Bulk, partition), tail, sink).await;
 }
 
 /// Lets a sink take what is read, on the thread that reads it, and reads again from the
 /// end where the log has lost its thread. Being aborted ends the reading.
-async fn read<S: Sink + 'static>(
+async fn read(
     name: &str,
     inner: &Arc<Inner>,
     (topic, partition): (Topic, u32),
     mut tail: Tail,
-    sink: impl Fn(oneshot::Sender<()>) -> S,
+    sink: impl Fn(oneshot::Sender<()>) -> Inbox,
 ) {
     loop {
         let (lost, told) = oneshot::channel();
@@ -76,63 +97,34 @@ async fn read<S: Sink + 'static>(
     }
 }
 
-struct Replies {
+struct Inbox {
     inner: Arc<Inner>,
     link: Arc<Link>,
+    take: fn(&Arc<Inner>, &Arc<Link>, Record),
+    rest: fn(&Arc<Inner>),
     /// Dropped when the reading ends.
     #[expect(dead_code, reason = "being dropped is what tells")]
     lost: oneshot::Sender<()>,
 }
 
-impl Sink for Replies {
+impl Sink for Inbox {
     fn take(&mut self, item: Result<Record, LogError>) -> ControlFlow<()> {
         match item {
-            // Whoever waited for it goes on right here.
-            Ok(record) => inline::run_woken(|| self.inner.reply(&self.link, record)),
-            Err(error) => return troubled(&self.inner, &error),
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn rest(&mut self) -> ControlFlow<()> {
-        // Nothing more is at hand, or enough has gathered: confirmations leave now.
-        self.inner.act(|state, now_ms, actions| state.core.flush(now_ms, actions));
-        ControlFlow::Continue(())
-    }
-}
-
-struct Content {
-    inner: Arc<Inner>,
-    link: Arc<Link>,
-    /// Dropped when the reading ends.
-    #[expect(dead_code, reason = "being dropped is what tells")]
-    lost: oneshot::Sender<()>,
-}
-
-impl Sink for Content {
-    fn take(&mut self, item: Result<Record, LogError>) -> ControlFlow<()> {
-        match item {
-            Ok(record) => {
-                if let Ok(frame) = Frame::parse(record.value)
-                    && frame.header().sender == self.link.session.0
-                    && frame.header().kind == Kind::Served
-                {
-                    self.inner.transfers.served(&self.inner, &self.link, &frame);
+            Ok(record) => (self.take)(&self.inner, &self.link, record),
+            Err(error) => {
+                self.inner.log_error(&error);
+                if matches!(error, LogError::OutOfRange { .. }) {
+                    return ControlFlow::Break(());
                 }
             }
-            Err(error) => return troubled(&self.inner, &error),
         }
         ControlFlow::Continue(())
     }
 
     fn rest(&mut self) -> ControlFlow<()> {
+        (self.rest)(&self.inner);
         ControlFlow::Continue(())
     }
-}
-
-fn troubled(inner: &Inner, error: &LogError) -> ControlFlow<()> {
-    inner.log_error(error);
-    if matches!(error, LogError::OutOfRange { .. }) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 impl Inner {

@@ -230,7 +230,7 @@ impl Apply {
             tracing::info!("the server {server} was deregistered: the log is kept for it no longer");
         }
         if let Some(replica) = &mut self.answering.replica {
-            replica.deregistered(server);
+            replica.ended(server);
         }
     }
 

@@ -75,9 +75,7 @@ impl Apply {
         }
         if !std::mem::replace(&mut at.opened_again, true) {
             // Another server has begun the same epoch just before.
-            let (server, supports) = (self.opening.server, self.opening.supports);
-            let record = ServerRecord::Incarnation { server, supports };
-            self.state.opening.push((partition, self.own.open(partition, epoch, record).appended));
+            self.open_partition(partition);
         }
         Ok(())
     }
