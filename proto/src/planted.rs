@@ -75,6 +75,28 @@ bugs! {
     ThawReadsOld,
     /// packs: how far content was ingested is one too high
     IngestOffByOne,
+    /// servers: the log is trimmed up to what the fastest has checkpointed
+    TrimIgnoresSlowest,
+    /// servers: content is trimmed that one has not ingested
+    TrimUningested,
+    /// servers: nobody takes over
+    NeverTakesOver,
+    /// servers: of two that answer neither yields
+    NeverYields,
+    /// servers: a new answerer does not say what the old one may not have said
+    TakeoverSaysNothing,
+    /// servers: one is given up by the broker's clock alone
+    DeregisterByClock,
+    /// servers: the version is raised as soon as one of them supports it
+    VersionTooEarly,
+    /// servers: the version is raised in partition 0 only
+    VersionInOnePartition,
+    /// servers: a snapshot leaves out one row
+    SnapshotLosesRow,
+    /// servers: a snapshot says that it reaches one record further than it does
+    SnapshotOffByOne,
+    /// servers: a snapshot leaves out content
+    SnapshotLosesContent,
     /// client: after a session's end everything is sent again without asking what was applied
     ResendWithoutAsking,
     /// client: a request that is sent again gets a new number

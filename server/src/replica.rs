@@ -19,6 +19,7 @@ pub mod upkeep;
 mod tests;
 
 use crate::machine::Registered;
+use proto::planted::{Bug, planted};
 use proto::{IncarnationId, ServerId};
 use std::collections::BTreeMap;
 
@@ -207,7 +208,7 @@ impl Replica {
         self.settled = true;
         match self.role {
             Role::Quiet => None,
-            Role::Claiming { .. } | Role::Answering if server > self.me => {
+            Role::Claiming { .. } | Role::Answering if server > self.me || planted(Bug::NeverYields) => {
                 // It yields as soon as it hears this.
                 self.urgent = true;
                 None
@@ -278,6 +279,9 @@ impl Replica {
         let Some(claimed) = self.others.values().filter(|other| other.answers).map(|other| other.heard).max() else {
             return 0;
         };
+        if planted(Bug::NeverTakesOver) {
+            return u64::MAX;
+        }
         let idle = claimed + self.rules.idle_silence_ms;
         self.busy_since.map_or(idle, |since| idle.min(claimed.max(since) + self.rules.silence_ms))
     }

@@ -5,6 +5,8 @@ use super::Rules;
 use crate::machine::Registered;
 use proto::ServerId;
 use proto::log::{REQUEST_PARTITIONS, Topic};
+use proto::message::Progress;
+use proto::planted::{Bug, planted};
 use std::collections::BTreeMap;
 
 /// Between words about servers that hold up the trimming.
@@ -69,7 +71,8 @@ impl Upkeep {
             }
             let silent_ms = u64::try_from(known.time_ms.saturating_sub(server.progressed_ms)).unwrap_or(0);
             let left_ms = rules.deregister_after_ms.saturating_sub(silent_ms);
-            let left_ms = left_ms.max((watched.1 + rules.watch_before_ms).saturating_sub(now_ms));
+            let watch_ms = (watched.1 + rules.watch_before_ms).saturating_sub(now_ms);
+            let left_ms = if planted(Bug::DeregisterByClock) { left_ms } else { left_ms.max(watch_ms) };
             if left_ms == 0 {
                 due.deregister.push(*id);
             } else if silent_ms >= rules.deregister_after_ms / 4 && may_warn {
@@ -77,7 +80,8 @@ impl Upkeep {
                 due.warn.push((*id, left_ms));
             }
         }
-        let supported = known.servers.values().map(|server| server.supports).min();
+        let supported = known.servers.values().map(|server| server.supports);
+        let supported = if planted(Bug::VersionTooEarly) { supported.max() } else { supported.min() };
         due.version = supported.filter(|supported| *supported > known.version);
         if known.trims {
             for partition in 0..REQUEST_PARTITIONS {
@@ -97,8 +101,12 @@ impl Upkeep {
 /// The first offsets of a partition that some registered server still needs.
 fn needed(servers: &BTreeMap<ServerId, Registered>, partition: u32) -> [(Topic, u64); 2] {
     let progress = |server: &Registered| server.progress.get(&partition).cloned().unwrap_or_default();
-    let checkpointed = servers.values().map(|server| progress(server).checkpointed).min().unwrap_or(0);
-    let ingested = servers.values().map(|server| progress(server).ingested).min().unwrap_or(0);
+    let least = |ignored: Bug, of: fn(Progress) -> u64| {
+        let all = servers.values().map(|server| of(progress(server)));
+        if planted(ignored) { all.max() } else { all.min() }.unwrap_or(0)
+    };
+    let checkpointed = least(Bug::TrimIgnoresSlowest, |progress| progress.checkpointed);
+    let ingested = least(Bug::TrimUningested, |progress| progress.ingested);
     // The last applied record is read again, and compared, at a server's start.
     [(Topic::Requests, checkpointed.saturating_sub(1)), (Topic::Chunks, ingested)]
 }
@@ -107,7 +115,6 @@ fn needed(servers: &BTreeMap<ServerId, Registered>, partition: u32) -> [(Topic, 
 mod tests {
     use super::*;
     use proto::IncarnationId;
-    use proto::message::Progress;
 
     fn server(supports: u32, progressed_ms: i64, at: &[(u32, u64, u64)]) -> Registered {
         let progress = |(partition, checkpointed, ingested): &(u32, u64, u64)| {

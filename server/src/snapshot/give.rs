@@ -12,6 +12,7 @@ use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::{Log, REPLY_PARTITIONS, Topic};
 use proto::message::{Held, Pull, PullPiece, Pulled, Row, Stored};
+use proto::planted::{Bug, planted};
 use proto::seal::{open, seal};
 use proto::task::offload;
 use proto::{Epoch, ServerId};
@@ -101,7 +102,7 @@ impl Giver {
                 tracing::info!("giving a snapshot of this server to another one");
                 let held = |held: &HeldRows| Held {
                     epoch: held.checkpoint.epoch,
-                    next_offset: held.checkpoint.next_offset,
+                    next_offset: held.checkpoint.next_offset + u64::from(planted(Bug::SnapshotOffByOne)),
                     last_hash: held.checkpoint.last_hash,
                     dump_bytes: held.checkpoint.machine.len() as u64,
                 };
@@ -137,7 +138,10 @@ impl Giver {
                     Some(held.rows(&after, value_from, Pull::MAX_BYTES))
                 });
                 let Some(read) = read.await.map_err(|e| panicked(&e))? else { return Ok(Pulled::Unknown) };
-                let (rows, end) = read?;
+                let (mut rows, end) = read?;
+                if planted(Bug::SnapshotLosesRow) && rows.len() > 1 {
+                    rows.remove(rows.len() / 2);
+                }
                 let row = |(key, value, whole)| Row { key, value, whole };
                 Ok(Pulled::Rows { rows: rows.into_iter().map(row).collect(), end })
             }
@@ -147,7 +151,7 @@ impl Giver {
                     let (names, all) = self.packs.list(packed, after, Pull::MAX_BYTES)?;
                     for (name, fresh) in names {
                         after = Some(name);
-                        if holding.freed.contains(&name) {
+                        if holding.freed.contains(&name) || planted(Bug::SnapshotLosesContent) {
                             continue;
                         }
                         // Dropped since it was listed: nobody needs it.

@@ -288,6 +288,11 @@ impl Shared {
                     state.events.insert((at_us, number), Event::Deliver { reader, record });
                     return;
                 }
+                let first = state.partitions.get(&(record.topic, record.partition)).map_or(0, |found| found.first);
+                if record.offset < first {
+                    state.out_of_range(reader, &record, first);
+                    return;
+                }
                 if let Some(reader) = state.readers.get_mut(&reader) {
                     self.trace.line(
                         now_us,
@@ -338,6 +343,15 @@ impl State {
             self.schedule(now_us, reader, record.clone());
         }
         offset
+    }
+
+    /// A reader comes too late for a record, which is the last that it hears of.
+    fn out_of_range(&mut self, reader: u64, record: &Record, first: u64) {
+        let Some(reader) = self.readers.remove(&reader) else { return };
+        let Record { topic, partition, offset, .. } = *record;
+        let next = self.partitions.get(&(topic, partition)).map_or(0, Partition::next);
+        let topic = topic.suffix().to_owned();
+        let _ = reader.queue.try_send(Err(LogError::OutOfRange { topic, partition, offset, first, next }));
     }
 
     fn forget_readers(&mut self) {

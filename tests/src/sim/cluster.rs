@@ -317,8 +317,21 @@ impl<'a> World<'a> {
         let partition = client.namespace().0 as u32 % proto::log::REQUEST_PARTITIONS;
         let chunks = self.bus.all_records(Topic::Chunks, partition);
         check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)?;
+        self.pauses()?;
         self.end_clients();
         self.servers.compare().await
+    }
+
+    /// Whether somebody had to wait for too long because of nothing but a server's death.
+    fn pauses(&self) -> Result<(), String> {
+        let Some(most_ms) = self.plan.servers.pause_ms else { return Ok(()) };
+        let history = self.history.lock();
+        let (took_us, operation) = history.longest;
+        if took_us <= most_ms * 1000 {
+            return Ok(());
+        }
+        let text = &history.operations[operation].text;
+        Err(format!("`{text}` took {} ms, and nothing but one server had died", took_us / 1000))
     }
 
     fn start_client(&mut self, number: usize) {
@@ -354,9 +367,13 @@ impl<'a> World<'a> {
                 | What::ServerRestart { .. }
                 | What::ServerPause { .. }
                 | What::ServerCut { .. }
-                | What::ServerClock { .. }),
+                | What::ServerClock { .. }
+                | What::ServerLost { .. }
+                | What::ServerGivenUp { .. }
+                | What::ServerUpgrade { .. }
+                | What::ServerLongDead { .. }),
             ) => {
-                let number = usize::from(number);
+                let number = self.servers.meant(number);
                 let due = self.servers.begin(number, what);
                 of_server(number, due)
             }

@@ -94,6 +94,11 @@ impl Databases for SimDisk {
         };
         Database::builder().set_cache_size(cache_bytes).create_with_backend(Opened { file, generation })
     }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        lock(&self.files).remove(&place(path));
+        Ok(())
+    }
 }
 
 /// A file by its directory's name and its own: a copied disk serves another path.

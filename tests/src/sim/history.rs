@@ -26,6 +26,8 @@ pub struct Inner {
     pub applied: BTreeMap<Position, Applied>,
     pub hashes: BTreeMap<Position, [u8; 32]>,
     pub operations: Vec<Operation>,
+    /// How many virtual microseconds one of them took that has ended, and which one.
+    pub longest: (u64, usize),
     /// Changes in the order in which clients entered them, each with its client's number.
     pub entered: Vec<Entered>,
     /// The first thing that cannot be.
@@ -59,6 +61,8 @@ pub struct Operation {
     pub client: usize,
     pub text: String,
     pub invoked: u64,
+    /// In virtual microseconds.
+    pub invoked_us: u64,
     /// `None` while it has no result, and for ever if its client was killed.
     pub returned: Option<u64>,
     pub found: Found,
@@ -185,10 +189,11 @@ impl History {
         let mut inner = self.lock();
         inner.moment += 1;
         let invoked = inner.moment;
+        let invoked_us = self.1.as_ref().map_or(0, Bus::now_us);
         if let Some(bus) = &self.1 {
             bus.trace(format_args!("client{client} {text} [{}]", inner.operations.len()));
         }
-        inner.operations.push(Operation { client, text, invoked, returned: None, found: Found::Nothing });
+        inner.operations.push(Operation { client, text, invoked, invoked_us, returned: None, found: Found::Nothing });
         inner.operations.len() - 1
     }
 
@@ -200,6 +205,11 @@ impl History {
         if let Some(bus) = &self.1 {
             let client = inner.operations[operation].client;
             bus.trace(format_args!("client{client} [{operation}] {}", found.short()));
+        }
+        let now_us = self.1.as_ref().map_or(0, Bus::now_us);
+        let took_us = now_us - inner.operations[operation].invoked_us;
+        if took_us > inner.longest.0 {
+            inner.longest = (took_us, operation);
         }
         let operation = &mut inner.operations[operation];
         operation.returned = Some(moment);

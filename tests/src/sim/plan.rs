@@ -29,6 +29,9 @@ pub struct Plan {
     pub faults: Vec<Fault>,
 }
 
+/// Stands for the number of whichever server answers.
+pub const ANSWERING: u8 = u8::MAX;
+
 /// A place for a name: directory and name, by number.
 pub type Place = (u8, u8);
 
@@ -89,7 +92,7 @@ impl Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     pub at_ms: u64,
-    /// Which server, if it comes over one.
+    /// Which server, if it comes over one; [`ANSWERING`] for the one that answers then.
     pub server: u8,
     pub what: What,
 }
@@ -135,6 +138,22 @@ pub enum What {
     },
     ServerClock {
         by_ms: i64,
+    },
+    /// Killed, and all that it had is gone; it takes a snapshot after so long.
+    ServerLost {
+        for_ms: u64,
+    },
+    /// Killed, and deregistered by an administrator; comes back after so long.
+    ServerGivenUp {
+        for_ms: u64,
+    },
+    /// Stopped, and started again as a newer program, which knows one more version of the machine.
+    ServerUpgrade {
+        for_ms: u64,
+    },
+    /// Killed for so long that the others deregister it.
+    ServerLongDead {
+        for_ms: u64,
     },
 }
 

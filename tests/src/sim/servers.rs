@@ -1,23 +1,26 @@
 //! The server machines of a run: each with a data directory, a disk and a clock of its
 //! own. What comes over them, and how they are started again.
 
+mod kept;
+
 use super::bus::{Bus, SimLog};
 use super::cluster::{BEGINNING_MS, server_config};
 use super::disk::SimDisk;
-use super::plan::{Plan, What};
+use super::plan::{ANSWERING, Plan, What};
 use super::rng::Rng;
 use super::template::{Template, scratch};
+use kept::{is_of_version, kept, same};
+use proto::ServerId;
 use proto::clock::Clock;
-use proto::log::REQUEST_PARTITIONS;
+use proto::log::Log;
 use proto::simulation::Node;
-use server::data::Identity;
+use server::admin::{Admin, epoch_of};
+use server::data::{DataError, Identity};
 use server::replica::Rules;
-use server::store::snapshot::RowPart;
-use server::store::{Checkpoint, PartitionStore, StoreError};
+use server::snapshot::take::take;
 use server::{ServerConfig, ServerError, Tasks};
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Virtual time within which servers agree on who answers, after the last fault.
@@ -26,12 +29,23 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 /// Virtual time within which what was appended before has arrived everywhere.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
+/// Virtual time within which a server that needs a snapshot has taken one, however often it tries.
+const BOOTSTRAPS_WITHIN: Duration = Duration::from_secs(300);
+
+/// Between a snapshot that was not taken and the next attempt.
+const SNAPSHOT_AGAIN_US: u64 = 1_000_000;
+
+/// How long a program of an administrator's waits for an answer.
+const ADMIN_WAIT: Duration = Duration::from_secs(10);
+
 /// All servers of one run.
 pub struct Servers {
     bus: Bus,
     rng: Rng,
     append_time: bool,
     rules: Rules,
+    /// The version of the machine at the beginning.
+    supports: u32,
     /// What every clock shows at the run's beginning.
     base_ms: i64,
     machines: Vec<Machine>,
@@ -42,6 +56,13 @@ struct Machine {
     disk: SimDisk,
     skew_ms: Arc<AtomicI64>,
     life: Option<Life>,
+    /// The newest version of the machine that its program knows.
+    supports: u32,
+    /// It has lost what it had, and has not taken a snapshot yet.
+    is_lost: bool,
+    /// Somebody has said, or was to say by himself, that nobody waits for it.
+    is_given_up: bool,
+    again_at_us: Option<u64>,
     /// As of the last look.
     is_answering: bool,
 }
@@ -50,9 +71,48 @@ struct Machine {
 struct Life {
     node: Node,
     log: SimLog,
-    tasks: Tasks,
+    doing: Doing,
     /// It was told to stop.
     is_stopping: bool,
+}
+
+enum Doing {
+    Serving(Tasks),
+    /// With what came of it, in the end.
+    TakingSnapshot(Arc<Mutex<Option<Result<(), String>>>>),
+}
+
+impl Life {
+    fn tasks(&self) -> Option<&Tasks> {
+        match &self.doing {
+            Doing::Serving(tasks) => Some(tasks),
+            Doing::TakingSnapshot(_) => None,
+        }
+    }
+}
+
+impl Machine {
+    fn tasks(&self) -> Option<&Tasks> {
+        self.life.as_ref()?.tasks()
+    }
+
+    fn is_answering(&self) -> bool {
+        self.tasks().is_some_and(Tasks::is_answering)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.tasks().is_some_and(Tasks::is_ready)
+    }
+
+    /// It is taking a snapshot, or about to.
+    fn is_behind(&self) -> bool {
+        self.again_at_us.is_some() || self.life.as_ref().is_some_and(|life| life.tasks().is_none())
+    }
+
+    /// Whether records that it needs may have gone.
+    fn may_lack(&self) -> bool {
+        self.is_lost || self.is_given_up
+    }
 }
 
 /// What comes later of what was begun.
@@ -73,13 +133,24 @@ impl Servers {
         let machines = template.servers.iter().map(|home| {
             let data = scratch();
             home.write(data.path());
-            Machine { data, disk: home.disk.copy(), skew_ms: Arc::default(), life: None, is_answering: false }
+            Machine {
+                data,
+                disk: home.disk.copy(),
+                skew_ms: Arc::default(),
+                life: None,
+                supports: plan.servers.supports,
+                is_lost: false,
+                is_given_up: false,
+                again_at_us: None,
+                is_answering: false,
+            }
         });
         Servers {
             bus,
             rng: Rng::new(plan.seed, "faults"),
             append_time: plan.append_time,
-            rules: Rules { upkeep_every_ms: plan.servers.upkeep_ms, ..Rules::default() },
+            rules: plan.servers.rules(),
+            supports: plan.servers.supports,
             base_ms: BEGINNING_MS + (template.ends_us / 1000) as i64,
             machines: machines.collect(),
         }
@@ -89,45 +160,116 @@ impl Servers {
         (0..self.machines.len()).try_for_each(|number| self.start(number))
     }
 
-    fn start(&mut self, number: usize) -> Result<(), String> {
-        self.bus.trace(format_args!("server {number} starts"));
-        let node = Node::new();
-        let log = self.bus.log(&format!("server{number}"), node.clone());
-        let machine = &mut self.machines[number];
+    fn config(&self, number: usize) -> ServerConfig {
+        let machine = &self.machines[number];
         let (bus, skew_ms, base_ms) = (self.bus.clone(), machine.skew_ms.clone(), self.base_ms);
         let clock = Clock::new(move || {
             let ms = base_ms + skew_ms.load(Ordering::Relaxed) + (bus.now_us() / 1000) as i64;
             i128::from(ms) * 1_000_000
         });
         let config = server_config(machine.data.path(), &machine.disk, clock, self.append_time);
-        let config = ServerConfig { rules: self.rules, ..config };
-        let tasks = node.enter(|| Tasks::start(&config, Arc::new(log.clone())));
-        let tasks = tasks.map_err(|error| format!("server {number} does not start: {error}"))?;
-        machine.life = Some(Life { node, log, tasks, is_stopping: false });
-        Ok(())
+        ServerConfig { rules: self.rules, supports: machine.supports, ..config }
     }
 
-    /// A server that ended by itself is a violation, unless what its killed life had on the way has
-    /// come after its new one, which shows as another process: then it is started again, as systemd would.
+    /// One that finds records gone that it needs takes a snapshot instead, where that may be.
+    fn start(&mut self, number: usize) -> Result<(), String> {
+        self.bus.trace(format_args!("server {number} starts"));
+        self.machines[number].again_at_us = None;
+        let node = Node::new();
+        let log = self.bus.log(&format!("server{number}"), node.clone());
+        let config = self.config(number);
+        match node.enter(|| Tasks::start(&config, Arc::new(log.clone()))) {
+            Ok(tasks) => {
+                let doing = Doing::Serving(tasks);
+                self.machines[number].life = Some(Life { node, log, doing, is_stopping: false });
+                Ok(())
+            }
+            Err(error) if needs_snapshot(&error) && self.machines[number].may_lack() => {
+                // Without the error, which can name this run's directory.
+                self.bus.trace(format_args!("server {number} takes a snapshot"));
+                self.take_snapshot(number, node, log);
+                Ok(())
+            }
+            Err(error) => Err(format!("server {number} does not start: {error}")),
+        }
+    }
+
+    fn take_snapshot(&mut self, number: usize, node: Node, log: SimLog) {
+        // What it had is of no use.
+        self.machines[number].disk = SimDisk::new();
+        let (config, outcome) = (self.config(number), Arc::new(Mutex::new(None)));
+        let runtime = tokio::runtime::Handle::current();
+        node.spawn(&runtime.clone(), {
+            let (log, outcome) = (log.clone(), outcome.clone());
+            async move {
+                let taken = take(&config, Arc::new(log), runtime, |_| {}).await;
+                let taken = taken.map(|_| ()).map_err(|error| error.to_string());
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+            }
+        });
+        let doing = Doing::TakingSnapshot(outcome);
+        self.machines[number].life = Some(Life { node, log, doing, is_stopping: false });
+    }
+
+    /// Starts again what systemd or somebody would. A server that ended by itself for any other
+    /// reason is a violation.
     pub fn look_after(&mut self) -> Result<(), String> {
         for number in 0..self.machines.len() {
             self.tell_of_answering(number);
-            match self.machines[number].life.as_ref().and_then(|life| life.tasks.ended()) {
-                Some(Err(error @ ServerError::Superseded { .. })) => {
-                    self.bus.trace(format_args!("server {number}: {error}"));
-                    self.kill(number);
-                    self.start(number)?;
+            if self.machines[number].again_at_us.is_some_and(|at_us| at_us <= self.bus.now_us()) {
+                self.start(number)?;
+            }
+            let Some(life) = &self.machines[number].life else { continue };
+            match &life.doing {
+                Doing::Serving(tasks) => {
+                    if let Some(Err(error)) = tasks.ended() {
+                        self.ended(number, &error)?;
+                    }
                 }
-                Some(Err(error)) => return Err(format!("server {number} has stopped: {error}")),
-                _ => {}
+                Doing::TakingSnapshot(outcome) => {
+                    let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(taken) = outcome {
+                        self.snapshot_taken(number, taken)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    fn ended(&mut self, number: usize, error: &ServerError) -> Result<(), String> {
+        let goes_on = match error {
+            // What its killed life had on the way has come after its new one, which shows as another process.
+            ServerError::Superseded { .. } => true,
+            error => needs_snapshot(error) && self.machines[number].may_lack(),
+        };
+        if !goes_on {
+            return Err(format!("server {number} has stopped: {error}"));
+        }
+        self.bus.trace(format_args!("server {number}: {error}"));
+        self.kill(number);
+        self.start(number)
+    }
+
+    fn snapshot_taken(&mut self, number: usize, taken: Result<(), String>) -> Result<(), String> {
+        self.kill(number);
+        match taken {
+            Ok(()) => {
+                self.bus.trace(format_args!("server {number} has taken a snapshot"));
+                self.machines[number].is_lost = false;
+                self.start(number)
+            }
+            Err(error) => {
+                self.bus.trace(format_args!("server {number} has no snapshot: {error}"));
+                self.machines[number].again_at_us = Some(self.bus.now_us() + SNAPSHOT_AGAIN_US);
+                Ok(())
+            }
+        }
+    }
+
     fn tell_of_answering(&mut self, number: usize) {
         let machine = &mut self.machines[number];
-        let is_answering = machine.life.as_ref().is_some_and(|life| life.tasks.is_answering());
+        let is_answering = machine.is_answering();
         if is_answering != std::mem::replace(&mut machine.is_answering, is_answering) {
             let word = if is_answering { "answers" } else { "answers no longer" };
             self.bus.trace(format_args!("server {number} {word}"));
@@ -140,6 +282,14 @@ impl Servers {
         life.inspect(|life| life.node.kill()).is_some()
     }
 
+    /// The server that a fault's number stands for.
+    pub fn meant(&self, number: u8) -> usize {
+        match number {
+            ANSWERING => self.machines.iter().position(Machine::is_answering).unwrap_or(0),
+            number => usize::from(number),
+        }
+    }
+
     /// Lets something come over a server, if there is one of this number.
     pub fn begin(&mut self, number: usize, what: &What) -> Due {
         if number >= self.machines.len() {
@@ -148,14 +298,46 @@ impl Servers {
         match *what {
             What::ServerCrash { for_ms } => self.crash(number, for_ms),
             What::ServerRestart { for_ms } => self.restart(number, for_ms),
+            What::ServerUpgrade { for_ms } => {
+                self.machines[number].supports = self.supports + 1;
+                self.restart(number, for_ms)
+            }
             What::ServerPause { for_ms } => self.pause(number, for_ms),
             What::ServerCut { for_ms } => self.cut(number, for_ms),
+            What::ServerLost { for_ms } => {
+                let due = self.crash(number, for_ms);
+                self.machines[number].disk = SimDisk::new();
+                self.machines[number].is_lost = true;
+                due
+            }
+            What::ServerGivenUp { for_ms } => {
+                let due = self.crash(number, for_ms);
+                self.machines[number].is_given_up = true;
+                self.deregister(number);
+                due
+            }
+            What::ServerLongDead { for_ms } => {
+                self.machines[number].is_given_up = true;
+                self.crash(number, for_ms)
+            }
             What::ServerClock { by_ms } => {
                 self.machines[number].skew_ms.fetch_add(by_ms, Ordering::Relaxed);
                 None
             }
             _ => None,
         }
+    }
+
+    /// As an administrator would, until it has worked.
+    fn deregister(&self, number: usize) {
+        let identity = Identity::read(self.machines[number].data.path(), None).expect("the template has written it");
+        let node = Node::new();
+        let log: Arc<dyn Log> = Arc::new(self.bus.log("admin", node.clone()));
+        node.spawn(&tokio::runtime::Handle::current(), async move {
+            while deregister(&identity, &log, identity.server).await.is_none() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
     }
 
     fn crash(&mut self, number: usize, for_ms: u64) -> Due {
@@ -170,8 +352,8 @@ impl Servers {
 
     fn restart(&mut self, number: usize, for_ms: u64) -> Due {
         let life = self.machines[number].life.as_mut().filter(|life| !life.is_stopping)?;
+        life.tasks()?.stop();
         life.is_stopping = true;
-        life.tasks.stop();
         Some((for_ms + 100, Later::Replace))
     }
 
@@ -188,11 +370,11 @@ impl Servers {
     pub fn carry_out(&mut self, number: usize, later: Later) -> Result<Due, String> {
         let life = &self.machines[number].life;
         match later {
-            Later::Start if life.is_none() => self.start(number)?,
+            Later::Start if life.is_none() && self.machines[number].again_at_us.is_none() => self.start(number)?,
             Later::Start => {}
             Later::Replace => {
                 let Some(life) = life.as_ref().filter(|life| life.is_stopping) else { return Ok(None) };
-                if life.tasks.ended().is_none() {
+                if life.tasks().is_some_and(|tasks| tasks.ended().is_none()) {
                     return Ok(Some((100, Later::Replace)));
                 }
                 self.kill(number);
@@ -209,18 +391,23 @@ impl Servers {
 
     /// Waits, with all faults over, until all serve and one of them answers.
     pub async fn settle(&mut self) -> Result<(), String> {
-        let until_us = self.bus.now_us() + SETTLES_WITHIN.as_micros() as u64;
+        let begun_us = self.bus.now_us();
+        let mut behind_us = begun_us;
         loop {
             self.look_after()?;
-            let serve = |machine: &Machine| machine.life.as_ref().is_some_and(|life| life.tasks.is_ready());
-            let answer = |machine: &&Machine| machine.life.as_ref().is_some_and(|life| life.tasks.is_answering());
-            let answering = self.machines.iter().filter(answer).count();
-            if answering == 1 && self.machines.iter().all(serve) {
+            let now_us = self.bus.now_us();
+            let answering = self.machines.iter().filter(|machine| machine.is_answering()).count();
+            if answering == 1 && self.machines.iter().all(Machine::is_ready) {
                 return Ok(());
             }
-            if self.bus.now_us() > until_us {
-                let ready: Vec<bool> = self.machines.iter().map(serve).collect();
-                let within = SETTLES_WITHIN.as_secs();
+            if self.machines.iter().any(Machine::is_behind) {
+                behind_us = now_us;
+            }
+            if now_us > behind_us + SETTLES_WITHIN.as_micros() as u64
+                || now_us > begun_us + BOOTSTRAPS_WITHIN.as_micros() as u64
+            {
+                let ready: Vec<bool> = self.machines.iter().map(Machine::is_ready).collect();
+                let within = (now_us - begun_us) / 1_000_000;
                 return Err(format!("{within} s after the last fault {answering} servers answer; ready are {ready:?}"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -232,16 +419,18 @@ impl Servers {
         if self.machines.len() == 1 {
             return Ok(());
         }
+        // The version is raised at one of the next looks.
+        tokio::time::sleep(4 * Duration::from_millis(self.rules.upkeep_every_ms.min(1_000))).await;
         self.bus.freeze();
         tokio::time::sleep(ARRIVES_WITHIN).await;
         self.look_after()?;
-        for life in self.machines.iter().filter_map(|machine| machine.life.as_ref()) {
-            life.tasks.stop();
+        for tasks in self.machines.iter().filter_map(Machine::tasks) {
+            tasks.stop();
         }
         let mut first = None;
         for number in 0..self.machines.len() {
-            while let Some(life) = &self.machines[number].life {
-                match life.tasks.ended() {
+            while let Some(tasks) = self.machines[number].tasks() {
+                match tasks.ended() {
                     Some(Ok(())) => drop(self.kill(number)),
                     Some(Err(error)) => return Err(format!("server {number} does not stop cleanly: {error}")),
                     None => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -249,6 +438,8 @@ impl Servers {
             }
             let machine = &self.machines[number];
             let kept = kept(machine.data.path(), &machine.disk)?;
+            let version = self.machines.iter().map(|machine| machine.supports).min().unwrap_or(0);
+            is_of_version(&kept, version).map_err(|how| format!("server {number}: {how}"))?;
             match &first {
                 None => first = Some(kept),
                 Some(first) => same(first, &kept).map_err(|how| format!("servers 0 and {number} differ: {how}"))?,
@@ -265,38 +456,18 @@ impl Servers {
     }
 }
 
-/// What a stopped server has on disk of a partition: how far it is, and its rows.
-type Kept = Vec<(Checkpoint, Vec<RowPart>)>;
-
-fn kept(data: &Path, disk: &SimDisk) -> Result<Kept, String> {
-    let identity = Identity::read(data, None).map_err(|error| error.to_string())?;
-    let cluster = identity.cluster_key.id().0;
-    let partition = |number| -> Result<_, StoreError> {
-        let (store, _) = PartitionStore::open(&data.join("state"), number, cluster, 1 << 20, &disk.disk())?;
-        let Some(held) = store.reader().map(|reader| reader.hold()).transpose()?.flatten() else { return Ok(None) };
-        let (rows, _) = held.rows(&[], 0, usize::MAX)?;
-        Ok(Some((held.checkpoint, rows)))
-    };
-    let read = |number| partition(number).map_err(|error| error.to_string());
-    (0..REQUEST_PARTITIONS).map(|number| read(number)?.ok_or(format!("partition {number} has no checkpoint"))).collect()
+/// What it had applied has gone, or is not whole.
+fn needs_snapshot(error: &ServerError) -> bool {
+    match error {
+        ServerError::RecordsGone { .. } => true,
+        ServerError::Data(error) => matches!(**error, DataError::HalfASnapshot { .. }),
+        _ => false,
+    }
 }
 
-fn same(one: &Kept, other: &Kept) -> Result<(), String> {
-    for (number, ((one, one_rows), (other, other_rows))) in one.iter().zip(other).enumerate() {
-        if (one.epoch, one.next_offset, one.last_hash) != (other.epoch, other.next_offset, other.last_hash) {
-            let places = [(one.epoch.0, one.next_offset), (other.epoch.0, other.next_offset)];
-            return Err(format!("partition {number} ends at {places:?}"));
-        }
-        if one.machine != other.machine {
-            return Err(format!("the machine of partition {number} at {}", one.next_offset));
-        }
-        if let Some((row, _)) = one_rows.iter().zip(other_rows).find(|(one, other)| one != other) {
-            return Err(format!("the row {:?} of partition {number} at {}", row.0, one.next_offset));
-        }
-        if one_rows.len() != other_rows.len() {
-            let counts = (one_rows.len(), other_rows.len());
-            return Err(format!("partition {number} at {} has {counts:?} rows", one.next_offset));
-        }
-    }
-    Ok(())
+/// `None` if it may not have worked.
+async fn deregister(identity: &Identity, log: &Arc<dyn Log>, server: ServerId) -> Option<bool> {
+    let epoch = epoch_of(&identity.cluster_key, log.as_ref()).await.ok()??;
+    let mut admin = Admin::connect(identity, epoch, log.clone(), ADMIN_WAIT).await.ok()?;
+    admin.deregister(server).await.ok()
 }

@@ -17,6 +17,7 @@ use crate::replica::{Replica, Rules, Turn};
 use crate::run::partition::Partition;
 use proto::log::{REQUEST_PARTITIONS, Topic};
 use proto::message::{Heartbeat, Progress, ServerRecord};
+use proto::planted::{Bug, planted};
 use proto::{Epoch, IncarnationId, ServerId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -245,7 +246,9 @@ impl Apply {
             answering.unsaid.dropped(),
         );
         while let Some((partition, (epoch, effect))) = self.answering.unsaid.pop() {
-            self.voice(partition, epoch, effect, now);
+            if !planted(Bug::TakeoverSaysNothing) {
+                self.voice(partition, epoch, effect, now);
+            }
         }
         // Those that nobody has delivered yet are asked for again.
         self.state.deliveries_known = false;
@@ -325,7 +328,10 @@ impl Apply {
         }
         if let Some(version) = version {
             tracing::info!("every server can run the machine's version {version}; raising it");
-            for partition in self.partitions.iter().filter(|partition| partition.machine.version() < version) {
+            let below = |partition: &&Partition| {
+                partition.machine.version() < version && (partition.number == 0 || !planted(Bug::VersionInOnePartition))
+            };
+            for partition in self.partitions.iter().filter(below) {
                 drop(self.own.append(partition.number, ServerRecord::Version { version }));
             }
         }
