@@ -185,13 +185,8 @@ impl Model {
                 self.same(attr)
             }
             Upload::Link { ino, dir, name } => {
-                let verdict = match self.inodes.get(&ino.0) {
-                    Some(inode) if inode.kind == FileKind::Dir => Verdict::No,
-                    _ if self.dir(*dir).is_none() || self.named(*dir, name.as_bytes()).is_some() => Verdict::No,
-                    Some(inode) if inode.nlink == 0 => Verdict::Either,
-                    Some(_) => Verdict::Yes,
-                    None => Verdict::No,
-                };
+                let is_taken = self.dir(*dir).is_none() || self.named(*dir, name.as_bytes()).is_some();
+                let verdict = self.may_change(*ino, |inode| inode.kind == FileKind::Dir || is_taken);
                 if !self.agree(&verdict, result)? {
                     return Ok(());
                 }
@@ -211,12 +206,7 @@ impl Model {
                 self.same(moved)
             }
             Upload::Setattr { ino, change } => {
-                let verdict = match self.inodes.get(&ino.0) {
-                    None => Verdict::No,
-                    Some(inode) if change.size.is_some() && inode.kind != FileKind::File => Verdict::No,
-                    Some(inode) if inode.nlink == 0 => Verdict::Either,
-                    Some(_) => Verdict::Yes,
-                };
+                let verdict = self.may_change(*ino, |inode| change.size.is_some() && inode.kind != FileKind::File);
                 if !self.agree(&verdict, result)? {
                     return Ok(());
                 }
@@ -232,12 +222,7 @@ impl Model {
                 self.same(attr)
             }
             Upload::Write { ino, at: place, .. } => {
-                let verdict = match self.inodes.get(&ino.0) {
-                    Some(inode) if inode.kind != FileKind::File => Verdict::No,
-                    Some(inode) if inode.nlink == 0 => Verdict::Either,
-                    Some(_) => Verdict::Yes,
-                    None => Verdict::No,
-                };
+                let verdict = self.may_change(*ino, |inode| inode.kind != FileKind::File);
                 if !self.agree(&verdict, result)? {
                     return Ok(());
                 }
@@ -282,6 +267,16 @@ impl Model {
         }
         // A directory that has gone has no attributes to speak of.
         if is_rmdir { Ok(()) } else { self.same(attr) }
+    }
+
+    /// Whether a change to an inode goes through. One without a name may be gone already.
+    fn may_change(&self, ino: Ino, is_refused: impl Fn(&Inode) -> bool) -> Verdict {
+        match self.inodes.get(&ino.0) {
+            Some(inode) if is_refused(inode) => Verdict::No,
+            Some(inode) if inode.nlink == 0 => Verdict::Either,
+            Some(_) => Verdict::Yes,
+            None => Verdict::No,
+        }
     }
 
     fn may_rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), how: RenameHow) -> Verdict {
