@@ -245,8 +245,9 @@ impl Replica {
         let heartbeat = (self.urgent || due <= self.observed).then_some(self.role != Role::Quiet);
 
         let mut next = if heartbeat.is_some() { self.observed + every } else { due };
-        if busy {
-            next = next.min(self.observed.max(self.active_until) + 1);
+        if self.observed < self.active_until {
+            // It may be idle from then on.
+            next = next.min(self.active_until + 1);
         }
         if self.role == Role::Quiet {
             // One that waits for a lower server looks again soon.

@@ -59,6 +59,7 @@ struct World {
     nodes: Vec<Node>,
     requests: u64,
     said: BTreeSet<u64>,
+    looks: u64,
     busy: bool,
     /// Since when nobody that is up answers, and the longest such time.
     nobody_since: Option<u64>,
@@ -83,6 +84,7 @@ impl World {
             nodes: (1..=servers).map(node).collect(),
             requests: 0,
             said: BTreeSet::new(),
+            looks: 0,
             busy: true,
             nobody_since: None,
             longest_ms: 0,
@@ -216,6 +218,7 @@ impl World {
         if !look_now {
             return;
         }
+        self.looks += 1;
         let look = up.replica.look(now_ms, self.busy);
         assert!(look.next_ms > now_ms, "it does not spin");
         up.look_at_ms = look.next_ms;
@@ -311,6 +314,15 @@ fn idle_servers_say_little_and_take_over_all_the_same() {
     world.nodes[n].back_at_ms = u64::MAX;
     world.run_for(13_000);
     assert_eq!(world.answering(), [1 - n]);
+}
+
+#[test]
+fn busy_servers_look_no_more_often_than_they_must() {
+    let mut world = World::new(2, 7, CALM);
+    world.run_for(20_000);
+    world.looks = 0;
+    world.run_for(100_000);
+    assert!(world.looks <= 1000, "{} looks of two servers in 100 s", world.looks);
 }
 
 #[test]
