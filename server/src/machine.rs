@@ -20,6 +20,7 @@ mod clock;
 mod delete;
 mod history;
 mod incarnation;
+mod opened;
 mod promise;
 mod quotes;
 mod rename;

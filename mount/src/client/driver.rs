@@ -531,6 +531,10 @@ impl State {
 
     fn release(&mut self, now_ms: u64, actions: &mut Vec<Action<Caller>>) {
         self.release_at_ms = u64::MAX;
+        // The answer that opened it may have been on its way to its caller when it lost its name.
+        let (open, release) = self.release.drain(..).partition(|ino| self.open_inodes.contains_key(ino));
+        self.release = release;
+        self.nameless.extend::<Vec<Ino>>(open);
         while !self.release.is_empty() {
             let rest = self.release.split_off(self.release.len().min(RELEASE_MAX));
             let inos = std::mem::replace(&mut self.release, rest);

@@ -6,6 +6,7 @@
 //! reorders, each change happens once.
 
 use super::effect::{Effect, Peer};
+use super::opened::MAX_KEPT_OPEN;
 use super::promise::{MAX_MISSED, Pending, To};
 use super::rows::{Key as RowKey, Turn, table};
 use super::shared::Shared;
@@ -36,8 +37,6 @@ pub(super) const MAX_ENDED: usize = 65_536;
 const MAX_REMEMBERED: usize = 1024;
 /// Sessions whose chunks a session may quote, itself included.
 const MAX_LINEAGE: usize = 64;
-/// Files that one session is remembered to have opened; the lowest is forgotten first.
-const MAX_OPENED: usize = 1 << 20;
 /// A request's time may be this far ahead of its record's own.
 const TIME_AHEAD_MS: i64 = 10_000;
 /// Results of replaced sessions in one answer, encoded; older sessions' are left out first.
@@ -154,6 +153,8 @@ struct EndedRow {
     last: RequestNo,
     results: Vec<(RequestNo, Answer)>,
     lineage: Vec<SessionId>,
+    /// What it had open, at most `MAX_KEPT_OPEN`.
+    opened: Vec<Ino>,
     at: Position,
     until: LogTime,
 }
@@ -232,12 +233,13 @@ impl Machine {
         let mut ended = Vec::new();
         let mut waits = BTreeSet::new();
         let mut named = BTreeSet::new();
+        let mut opened = BTreeSet::new();
         for predecessor in open.predecessors.into_iter().take(Open::MAX_PREDECESSORS) {
             if !named.insert(predecessor) {
                 continue;
             }
             waits.extend(self.waits_of_session(predecessor));
-            ended.push(self.replace(turn, predecessor, &ticket, &mut lineage));
+            ended.push(self.replace(turn, predecessor, &ticket, &mut lineage, &mut opened));
         }
         lineage.truncate(MAX_LINEAGE);
         bound_results(&mut ended);
@@ -263,7 +265,7 @@ impl Machine {
             admitted_at: self.live.now,
             lineage,
             remembered: BTreeMap::new(),
-            opened: BTreeSet::new(),
+            opened,
             pushed: PushNo(0),
             pending: BTreeMap::new(),
             promises: BTreeMap::new(),
@@ -276,11 +278,20 @@ impl Machine {
         turn.effects.push(Effect::SessionOpened { to: session.peer(id) });
         self.live.sessions.insert(id, Shared::new(session));
         self.hold_or_send(turn, to, answer, Bytes::new(), waits);
+        self.tell_nameless(turn, id);
         Ok(())
     }
 
-    /// Ends a session that this one replaces, and says what became of it.
-    fn replace(&mut self, turn: &mut Turn, id: SessionId, by: &Ticket, lineage: &mut Vec<SessionId>) -> Ended {
+    /// Ends a session that this one replaces, and says what became of it. What it had open
+    /// is open for its successor, who may still be using it.
+    fn replace(
+        &mut self,
+        turn: &mut Turn,
+        id: SessionId,
+        by: &Ticket,
+        lineage: &mut Vec<SessionId>,
+        opened: &mut BTreeSet<Ino>,
+    ) -> Ended {
         let unknown = Ended { session: id, known: false, last: RequestNo(0), results: Vec::new(), at: turn.at };
         if let Some(session) = self.live.sessions.get(&id) {
             if (&session.user, session.namespace) != (&by.user, by.namespace) {
@@ -289,11 +300,14 @@ impl Machine {
             if planted(Bug::ReplacedGoesOn) {
                 return unknown;
             }
+            let has_open: Vec<Ino> = session.opened.iter().copied().collect();
+            self.hand_on(turn, &has_open, by.session, opened);
             self.end_session(turn, id);
         }
         match turn.get::<EndedRow>(&ended_key(id)) {
             Some(row) if (&row.user, row.namespace) == (&by.user, by.namespace) => {
                 lineage.extend(&row.lineage);
+                self.hand_on(turn, &row.opened, by.session, opened);
                 if planted(Bug::ReplacedAppliedNothing) {
                     return Ended { known: true, ..unknown };
                 }
@@ -333,6 +347,7 @@ impl Machine {
             last: session.admitted,
             results,
             lineage: session.lineage,
+            opened: session.opened.iter().take(MAX_KEPT_OPEN).copied().collect(),
             at: turn.at,
             until,
         };
@@ -519,50 +534,6 @@ impl Machine {
         let session = &self.live.sessions[&to.session];
         let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new() };
         turn.effects.push(answer_effect(session.peer(to.session), to.number, to.request, answer));
-    }
-
-    /// What the session may have open from now on.
-    fn note_opened(&mut self, turn: &mut Turn, id: SessionId) {
-        for ino in std::mem::take(&mut turn.opened) {
-            let session = self.live.sessions.get_mut(&id).expect("only its end removes a session");
-            session.opened.insert(ino);
-            if let Some(holders) = self.live.nameless.get_mut(&ino) {
-                holders.insert(id);
-            }
-            if session.opened.len() > MAX_OPENED
-                && let Some(lowest) = session.opened.pop_first()
-            {
-                self.closed(turn, id, lowest);
-            }
-        }
-    }
-
-    /// A session no longer has this open; if nobody has and it has no name, it goes.
-    fn closed(&mut self, turn: &mut Turn, id: SessionId, ino: Ino) {
-        if let Some(holders) = self.live.nameless.get_mut(&ino) {
-            holders.remove(&id);
-            if holders.is_empty() {
-                self.live.nameless.remove(&ino);
-                turn.free(ino);
-            }
-        }
-    }
-
-    /// Inodes that have lost their last name stay for those who may have them open,
-    /// who are told; the others go at once.
-    fn note_nameless(&mut self, turn: &mut Turn, initiator: SessionId) {
-        for ino in std::mem::take(&mut turn.nameless) {
-            let having = |(id, session): (&SessionId, &Shared<Session>)| session.opened.contains(&ino).then_some(*id);
-            let holders: BTreeSet<SessionId> = self.live.sessions.iter().filter_map(having).collect();
-            if holders.is_empty() || planted(Bug::FreeOpenFile) {
-                turn.free(ino);
-                continue;
-            }
-            for id in holders.iter().filter(|id| **id != initiator) {
-                self.push_last_name_gone(turn, *id, ino);
-            }
-            self.live.nameless.insert(ino, holders);
-        }
     }
 }
 

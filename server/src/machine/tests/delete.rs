@@ -44,6 +44,35 @@ fn a_nameless_file_stays_until_nobody_has_it_open() {
 }
 
 #[test]
+fn a_successor_has_open_what_its_predecessor_had() {
+    let mut world = World::new();
+    let (mut a, other) = (world.open(1), world.open(9));
+    let (kept, gone) = (world.mkfile(&mut a, ROOT, "kept"), world.mkfile(&mut a, ROOT, "gone"));
+    world.call_with(&mut a, write(gone, 0, 10, 10), &[1; 10]).unwrap();
+    assert!(world.call(&mut a, unlink(ROOT, "gone")).is_ok());
+
+    // Replaced while it lives: it is told again of the file without a name.
+    let ticket = world.ticket(2);
+    let open = world.sealed_open(&ticket, &[a.id]);
+    let effects = world.effects(&open);
+    let mut b = Client { id: ticket.session, namespace: ticket.namespace, key: ticket.key, number: 0, last: open };
+    assert_eq!(pushes(&effects, &b), vec![(PushNo(1), Push::LastNameGone(gone))]);
+    assert_eq!(world.getattr(&mut b, gone).size, 10);
+    world.restart();
+    world.send(&mut b, Op::Session(SessionOp::Release { inos: vec![gone] }));
+    assert_eq!(world.call(&mut b, Op::View(View::Getattr { ino: gone })), Err(Refusal::Stale));
+
+    // Replaced when it has expired: what still has a name is open again.
+    world.pass_ms(61_000);
+    let mut c = world.open_ticket(&world.ticket(3), &[b.id]);
+    let mut other = world.open_ticket(&world.ticket(10), &[other.id]);
+    let effects = world.send(&mut other, unlink(ROOT, "kept"));
+    assert_eq!(pushes(&effects, &c), vec![(PushNo(1), Push::LastNameGone(kept))]);
+    assert_eq!(world.getattr(&mut c, kept).nlink, 0);
+    world.assert_replayable();
+}
+
+#[test]
 fn an_expired_session_frees_what_it_had_open() {
     let mut world = World::new();
     let mut a = world.open(1);
