@@ -39,10 +39,12 @@ bugs! {
     ForgetContentInvalidation,
     /// machine: only the first holder of a promise is told that it is broken
     TellOneHolder,
-    /// machine: a promise is granted although its breaking is not confirmed
-    GrantUnconfirmed,
     /// machine: a lease counts a second from its last record
     LeaseTooShort,
+    /// machine: after a restart nobody is known to have been promised anything
+    RestoreForgetsHolders,
+    /// machine: log time goes by the broker's clock
+    TickByBrokerClock,
     /// machine: a replaced session is said to have applied nothing
     ReplacedAppliedNothing,
     /// machine: a replaced session goes on
@@ -57,6 +59,12 @@ bugs! {
     TruncateKeepsContent,
     /// machine: new content does not end the extents that it covers
     WriteKeepsExtents,
+    /// machine: a write into the middle of an extent drops what stood behind it
+    CutLosesTail,
+    /// machine: what stays of an extent that is cut does not count as a reference
+    CutPartNotCounted,
+    /// machine: taking a name away does not count
+    UnlinkDoesNotCount,
     /// machine: a file without a name is freed while it is open
     FreeOpenFile,
     /// machine: content at the end is put where the file ended for its writer
@@ -97,24 +105,30 @@ bugs! {
     SnapshotOffByOne,
     /// servers: a snapshot leaves out content
     SnapshotLosesContent,
+    /// packs: a checkpoint is written without them
+    CheckpointWithoutPacks,
+    /// packs: uploads are swept though they are quoted
+    SweepQuoted,
+    /// packs: damaged content is served
+    ServeDamaged,
+    /// packs: damaged content is not healed
+    NeverHeal,
     /// client: after a session's end everything is sent again without asking what was applied
     ResendWithoutAsking,
     /// client: a request that is sent again gets a new number
     ResendRenumbered,
     /// client: a push is confirmed, and what it broke is relied on
     IgnorePush,
-    /// client: a missing push is not noticed
-    IgnoreLostPush,
     /// client: an answer older than the last push grants promises
     GrantFromOldAnswer,
     /// client: promises count although nothing renews them
     LeaseForever,
+    /// client: a late answer revives promises that had run out
+    LateAnswerRevives,
     /// client: the lease is counted from the answer, not from what it answers
     LeaseFromAnswer,
     /// client: an overtaken answer to a change of its own lets caches go on
     OvertakenGoesOn,
-    /// client: promises of the session before go on in the next
-    PromisesOutliveSession,
     /// journal: a sending is not noted
     JournalForgetsSending,
     /// journal: what was sent is sent again whatever became of it

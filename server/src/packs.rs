@@ -37,6 +37,7 @@ use index::{Index, Where};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::chunk::ChunkName;
+use proto::planted::{Bug, planted};
 use proto::{Epoch, NamespaceId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -45,10 +46,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use tokio::sync::Notify;
 
-/// A buffer this full becomes a pack.
+/// A buffer this full becomes a pack (`limits.rs`).
 pub const PACK_BYTES: usize = 32 << 20;
 
-/// A flush of fewer bytes goes into the index database until more has come.
+/// A flush of fewer bytes goes into the index database until more has come (`limits.rs`).
 pub const TAIL_BYTES: usize = 4 << 20;
 
 /// Why content cannot be kept or read.
@@ -324,7 +325,7 @@ impl Shared {
     }
 
     fn whole(&self, name: &ChunkName, pack: u64, content: Bytes) -> Result<Bytes, PackError> {
-        if *blake3::hash(&content).as_bytes() == name.hash {
+        if *blake3::hash(&content).as_bytes() == name.hash || planted(Bug::ServeDamaged) {
             return Ok(content);
         }
         Err(PackError::Damaged { pack, objects: self.objects.to_string(), name: *name })

@@ -256,7 +256,23 @@ impl fmt::Display for Line {
             Some(at) if self.append_time_ms != 0 => write!(f, "{} ", at.format("%Y-%m-%dT%H:%M:%S%.3fZ"))?,
             _ => write!(f, "- ")?,
         }
-        if let Some(writer) = &self.writer {
+        write!(f, "{}", self.told())
+    }
+}
+
+struct Told<'a>(&'a Line);
+
+impl Line {
+    /// Who says what, without where and when.
+    pub fn told(&self) -> impl fmt::Display + '_ {
+        Told(self)
+    }
+}
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Told(line) = self;
+        if let Some(writer) = &line.writer {
             let who = match (&writer.user, writer.kind) {
                 (Some(user), _) => user.as_str(),
                 (None, Kind::Server) => "server",
@@ -264,12 +280,12 @@ impl fmt::Display for Line {
             };
             write!(f, "{who} {} #{} ", words::short(&writer.sender), writer.number)?;
         }
-        match &self.said {
+        match &line.said {
             Said::Words(words) => write!(f, "{words}")?,
-            Said::Unread { unread } => write!(f, "UNREAD ({unread}) bytes={}", self.record_bytes)?,
+            Said::Unread { unread } => write!(f, "UNREAD ({unread}) bytes={}", line.record_bytes)?,
         }
-        if self.payload_bytes > 0 {
-            write!(f, " payload={}", self.payload_bytes)?;
+        if line.payload_bytes > 0 {
+            write!(f, " payload={}", line.payload_bytes)?;
         }
         Ok(())
     }

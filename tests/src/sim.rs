@@ -14,12 +14,15 @@ mod disk;
 mod history;
 mod minimise;
 mod model;
+mod objects;
 mod plan;
 mod rng;
 mod servers;
+mod sound;
 mod template;
 mod trace;
 mod work;
+mod workload;
 
 pub use cluster::{Report, run, run_with};
 pub use minimise::minimise;

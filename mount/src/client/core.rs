@@ -292,7 +292,7 @@ impl<W: Waiter> Core<W> {
             }
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
         }
-        if self.pushes.came(now_ms, number) && !planted(Bug::IgnoreLostPush) {
+        if self.pushes.came(now_ms, number) {
             self.lost(out);
         }
     }
@@ -498,9 +498,6 @@ impl<W: Waiter> Core<W> {
 
     /// Pushes were missed: nothing that was promised counts.
     fn lost(&mut self, out: &mut Vec<Action<W>>) {
-        if planted(Bug::PromisesOutliveSession) || planted(Bug::IgnoreLostPush) {
-            return;
-        }
         self.promises.drop_all(self.seen);
         out.push(Action::Invalidate(Invalidation::All));
     }

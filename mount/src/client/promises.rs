@@ -115,7 +115,8 @@ impl Promises {
     pub(crate) fn extend(&self, now_ms: u64, sent_ms: u64, at: Position) -> bool {
         let mut table = self.table();
         let mut lapsed = false;
-        if now_ms >= table.lease_end_ms && !planted(Bug::LeaseForever) {
+        let is_over = now_ms >= table.lease_end_ms;
+        if is_over && !planted(Bug::LeaseForever) && !planted(Bug::LateAnswerRevives) {
             lapsed = !table.granted.is_empty();
             table.granted.clear();
             table.lease_from = table.lease_from.max(Some(at));

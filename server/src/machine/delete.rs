@@ -60,7 +60,7 @@ impl Turn<'_> {
             self.free(ino);
             return new.attr;
         }
-        new.attr.nlink = new.attr.nlink.saturating_sub(1);
+        new.attr.nlink = new.attr.nlink.saturating_sub(u32::from(!planted(Bug::UnlinkDoesNotCount)));
         if new.attr.nlink == 0 {
             // No directory covers it any more.
             new.attr.parent = None;

@@ -97,7 +97,9 @@ impl Machine {
     /// Makes the indexes anew after a restore.
     pub(super) fn index_promises(&mut self) {
         for (id, session) in &self.live.sessions {
-            self.holders.extend(session.promises.keys().map(|promise| (*promise, *id)));
+            if !planted(Bug::RestoreForgetsHolders) {
+                self.holders.extend(session.promises.keys().map(|promise| (*promise, *id)));
+            }
             for (number, pending) in &session.pending {
                 self.things.unconfirmed.extend(pending.things.iter().map(|thing| (*thing, *id, *number)));
             }
@@ -214,10 +216,8 @@ impl Machine {
             return Vec::new();
         }
         let things: BTreeSet<Promise> = things.into_iter().collect();
-        let granted: Vec<Promise> = things
-            .into_iter()
-            .filter(|thing| planted(Bug::GrantUnconfirmed) || !self.things.is_unconfirmed(*thing, id))
-            .collect();
+        let granted: Vec<Promise> =
+            things.into_iter().filter(|thing| !self.things.is_unconfirmed(*thing, id)).collect();
         for thing in &granted {
             let order = session.next_promise;
             session.next_promise += 1;

@@ -96,7 +96,8 @@ impl Turn<'_> {
             self.refer(&extent.chunk, -1);
         }
         let parts = [(extent.offset, from.min(extent.end())), (to.max(extent.offset), extent.end())];
-        for (start, end) in parts.into_iter().filter(|(start, end)| start < end) {
+        let lost = if planted(Bug::CutLosesTail) { 1 } else { 0 };
+        for (start, end) in parts.into_iter().take(2 - lost).filter(|(start, end)| start < end) {
             let part = ExtentRow {
                 offset: start,
                 len: (end - start) as u32,
@@ -105,7 +106,7 @@ impl Turn<'_> {
                 ..extent.clone()
             };
             self.put(&extent_key(ino, end), &part);
-            self.refer(&part.chunk, 1);
+            self.refer(&part.chunk, i64::from(!planted(Bug::CutPartNotCounted)));
             kept += end - start;
         }
         let freed = u64::from(extent.len) - kept;

@@ -2,7 +2,8 @@
 //! of the writer, and what it does next. No thread, no lock, no I/O; whoever writes
 //! asks [`Buffers::next`], does it, and tells [`Buffers::done`].
 
-use super::{Cut, PACK_BYTES, PackError, TAIL_BYTES};
+use super::{Cut, PackError};
+use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::ChunkName;
 use proto::planted::{Bug, planted};
@@ -107,7 +108,7 @@ impl Buffers {
 
     /// Whether whoever adds must wait for the writer.
     pub fn is_full(&self) -> bool {
-        self.filling.bytes >= PACK_BYTES
+        self.filling.bytes >= limits().pack_bytes
     }
 
     /// Bytes that wait to be written as a pack.
@@ -198,7 +199,7 @@ impl Buffers {
             let chore = What::Chore(self.chores.pop_front()?);
             return Some(Job { what: chore, notes: Notes::default(), upto: None });
         }
-        let what = if self.filling.bytes >= TAIL_BYTES {
+        let what = if self.filling.bytes >= limits().tail_bytes {
             let full = Arc::new(std::mem::take(&mut self.filling));
             self.writing = Some(full.clone());
             What::Pack(full)

@@ -4,7 +4,8 @@
 //! object that is replaced or deleted later.
 
 use super::buffers::Chore;
-use super::{PACK_BYTES, PackError, Packs};
+use super::{PackError, Packs};
+use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::ChunkName;
 
@@ -46,7 +47,7 @@ impl Packs {
         sparse.sort_by_key(|(pack, _, used)| (*used, *pack));
         let (mut from, mut chunks, mut rewritten) = (Vec::new(), Vec::new(), Rewritten::default());
         for (pack, bytes, used) in sparse {
-            if rewritten.bytes + used > PACK_BYTES as u64 {
+            if rewritten.bytes + used > limits().pack_bytes as u64 {
                 break;
             }
             let mut places = self.shared.index.places((pack, 0), u64::MAX)?;

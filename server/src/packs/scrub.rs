@@ -5,6 +5,7 @@
 use super::{PackError, Packs};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
+use proto::planted::{Bug, planted};
 
 /// Damaged chunks that are remembered for healing; the next pass finds the others.
 const MAX_DAMAGED: usize = 1024;
@@ -67,6 +68,9 @@ impl Packs {
     /// Puts content in the place of damaged content. It must have the name's hash.
     pub fn heal(&self, name: ChunkName, content: Bytes) -> Result<(), PackError> {
         let mut buffers = self.room()?;
+        if planted(Bug::NeverHeal) {
+            return Ok(());
+        }
         if buffers.find(&name).is_none() && *blake3::hash(&content).as_bytes() == name.hash {
             buffers.add(name, content);
         }

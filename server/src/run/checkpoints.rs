@@ -7,6 +7,7 @@ use crate::error::ServerError;
 use crate::packs::Packs;
 use proto::Epoch;
 use proto::log::{Log, Topic};
+use proto::planted::{Bug, planted};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -35,7 +36,7 @@ impl Checkpoints {
             let cut = begun.cut;
             self.pass_time().await;
             self.await_uploads(cut.partition, cut.epoch).await;
-            let flushed = self.packs.flush();
+            let flushed = if planted(Bug::CheckpointWithoutPacks) { Ok(()) } else { self.packs.flush() };
             self.pass_time().await;
             let written = flushed.map_err(ServerError::from).and_then(|()| Ok(begun.write()?));
             // The loop may have ended without waiting for it.

@@ -66,8 +66,13 @@ struct State {
     next_reader: u64,
     /// By topic and partition.
     subscribed: BTreeMap<(Topic, u32), BTreeSet<u64>>,
+    /// Machines that nothing reaches before this, and whether the broker has forgotten by then
+    /// what it does not keep for long.
+    deaf_until_us: BTreeMap<String, (u64, bool)>,
     /// The broker answers nobody before this.
     down_until_us: u64,
+    /// The end of the last time that anybody is mute or deaf or the broker down.
+    cut_until_us: u64,
     /// Nothing is appended any more.
     is_frozen: bool,
     /// Added to virtual time in append times, in milliseconds.
@@ -121,7 +126,9 @@ impl Bus {
             readers: BTreeMap::new(),
             next_reader: 0,
             subscribed: BTreeMap::new(),
+            deaf_until_us: BTreeMap::new(),
             down_until_us: 0,
+            cut_until_us: 0,
             is_frozen: false,
             clock_ms,
             has_append_time,
@@ -140,8 +147,8 @@ impl Bus {
                 let now_us = self.now_us();
                 match state.events.first_key_value() {
                     Some((&(at_us, _), _)) if at_us <= now_us => {
-                        let ((_, number), event) = state.events.pop_first().expect("there is one");
-                        self.shared.carry_out(&mut state, now_us, number, event);
+                        let (due, event) = state.events.pop_first().expect("there is one");
+                        self.shared.carry_out(&mut state, now_us, due, event);
                         0
                     }
                     Some((&(at_us, _), _)) => at_us - now_us,
@@ -164,7 +171,7 @@ impl Bus {
 
     /// The log as one machine sees it.
     pub fn log(&self, machine: &str, node: Node) -> SimLog {
-        let way = Way { last_arrival_us: BTreeMap::new(), cut_until_us: 0 };
+        let way = Way { last_arrival_us: BTreeMap::new(), mute_until_us: 0 };
         SimLog { bus: self.clone(), machine: machine.to_owned(), node, way: Arc::new(Mutex::new(way)) }
     }
 
@@ -185,7 +192,14 @@ impl Bus {
     /// Nobody is answered for so long: the broker restarts.
     pub fn down_for(&self, us: u64) {
         let until_us = self.now_us() + us;
-        self.shared.state().down_until_us = until_us;
+        let mut state = self.shared.state();
+        state.down_until_us = state.down_until_us.max(until_us);
+        state.cut_until_us = state.cut_until_us.max(until_us);
+    }
+
+    /// When everybody reaches the broker, and is reached.
+    pub fn cut_until_us(&self) -> u64 {
+        self.shared.state().cut_until_us
     }
 
     /// From now on nothing is appended.
@@ -225,6 +239,11 @@ impl Bus {
         trimmed.into_iter().chain(self.records(topic, partition)).collect()
     }
 
+    /// Whether anything of the topic has been deleted.
+    pub fn has_trimmed(&self, topic: Topic) -> bool {
+        self.shared.state().trimmed.iter().any(|record| record.topic == topic)
+    }
+
     /// The first offset that the partition still has.
     pub fn first(&self, topic: Topic, partition: u32) -> u64 {
         self.shared.state().partitions.get(&(topic, partition)).map_or(0, |found| found.first)
@@ -242,11 +261,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry_out(&self, state: &mut State, now_us: u64, number: u64, event: Event) {
+    /// The runtime's clock has steps: an event's own moment decides what it is put off until,
+    /// or what is put off would be overtaken.
+    fn carry_out(&self, state: &mut State, now_us: u64, (due_us, number): (u64, u64), event: Event) {
         match event {
             Event::Arrive { .. } if state.is_frozen => {}
             Event::Arrive { from, topic, partition, value, told, repeat_at_us } => {
-                if state.down_until_us > now_us {
+                if state.down_until_us > due_us {
                     let at_us = state.down_until_us;
                     let event = Event::Arrive { from, topic, partition, value, told, repeat_at_us };
                     state.events.insert((at_us, number), event);
@@ -266,6 +287,7 @@ impl Shared {
                 let offset = state.store(now_us, topic, partition, value.clone());
                 self.trace
                     .line(now_us, format_args!("{from} -> {}/{partition}@{offset} {}", topic.suffix(), show(&value)));
+                self.trace.says(&Record { topic, partition, offset, append_time_ms: 0, value });
                 if let Some(Told { to, after_us, without_offset }) = told {
                     let result = match without_offset {
                         true => Err(LogError::NotAppended {
@@ -283,7 +305,7 @@ impl Shared {
                 let _ = told.send(result);
             }
             Event::Deliver { reader, record } => {
-                if state.down_until_us > now_us {
+                if state.down_until_us > due_us {
                     let at_us = state.down_until_us;
                     state.events.insert((at_us, number), Event::Deliver { reader, record });
                     return;
@@ -291,6 +313,16 @@ impl Shared {
                 let first = state.partitions.get(&(record.topic, record.partition)).map_or(0, |found| found.first);
                 if record.offset < first {
                     state.out_of_range(reader, &record, first);
+                    return;
+                }
+                let machine = state.readers.get(&reader).map(|reader| reader.machine.as_str()).unwrap_or_default();
+                if let Some(&(until_us, forgetful)) =
+                    state.deaf_until_us.get(machine).filter(|(until, _)| *until > due_us)
+                {
+                    // Under its old number, so that the order stays.
+                    if record.topic.is_durable() || !forgetful {
+                        state.events.insert((until_us, number), Event::Deliver { reader, record });
+                    }
                     return;
                 }
                 if let Some(reader) = state.readers.get_mut(&reader) {
@@ -378,7 +410,7 @@ impl State {
 /// One machine's way to the broker.
 struct Way {
     last_arrival_us: BTreeMap<(Topic, u32), u64>,
-    cut_until_us: u64,
+    mute_until_us: u64,
 }
 
 /// The log as one machine sees it.
@@ -392,8 +424,22 @@ pub struct SimLog {
 
 impl SimLog {
     /// Nothing that this machine appends arrives for so long.
-    pub fn cut_for(&self, us: u64) {
-        lock(&self.way).cut_until_us = self.bus.now_us() + us;
+    pub fn mute_for(&self, us: u64) {
+        let until_us = self.bus.now_us() + us;
+        let mut way = lock(&self.way);
+        way.mute_until_us = way.mute_until_us.max(until_us);
+        let mut state = self.bus.shared.state();
+        state.cut_until_us = state.cut_until_us.max(until_us);
+    }
+
+    /// Nothing that it is sent arrives for so long; if `forgetful`, answers, pushes and served content never do.
+    pub fn deaf_for(&self, us: u64, forgetful: bool) {
+        let until_us = self.bus.now_us() + us;
+        let mut state = self.bus.shared.state();
+        state.cut_until_us = state.cut_until_us.max(until_us);
+        // What was put off until a later moment must not come after what follows it.
+        let deaf = state.deaf_until_us.entry(self.machine.clone()).or_default();
+        *deaf = (deaf.0.max(until_us), forgetful);
     }
 }
 
@@ -425,7 +471,7 @@ impl Log for SimLog {
         } else {
             let delay_us = state.delay_us();
             let last = way.last_arrival_us.get(&(topic, partition)).copied().unwrap_or(0);
-            let at_us = (now_us + delay_us).max(last).max(way.cut_until_us);
+            let at_us = (now_us + delay_us).max(last).max(way.mute_until_us);
             way.last_arrival_us.insert((topic, partition), at_us);
             let without_offset = net.no_offset > 0 && state.rng.chance(net.no_offset);
             let mut after_us = state.delay_us();

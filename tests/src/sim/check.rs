@@ -4,9 +4,10 @@
 //! * Every operation of every mount can be put at a place in the log between its
 //!   beginning and its end so that it saw what was there; what had ended before it began
 //!   stands before it. A change stands where its request does.
-//! * No change has taken effect twice; those of one client take effect in their order.
+//! * No change has taken effect twice; those of one client take effect in their order, and
+//!   what there is of a killed client's changes is a prefix of them.
 
-use super::history::{Applied, Found, Inner, Operation, Wrote};
+use super::history::{Applied, Found, Inner, Operation, Wrote, client_of};
 use super::model::Model;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
@@ -89,34 +90,40 @@ fn uploaded(name: &ChunkName, chunks: &[Record]) -> Result<bytes::Bytes, String>
     Ok(frame.payload())
 }
 
-/// Where each change took effect, or was refused last.
+/// Where each change took effect, or was refused.
 fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
-    let mut done: BTreeMap<Time, Position> = BTreeMap::new();
     let mut by_time = BTreeMap::new();
-    for (at, applied) in history.applied.iter().filter(|(_, applied)| applied.op.is_change() && !applied.again) {
-        if applied.result.is_ok()
-            && let Some(before) = done.insert(applied.sent, *at)
-        {
-            return Err(format!("a change took effect twice, at {before} and at {at}: {:?}", applied.op));
-        }
-        if !done.contains_key(&applied.sent) || applied.result.is_ok() {
-            by_time.insert(applied.sent, *at);
+    for (at, applied) in history.applied.iter().filter(|(_, applied)| applied.op.is_change()) {
+        // Even if it is refused then: it can have been refused for what it did itself.
+        if let Some(before) = by_time.insert(applied.sent, *at) {
+            return Err(format!("a change was executed twice, at {before} and at {at}: {:?}", applied.op));
         }
     }
     Ok(by_time)
 }
 
-/// One client's changes take effect in the order in which it entered them.
+/// One client's changes take effect in the order in which it entered them, and of
+/// those of a life that was cut short the first ones.
 fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
     let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
+    // By client and life, the first change that never came to the server.
+    let mut missing: BTreeMap<(u32, usize), Time> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for entered in &history.entered {
         // What a journal held is entered once more, behind itself.
         if !seen.insert(entered.time) {
             continue;
         }
-        let Some(at) = by_time.get(&entered.time) else { continue };
         let client = client_of(entered.time);
+        let Some(at) = by_time.get(&entered.time) else {
+            missing.entry((client, entered.life)).or_insert(entered.time);
+            continue;
+        };
+        if let Some(before) = missing.get(&(client, entered.life)) {
+            return Err(format!(
+                "client {client}'s change of {before:?} is missing, though a later one took effect at {at}"
+            ));
+        }
         if let Some((before, _)) = last.insert(client, (*at, entered.time))
             && before > *at
         {
@@ -126,11 +133,6 @@ fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), S
         }
     }
     Ok(())
-}
-
-/// Which client's clock showed this; see `cluster.rs`.
-pub fn client_of(time: Time) -> u32 {
-    time.nanos % 1_000_000 / 10_000
 }
 
 fn linearizable(
@@ -239,16 +241,30 @@ fn written(
     if let (Some(at), 1) = (last, requests)
         && let Some(inode) = model.version(ino, at)
     {
-        let from = wrote.offset as usize;
         let is_there = match wrote.appended {
-            true => inode.content.ends_with(&wrote.bytes),
-            false => inode.content.get(from..from + wrote.bytes.len()) == Some(&wrote.bytes[..]),
+            true => wrote
+                .pieces
+                .iter()
+                .rev()
+                .try_fold(&inode.content[..], |rest, (_, bytes)| rest.strip_suffix(&bytes[..]))
+                .is_some(),
+            false => is_in(&inode.content, &wrote.pieces),
         };
         if !is_there {
             return Err(format!("`{}` ended, and at {at} the file does not hold what it wrote", operation.text));
         }
     }
     Ok(last)
+}
+
+/// Whether writing the pieces once more would change nothing.
+fn is_in(content: &[u8], pieces: &[(u64, Vec<u8>)]) -> bool {
+    let mut written = content.to_vec();
+    pieces.iter().all(|(offset, bytes)| {
+        let from = *offset as usize;
+        let place = written.get_mut(from..from + bytes.len());
+        place.map(|place| place.copy_from_slice(bytes)).is_some()
+    }) && written == content
 }
 
 /// The first place of those allowed where the model has what was found.

@@ -5,9 +5,10 @@ use super::bus::{Bus, Net, SimLog};
 use super::check::check;
 use super::disk::SimDisk;
 use super::history::History;
-use super::plan::{DIRS, Plan, Step, What};
+use super::plan::{Plan, Step, What};
 use super::rng::Rng;
 use super::servers::{self, Later, Servers};
+use super::sound::{GARBAGE_GOES_WITHIN, SHORT};
 use super::template::{Template, scratch, template};
 use super::trace::Trace;
 use super::work::{Todo, Work};
@@ -36,6 +37,9 @@ const FRESH: usize = 99;
 
 /// Virtual time within which everything ends after the last fault and the last step.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(900);
+
+/// A crash that is to hit a client at work waits no longer for it to have some.
+const BUSY_WITHIN_US: u64 = 5_000_000;
 
 /// Records that no run of this size needs.
 const RECORDS: u64 = 30_000;
@@ -72,7 +76,7 @@ pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
         plant(bug);
     }
     let before = limits();
-    set_limits(Limits { checkpoint_every: Duration::from_millis(plan.servers.checkpoint_ms), ..before });
+    set_limits(Limits { checkpoint_every: Duration::from_millis(plan.servers.checkpoint_ms), ..SHORT });
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = runtime();
         let done = runtime.block_on(World::run(plan, template, &trace));
@@ -194,6 +198,7 @@ struct ClientLife {
 impl<'a> World<'a> {
     async fn run(plan: &'a Plan, template: &'a Template, trace: &Trace) -> (Result<(), String>, usize, u64, u64) {
         let clock_ms = BEGINNING_MS + (template.ends_us / 1000) as i64;
+        trace.read_with(template.cluster.clone());
         let bus = Bus::new(plan.net.clone(), Rng::new(plan.seed, "net"), clock_ms, plan.append_time, trace.clone());
         bus.preload(&template.firsts, &template.records);
         tokio::spawn(bus.clone().run());
@@ -252,7 +257,8 @@ impl<'a> World<'a> {
                 break;
             }
             if due.is_empty() {
-                let until_us = *deadline_us.get_or_insert_with(|| now_us + CONVERGES_WITHIN.as_micros() as u64);
+                let from_us = now_us.max(self.bus.cut_until_us());
+                let until_us = *deadline_us.get_or_insert_with(|| from_us + CONVERGES_WITHIN.as_micros() as u64);
                 if now_us > until_us {
                     let waiting = self.waiting();
                     return Err(format!(
@@ -283,6 +289,8 @@ impl<'a> World<'a> {
     async fn look_back(&mut self) -> Result<(), String> {
         self.bus.trace(format_args!("faults and steps are over"));
         self.bus.set_net(Net { delay_us: 500, ..Net::default() });
+        let cut_us = self.bus.cut_until_us().saturating_sub(self.bus.now_us());
+        tokio::time::sleep(Duration::from_micros(cut_us)).await;
         self.servers.settle().await?;
         for client in &mut self.clients {
             let Some(life) = &client.life else { continue };
@@ -294,18 +302,20 @@ impl<'a> World<'a> {
                 }
             }
         }
+        self.servers.heal().await;
         let node = Node::new();
         let log = Arc::new(self.bus.log("fresh", node.clone()));
         let clock = client_clock(&self.bus, FRESH as u32, Arc::default());
         let config = client_config(log, &self.template.credential, clock, None);
         let history = self.history.clone();
+        let may_have_lost = self.servers.may_have_lost();
         let looking = node.spawn(&tokio::runtime::Handle::current(), async move {
             let client = Client::connect(config).await.map_err(|error| format!("cannot log in any more: {error}"))?;
             let fs = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await;
             let fs = fs.map_err(|error| format!("cannot see the root any more: {error}"))?;
-            let work = Work::begin(fs, history, FRESH, DIRS).await;
+            let work = Work::begin(fs, history, FRESH, 0).await;
             let work = work.map_err(|error| format!("cannot find the first directories: {error}"))?;
-            work.look_at_all().await;
+            work.look_at_all(may_have_lost).await;
             Ok::<Client, String>(client)
         });
         let looked = tokio::time::timeout(Duration::from_secs(300), looking).await;
@@ -318,8 +328,16 @@ impl<'a> World<'a> {
         let chunks = self.bus.all_records(Topic::Chunks, partition);
         check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)?;
         self.pauses()?;
-        self.end_clients();
-        self.servers.compare().await
+        node.kill();
+        if self.plan.tidies_up {
+            self.kill_clients();
+            self.bus.trace(format_args!("everybody has gone"));
+            tokio::time::sleep(GARBAGE_GOES_WITHIN).await;
+            self.servers.look_after()?;
+        }
+        self.kill_clients();
+        self.servers.compare().await?;
+        self.servers.check(self.plan.tidies_up).await
     }
 
     /// Whether somebody had to wait for too long because of nothing but a server's death.
@@ -336,6 +354,7 @@ impl<'a> World<'a> {
 
     fn start_client(&mut self, number: usize) {
         self.bus.trace(format_args!("client {number} starts"));
+        self.history.born(number);
         let node = Node::new();
         let log = self.bus.log(&format!("client{number}"), node.clone());
         let journal = self.journals.as_ref().map(|dir| dir.path().join(number.to_string()));
@@ -347,7 +366,7 @@ impl<'a> World<'a> {
         let client = Arc::new(Mutex::new(None));
         let working = node.spawn(
             &tokio::runtime::Handle::current(),
-            live(config, client.clone(), self.history.clone(), number, state.todo.clone()),
+            live(config, client.clone(), self.history.clone(), number, (state.todo.clone(), self.plan.pace_ms)),
         );
         state.life = Some(ClientLife { node, log, client, working });
     }
@@ -355,7 +374,9 @@ impl<'a> World<'a> {
     /// Lets something happen; gives what comes of it later.
     fn carry_out(&mut self, due: Due) -> Result<Option<(u64, Due)>, String> {
         let now_us = self.bus.now_us();
-        self.bus.trace(format_args!("{due:?}"));
+        if !matches!(due, Due::CrashBusy { .. }) {
+            self.bus.trace(format_args!("{due:?}"));
+        }
         let after = |ms: u64, due: Due| Ok(Some((now_us + ms * 1000, due)));
         let of_server = |number: usize, due: servers::Due| {
             Ok(due.map(|(ms, later)| (now_us + ms * 1000, Due::Server(number, later))))
@@ -371,7 +392,10 @@ impl<'a> World<'a> {
                 | What::ServerLost { .. }
                 | What::ServerGivenUp { .. }
                 | What::ServerUpgrade { .. }
-                | What::ServerLongDead { .. }),
+                | What::ServerLongDead { .. }
+                | What::DiskFull { .. }
+                | What::DiskFails { .. }
+                | What::BitFlips { .. }),
             ) => {
                 let number = self.servers.meant(number);
                 let due = self.servers.begin(number, what);
@@ -389,7 +413,23 @@ impl<'a> World<'a> {
                 self.bus.jump_clock(by_ms);
                 Ok(None)
             }
-            Due::Begin(_, What::ClientCrash { client, for_ms }) => {
+            Due::Begin(_, What::ClientCrash { client, for_ms, busy: true }) => {
+                let until_us = now_us + BUSY_WITHIN_US;
+                Ok(Some((now_us, Due::CrashBusy { client, for_ms, until_us })))
+            }
+            Due::CrashBusy { client, for_ms, until_us } => {
+                if self.history.is_busy(client.into()) || now_us >= until_us {
+                    // Somewhere between the first record's sending and its answer.
+                    let mut rng = Rng::new(self.plan.seed ^ now_us, "busy");
+                    let after_us = rng.range(0, 4 * self.plan.net.delay_us + 2000);
+                    return Ok(Some((
+                        now_us + after_us,
+                        Due::Begin(0, What::ClientCrash { client, for_ms, busy: false }),
+                    )));
+                }
+                Ok(Some((now_us + 500, Due::CrashBusy { client, for_ms, until_us })))
+            }
+            Due::Begin(_, What::ClientCrash { client, for_ms, busy: false }) => {
                 let number = usize::from(client);
                 let Some(life) = self.clients.get_mut(number).and_then(|client| client.life.take()) else {
                     return Ok(None);
@@ -404,9 +444,22 @@ impl<'a> World<'a> {
                 }
                 None => Ok(None),
             },
-            Due::Begin(_, What::ClientCut { client, for_ms }) => {
+            Due::Begin(_, What::ClientCut { client, for_ms, forgetful }) => {
                 if let Some(life) = self.life(client) {
-                    life.log.cut_for(for_ms * 1000);
+                    life.log.mute_for(for_ms * 1000);
+                    life.log.deaf_for(for_ms * 1000, forgetful);
+                }
+                Ok(None)
+            }
+            Due::Begin(_, What::ClientMute { client, for_ms }) => {
+                if let Some(life) = self.life(client) {
+                    life.log.mute_for(for_ms * 1000);
+                }
+                Ok(None)
+            }
+            Due::Begin(_, What::ClientDeaf { client, for_ms, forgetful }) => {
+                if let Some(life) = self.life(client) {
+                    life.log.deaf_for(for_ms * 1000, forgetful);
                 }
                 Ok(None)
             }
@@ -433,18 +486,16 @@ impl<'a> World<'a> {
         self.clients.get(usize::from(client))?.life.as_ref()
     }
 
-    /// Nothing of it goes on.
-    fn end(&mut self) {
-        self.end_clients();
-        self.servers.end();
+    fn kill_clients(&mut self) {
+        for life in self.clients.iter_mut().filter_map(|client| client.life.take()) {
+            life.node.kill();
+        }
     }
 
-    fn end_clients(&mut self) {
-        for client in &mut self.clients {
-            if let Some(life) = client.life.take() {
-                life.node.kill();
-            }
-        }
+    /// Nothing of it goes on.
+    fn end(&mut self) {
+        self.kill_clients();
+        self.servers.end();
     }
 }
 
@@ -452,6 +503,11 @@ impl<'a> World<'a> {
 enum Due {
     /// With the server that it comes over, if it does.
     Begin(u8, What),
+    CrashBusy {
+        client: u8,
+        for_ms: u64,
+        until_us: u64,
+    },
     Server(usize, Later),
     StartClient(usize),
     ResumeClient(u8),
@@ -463,7 +519,7 @@ async fn live(
     place: Arc<Mutex<Option<Client>>>,
     history: History,
     number: usize,
-    todo: Vec<Todo>,
+    (todo, pace_ms): (Vec<Todo>, u32),
 ) {
     loop {
         let client = match Client::connect(config.clone()).await {
@@ -478,7 +534,7 @@ async fn live(
             let Ok(fs) = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await else {
                 continue;
             };
-            if let Ok(work) = Work::begin(fs, history.clone(), number, DIRS).await {
+            if let Ok(work) = Work::begin(fs, history.clone(), number, pace_ms).await {
                 break work;
             }
         };

@@ -1,10 +1,11 @@
 //! A simulated machine's disk: databases in memory that lose and tear what was not
-//! synced when the machine crashes, and objects that are whole or not there.
+//! synced when the machine crashes, and objects that are whole or not there. It can be
+//! full, and writes to it can fail.
 //!
 //! Pages are shared between copies of a disk, so a prepared one costs nothing.
 
+use super::objects::{self, SimObjects};
 use super::rng::Rng;
-use object_store::memory::InMemory;
 use redb::{Database, DatabaseError, StorageBackend};
 use server::disk::{Databases, Disk};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,36 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Clone)]
 pub struct SimDisk {
     files: Arc<Mutex<BTreeMap<PathBuf, SimFile>>>,
-    objects: Arc<InMemory>,
+    objects: Arc<SimObjects>,
+    trouble: Trouble,
+}
+
+/// What is wrong with a disk. Clones are of the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Wrong>>);
+
+#[derive(Debug, Default)]
+struct Wrong {
+    full: bool,
+    /// Failing writes and syncs in a thousand, and what decides which.
+    failing: Option<(u32, Rng)>,
+    /// There was something wrong since this was last asked for.
+    was: bool,
+}
+
+impl Trouble {
+    /// Whether something new can be written.
+    pub fn room(&self) -> io::Result<()> {
+        let full = lock(&self.0).full;
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { self.works() }
+    }
+
+    /// Whether this one write or sync goes well.
+    fn works(&self) -> io::Result<()> {
+        let mut wrong = lock(&self.0);
+        let fails = wrong.failing.as_mut().is_some_and(|(failing, rng)| rng.chance(*failing));
+        if fails { Err(io::Error::other("input/output error")) } else { Ok(()) }
+    }
 }
 
 /// One database file. Clones are the same file.
@@ -46,12 +76,37 @@ struct Pages {
 
 impl SimDisk {
     pub fn new() -> SimDisk {
-        SimDisk { files: Arc::default(), objects: Arc::new(InMemory::new()) }
+        let trouble = Trouble::default();
+        SimDisk { files: Arc::default(), objects: Arc::new(SimObjects::new(trouble.clone())), trouble }
+    }
+
+    /// From now on nothing new can be written, or everything again.
+    pub fn set_full(&self, full: bool) {
+        let mut wrong = lock(&self.trouble.0);
+        (wrong.full, wrong.was) = (full, true);
+    }
+
+    /// From now on so many writes and syncs in a thousand fail.
+    pub fn set_failing(&self, failing: u32, rng: Rng) {
+        let mut wrong = lock(&self.trouble.0);
+        (wrong.failing, wrong.was) = ((failing > 0).then_some((failing, rng)), true);
+    }
+
+    /// Whether anything was wrong since the last call.
+    pub fn take_trouble(&self) -> bool {
+        let mut wrong = lock(&self.trouble.0);
+        let goes_on = wrong.full || wrong.failing.is_some();
+        std::mem::replace(&mut wrong.was, goes_on)
+    }
+
+    /// Bits of content flip. Says whether there was any.
+    pub fn flip(&self, rng: &mut Rng) -> bool {
+        self.objects.flip(rng)
     }
 
     /// What a server's configuration wants.
     pub fn disk(&self) -> Disk {
-        Disk { databases: Arc::new(self.clone()), objects: Some(self.objects.clone()), inline: true }
+        Disk { databases: Arc::new(self.clone()), objects: Some(objects::shared(&self.objects)), inline: true }
     }
 
     /// The machine loses power, or is killed: whatever was not synced is there, or not, or in part.
@@ -67,7 +122,9 @@ impl SimDisk {
             .iter()
             .map(|(path, file)| (path.clone(), SimFile(Arc::new(Mutex::new(lock(&file.0).clone())))))
             .collect();
-        SimDisk { files: Arc::new(Mutex::new(files)), objects: Arc::new(self.objects.fork()) }
+        let trouble = Trouble::default();
+        let objects = Arc::new(self.objects.copy(trouble.clone()));
+        SimDisk { files: Arc::new(Mutex::new(files)), objects, trouble }
     }
 }
 
@@ -92,7 +149,11 @@ impl Databases for SimDisk {
             content.generation += 1;
             content.generation
         };
-        Database::builder().set_cache_size(cache_bytes).create_with_backend(Opened { file, generation })
+        Database::builder().set_cache_size(cache_bytes).create_with_backend(Opened {
+            file,
+            generation,
+            trouble: self.trouble.clone(),
+        })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -144,6 +205,7 @@ impl Content {
 struct Opened {
     file: SimFile,
     generation: u64,
+    trouble: Trouble,
 }
 
 impl std::fmt::Debug for Opened {
@@ -180,6 +242,9 @@ impl StorageBackend for Opened {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let Some(mut content) = self.content() else { return Ok(()) };
+        if len > content.now.bytes {
+            self.trouble.room()?;
+        }
         if len < content.now.bytes {
             let from = len.div_ceil(PAGE_BYTES as u64);
             content.now.pages.retain(|page, _| *page < from);
@@ -190,6 +255,7 @@ impl StorageBackend for Opened {
 
     fn sync_data(&self) -> io::Result<()> {
         let Some(mut content) = self.content() else { return Ok(()) };
+        self.trouble.works()?;
         let content = &mut *content;
         for page in std::mem::take(&mut content.dirty) {
             if let Some(bytes) = content.now.pages.get(&page) {
@@ -206,7 +272,11 @@ impl StorageBackend for Opened {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let Some(mut content) = self.content() else { return Ok(()) };
+        self.trouble.works()?;
         for (page, from, range) in pages_of(offset, data.len()) {
+            if !content.now.pages.contains_key(&page) {
+                self.trouble.room()?;
+            }
             let bytes = content.now.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_BYTES]));
             Arc::make_mut(bytes)[from..from + range.len()].copy_from_slice(&data[range]);
             content.dirty.insert(page);

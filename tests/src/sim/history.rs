@@ -15,6 +15,11 @@ thread_local! {
     static OPERATION: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
+/// Which client's clock showed this; see `cluster.rs`.
+pub fn client_of(time: Time) -> u32 {
+    time.nanos % 1_000_000 / 10_000
+}
+
 /// Shared by everything in one run.
 #[derive(Clone, Default)]
 pub struct History(Arc<Mutex<Inner>>, Option<Bus>);
@@ -30,6 +35,8 @@ pub struct Inner {
     pub longest: (u64, usize),
     /// Changes in the order in which clients entered them, each with its client's number.
     pub entered: Vec<Entered>,
+    /// Which of their lives clients live, counted from 1.
+    lives: BTreeMap<usize, usize>,
     /// The first thing that cannot be.
     pub violation: Option<String>,
 }
@@ -39,7 +46,6 @@ pub struct Applied {
     pub moment: u64,
     pub session: SessionId,
     pub number: u64,
-    pub again: bool,
     pub sent: Time,
     pub op: Op,
     pub payload: Bytes,
@@ -54,6 +60,8 @@ pub struct Entered {
     pub operation: Option<usize>,
     /// The file, if it writes to one.
     pub writes: Option<u64>,
+    /// Which of its client's lives entered it.
+    pub life: usize,
 }
 
 /// One operation of the workload.
@@ -102,9 +110,9 @@ pub enum Found {
 /// What a program wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrote {
-    pub offset: u64,
-    pub bytes: Vec<u8>,
-    /// At the file's end, whatever the offset.
+    /// Each with its offset, one after the other.
+    pub pieces: Vec<(u64, Vec<u8>)>,
+    /// At the file's end, whatever the offsets.
     pub appended: bool,
 }
 
@@ -127,7 +135,10 @@ impl Found {
             }
             Found::Entry { entry: None, .. } => "nothing there".to_owned(),
             Found::Entry { entry: Some(entry), .. } => format!("{entry:?}"),
-            Found::Written { ino, wrote } => format!("{} bytes in inode {ino}", wrote.bytes.len()),
+            Found::Written { ino, wrote } => {
+                let bytes: usize = wrote.pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+                format!("{bytes} bytes in inode {ino}")
+            }
             other => format!("{other:?}"),
         }
     }
@@ -145,7 +156,7 @@ impl History {
         inner.moment += 1;
         let moment = inner.moment;
         match seen {
-            Seen::Applied { at, session, number, again, sent, op, payload, result, .. } => {
+            Seen::Applied { at, session, number, sent, op, payload, result, .. } => {
                 if let Some(known) = inner.applied.get(at) {
                     if known.result != **result || known.op != **op {
                         let text = format!("at {at} one machine gave {:?}, another {result:?}", known.result);
@@ -157,7 +168,6 @@ impl History {
                     moment,
                     session: *session,
                     number: number.0,
-                    again: *again,
                     sent: *sent,
                     op: (*op).clone(),
                     payload: (*payload).clone(),
@@ -178,10 +188,25 @@ impl History {
                         Op::Upload(Upload::Write { ino, .. }) => Some(ino.0),
                         _ => None,
                     };
-                    inner.entered.push(Entered { moment, time: *time, operation: OPERATION.get(), writes });
+                    let life = inner.lives.get(&(client_of(*time) as usize)).copied().unwrap_or(0);
+                    inner.entered.push(Entered { moment, time: *time, operation: OPERATION.get(), writes, life });
                 }
             }
         }
+    }
+
+    /// A client begins another life.
+    pub fn born(&self, client: usize) {
+        *self.lock().lives.entry(client).or_default() += 1;
+    }
+
+    /// Whether a client has entered a change that no machine has executed yet.
+    pub fn is_busy(&self, client: usize) -> bool {
+        let inner = self.lock();
+        inner.entered.iter().rev().take(4).any(|entered| {
+            client_of(entered.time) as usize == client
+                && !inner.applied.values().rev().take(20).any(|applied| applied.sent == entered.time)
+        })
     }
 
     /// An operation begins.

@@ -6,6 +6,7 @@ mod servers;
 
 use super::bus::Net;
 use super::rng::Rng;
+use super::workload::Kind;
 use serde::{Deserialize, Serialize};
 pub use servers::Servers;
 
@@ -24,9 +25,13 @@ pub struct Plan {
     /// Clients keep journals.
     pub journal: bool,
     pub servers: Servers,
+    /// Between two steps everybody thinks for up to so long.
+    pub pace_ms: u32,
     /// By client, by worker: what is done, one after the other.
     pub clients: Vec<Vec<Vec<Step>>>,
     pub faults: Vec<Fault>,
+    /// When everything is over, the server goes on until all garbage must have gone.
+    pub tidies_up: bool,
 }
 
 /// Stands for the number of whichever server answers.
@@ -38,6 +43,9 @@ pub type Place = (u8, u8);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     Create(Place),
+    /// Makes a file in the directory that stands there.
+    CreateIn(Place, u8),
+    UnlinkIn(Place, u8),
     Mkdir(Place),
     Symlink(Place),
     Unlink(Place),
@@ -51,6 +59,8 @@ pub enum Step {
     /// As `Write`, with an fsync before the close.
     WriteSynced(Place, Content),
     Append(Place, Content),
+    /// Opens, writes one after the other, reads all of it back, closes.
+    WriteSome(Place, Vec<Content>),
     /// Opens, removes the name, writes and reads through the handle.
     Unlinked(Place, Content),
     Lookup(Place),
@@ -58,6 +68,12 @@ pub enum Step {
     List(u8),
     Read(Place),
     StatDir(u8),
+    /// Looks at a place again and again, as `watch` and a file manager do.
+    Watch {
+        at: Place,
+        times: u8,
+        every_ms: u16,
+    },
     SleepMs(u32),
 }
 
@@ -110,18 +126,32 @@ pub enum What {
     ServerRestart {
         for_ms: u64,
     },
+    /// If `busy`, as soon as it has something under way.
     ClientCrash {
         client: u8,
         for_ms: u64,
+        busy: bool,
     },
     ClientPause {
         client: u8,
         for_ms: u64,
     },
-    /// Nothing that it sends arrives.
+    /// Nothing that it sends arrives before the end, nor does what it is sent.
     ClientCut {
         client: u8,
         for_ms: u64,
+        forgetful: bool,
+    },
+    /// Nothing that it sends arrives before the end.
+    ClientMute {
+        client: u8,
+        for_ms: u64,
+    },
+    /// What it sends arrives, but not what it is sent: that comes at the end, or never if `forgetful`.
+    ClientDeaf {
+        client: u8,
+        for_ms: u64,
+        forgetful: bool,
     },
     ServerCut {
         for_ms: u64,
@@ -155,6 +185,19 @@ pub enum What {
     ServerLongDead {
         for_ms: u64,
     },
+    /// A server's disk has no room for anything new.
+    DiskFull {
+        for_ms: u64,
+    },
+    /// So many in a thousand of a server's writes and syncs fail.
+    DiskFails {
+        for_ms: u64,
+        often: u32,
+    },
+    /// So many bits flip in packs that lie on a server's disk.
+    BitFlips {
+        count: u8,
+    },
 }
 
 impl Plan {
@@ -163,29 +206,36 @@ impl Plan {
         let mut rng = Rng::new(seed, "plan");
         let clients = match rng.below(10) {
             0..2 => 1,
-            2..8 => 2,
+            2..7 => 2,
             _ => 3,
         };
-        let is_calm = rng.chance(150);
-        let kind = rng.below(9);
-        let clients = (0..clients)
-            .map(|_| {
+        let is_calm = rng.chance(120);
+        let kind = Kind::draw(&mut rng);
+        // Whoever looks on sees little if it is over at once.
+        let pace_ms =
+            *rng.pick(if kind == Kind::Watched { &[40, 200, 1000, 3000] } else { &[0, 5, 40, 200, 1000, 3000] });
+        let clients: Vec<Vec<Vec<Step>>> = (0..clients)
+            .map(|client| {
                 let workers = rng.range(1, 2);
-                let steps = rng.range(4, 22 / workers);
-                (0..workers).map(|_| (0..steps).map(|_| step(&mut rng, kind)).collect()).collect()
+                // Whoever thinks for long does less.
+                let steps = rng.range(4, if pace_ms >= 1000 { 14 } else { 26 } / workers);
+                (0..workers).map(|_| (0..steps).map(|_| kind.step(&mut rng, client)).collect()).collect()
             })
-            .collect::<Vec<Vec<Vec<Step>>>>();
+            .collect();
         let net = if is_calm { Net { delay_us: 2000, ..Net::default() } } else { net(&mut rng) };
         let mut faults = Vec::new();
         if !is_calm {
+            let takes_ms = clients.iter().flatten().map(|steps| takes_ms(steps, pace_ms)).max().unwrap_or(0);
+            let theme = Theme::draw(&mut rng);
             for _ in 0..rng.below(5) {
-                let at_ms = rng.range(100, 4000);
-                faults.push(Fault { at_ms, server: 0, what: what(&mut rng, clients.len() as u8) });
+                let at_ms = rng.range(20, takes_ms.clamp(200, 20_000));
+                faults.push(Fault { at_ms, server: 0, what: theme.what(&mut rng, clients.len() as u8) });
             }
         }
         let servers = Servers::draw(seed, is_calm, &mut faults);
         faults.sort_by_key(|fault| fault.at_ms);
-        Plan { seed, net, append_time: true, journal: rng.chance(500), servers, clients, faults }
+        let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
+        Plan { seed, net, append_time: true, journal: rng.chance(500), servers, pace_ms, clients, faults, tidies_up }
     }
 
     /// How many things could be left out.
@@ -199,106 +249,84 @@ fn net(rng: &mut Rng) -> Net {
     Net {
         delay_us: *rng.pick(&[200, 1000, 3000, 10_000]),
         slow: some(rng, 600, 80),
-        slow_us: *rng.pick(&[20_000, 200_000, 2_000_000]),
+        slow_us: *rng.pick(&[20_000, 200_000, 2_000_000, 6_000_000]),
         lost: some(rng, 400, 80),
         no_offset: some(rng, 300, 60),
         late_ack: some(rng, 300, 200),
         repeated: some(rng, 400, 100),
-        reply_lost: some(rng, 400, 60),
+        reply_lost: some(rng, 400, 120),
     }
 }
 
-fn what(rng: &mut Rng, clients: u8) -> What {
-    let for_ms = *rng.pick(&[5, 50, 400, 1500, 5000, 12_000]);
-    let client = rng.below(u64::from(clients)) as u8;
-    let by_ms = *rng.pick(&[-3_600_000, -20_000, -500, 500, 20_000, 3_600_000]);
-    match rng.below(14) {
-        0..3 => What::ServerCrash { for_ms },
-        3 => What::ServerPause { for_ms },
-        4 => What::ServerRestart { for_ms },
-        5..7 => What::ClientCrash { client, for_ms },
-        7 => What::ClientPause { client, for_ms },
-        8 => What::ClientCut { client, for_ms },
-        9 => What::ServerCut { for_ms },
-        10 => What::BrokerDown { for_ms },
-        11 => What::BrokerClock { by_ms },
-        12 => What::ClientClock { client, by_ms },
-        _ => What::ServerClock { by_ms },
-    }
+/// About how long a worker's steps take if nothing goes wrong.
+fn takes_ms(steps: &[Step], pace_ms: u32) -> u64 {
+    let each = steps.iter().map(|step| match step {
+        Step::SleepMs(ms) => u64::from(*ms),
+        Step::Watch { times, every_ms, .. } => u64::from(*times) * u64::from(*every_ms),
+        _ => 10,
+    });
+    each.map(|ms| ms + u64::from(pace_ms) / 2).sum()
 }
 
-/// One step of a workload: 0 names, 1 rename dance, 2 contents, 3 hot directory,
-/// 4 unlinked files, 5 idle, 6 a large file, 7 and 8 a few names that all look at; each with something of everything.
-fn step(rng: &mut Rng, kind: u64) -> Step {
-    let dirs = if matches!(kind, 3 | 7 | 8) { 1 } else { u64::from(DIRS) };
-    let names = if matches!(kind, 2 | 6 | 7 | 8) { 2 } else { u64::from(NAMES) };
-    let place = |rng: &mut Rng| (rng.below(dirs) as u8, rng.below(names) as u8);
-    let content = |rng: &mut Rng| {
-        let (offsets, lens) = match kind {
-            6 => (300_000, 150_000),
-            2 => (20_000, 9_000),
-            _ => (100, 2000),
+/// What goes wrong in a run, mostly.
+#[derive(Clone, Copy)]
+enum Theme {
+    Anything,
+    Network,
+    Clients,
+    Server,
+    Disk,
+}
+
+impl Theme {
+    fn draw(rng: &mut Rng) -> Theme {
+        *rng.pick(&[
+            Theme::Anything,
+            Theme::Anything,
+            Theme::Network,
+            Theme::Network,
+            Theme::Network,
+            Theme::Clients,
+            Theme::Clients,
+            Theme::Server,
+            Theme::Disk,
+        ])
+    }
+
+    fn what(self, rng: &mut Rng, clients: u8) -> What {
+        let for_ms = match rng.chance(60) {
+            // Sessions expire meanwhile.
+            true => 75_000,
+            false => *rng.pick(&[5, 50, 400, 1500, 5000, 12_000, 20_000]),
         };
-        Content {
-            offset: if rng.chance(500) { 0 } else { rng.below(offsets) as u32 },
-            len: rng.range(1, lens) as u32,
-            fill: rng.next() as u32,
+        let client = rng.below(u64::from(clients)) as u8;
+        let by_ms = *rng.pick(&[-3_600_000, -20_000, -500, 500, 20_000, 3_600_000]);
+        let forgetful = rng.chance(400);
+        let busy = rng.chance(700);
+        let kind = match self {
+            Theme::Anything => rng.below(24),
+            Theme::Network => rng.below(10),
+            Theme::Clients => 9 + rng.below(5),
+            Theme::Server => 14 + rng.below(7),
+            Theme::Disk => 18 + rng.below(6),
+        };
+        match kind {
+            0..4 => What::ClientCut { client, for_ms, forgetful },
+            4..7 => What::ClientDeaf { client, for_ms, forgetful },
+            7 => What::ClientMute { client, for_ms },
+            8 => What::BrokerDown { for_ms },
+            9 => What::ClientPause { client, for_ms },
+            10..13 => What::ClientCrash { client, for_ms, busy },
+            13 => What::ClientClock { client, by_ms },
+            14 => What::BrokerClock { by_ms },
+            15 => What::ServerClock { by_ms },
+            16 => What::ServerPause { for_ms },
+            17 => What::ServerCut { for_ms },
+            18..20 => What::ServerCrash { for_ms },
+            20 => What::ServerRestart { for_ms },
+            21 => What::DiskFull { for_ms },
+            22 => What::DiskFails { for_ms, often: *rng.pick(&[5, 50, 500]) },
+            _ => What::BitFlips { count: rng.range(1, 4) as u8 },
         }
-    };
-    let special = match kind {
-        1 => 500,
-        2 | 6 => 700,
-        4 => 300,
-        5 => 250,
-        7 | 8 => 900,
-        _ => 0,
-    };
-    if special > 0 && rng.chance(special) {
-        let (one, other) = (place(rng), place(rng));
-        return match kind {
-            1 => Step::Rename(one, other, *rng.pick(&[How::Replace, How::Replace, How::NoReplace, How::Exchange])),
-            2 | 6 => match rng.below(8) {
-                0..3 => Step::Write(one, content(rng)),
-                3 => Step::WriteSynced(one, content(rng)),
-                4 => Step::Append(one, content(rng)),
-                5 => Step::Truncate(one, rng.below(10_000) as u32),
-                _ => Step::Read(one),
-            },
-            4 => Step::Unlinked(one, content(rng)),
-            7 | 8 => match rng.below(16) {
-                0..3 => Step::Lookup(one),
-                3..5 => Step::Stat(one),
-                5 => Step::List(one.0),
-                6..8 => Step::Read(one),
-                8 => Step::Chmod(one, rng.below(0o1000) as u16),
-                9..11 => Step::Create(one),
-                11 => Step::Link(one, other),
-                12 => Step::Unlink(one),
-                13 => Step::Rename(one, other, How::Replace),
-                14 => Step::Write(one, content(rng)),
-                _ => Step::SleepMs(rng.range(1, 30) as u32),
-            },
-            _ => Step::SleepMs(*rng.pick(&[500, 3000, 9000, 15_000, 70_000])),
-        };
-    }
-    let (one, other) = (place(rng), place(rng));
-    match rng.below(25) {
-        0..4 => Step::Create(one),
-        4 => Step::Mkdir(one),
-        5 => Step::Symlink(one),
-        6..8 => Step::Unlink(one),
-        8 => Step::Rmdir(one),
-        9..11 => Step::Rename(one, other, *rng.pick(&[How::Replace, How::NoReplace, How::Exchange])),
-        11 => Step::Link(one, other),
-        12 => Step::Chmod(one, rng.below(0o1000) as u16),
-        13 => Step::Truncate(one, rng.below(3000) as u32),
-        14..16 => Step::Write(one, content(rng)),
-        16 => Step::Append(one, content(rng)),
-        17..20 => Step::Lookup(one),
-        20 => Step::Stat(one),
-        21 => Step::List(one.0),
-        22 => Step::Read(one),
-        23 => Step::StatDir(one.0),
-        _ => Step::SleepMs(rng.range(1, 300) as u32),
     }
 }

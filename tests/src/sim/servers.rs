@@ -8,11 +8,12 @@ use super::cluster::{BEGINNING_MS, server_config};
 use super::disk::SimDisk;
 use super::plan::{ANSWERING, Plan, What};
 use super::rng::Rng;
+use super::sound::check_server;
 use super::template::{Template, scratch};
 use kept::{is_of_version, kept, same};
 use proto::ServerId;
 use proto::clock::Clock;
-use proto::log::Log;
+use proto::log::{Log, Topic};
 use proto::simulation::Node;
 use server::admin::{Admin, epoch_of};
 use server::data::{DataError, Identity};
@@ -28,6 +29,11 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 
 /// Virtual time within which what was appended before has arrived everywhere.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
+/// A server that ended because of its disk is started again after this long.
+const START_AGAIN_US: u64 = 1_000_000;
+
+/// Virtual time within which all packs have been read again, and what was damaged healed.
+const HEALS_WITHIN: Duration = Duration::from_secs(120);
 
 /// Virtual time within which a server that needs a snapshot has taken one, however often it tries.
 const BOOTSTRAPS_WITHIN: Duration = Duration::from_secs(300);
@@ -49,6 +55,7 @@ pub struct Servers {
     /// What every clock shows at the run's beginning.
     base_ms: i64,
     machines: Vec<Machine>,
+    has_flipped: bool,
 }
 
 struct Machine {
@@ -122,6 +129,8 @@ pub enum Later {
     /// Once the one that was told to stop has stopped.
     Replace,
     Resume,
+    /// Its disk works again.
+    DiskWell,
 }
 
 /// In so many milliseconds.
@@ -153,6 +162,7 @@ impl Servers {
             supports: plan.servers.supports,
             base_ms: BEGINNING_MS + (template.ends_us / 1000) as i64,
             machines: machines.collect(),
+            has_flipped: false,
         }
     }
 
@@ -169,6 +179,18 @@ impl Servers {
         });
         let config = server_config(machine.data.path(), &machine.disk, clock, self.append_time);
         ServerConfig { rules: self.rules, supports: machine.supports, ..config }
+    }
+
+    /// Whoever cannot use its disk ends, and is started again a while later.
+    fn failed(&mut self, number: usize, error: &ServerError, what: &str) -> Result<(), String> {
+        let had_trouble = self.machines[number].disk.take_trouble();
+        if !had_trouble || !matches!(error, ServerError::Store(_) | ServerError::Packs(_)) {
+            return Err(format!("server {number} {what}: {error}"));
+        }
+        self.bus.trace(format_args!("server {number} {what}: {error}"));
+        self.kill(number);
+        self.machines[number].again_at_us = Some(self.bus.now_us() + START_AGAIN_US);
+        Ok(())
     }
 
     /// One that finds records gone that it needs takes a snapshot instead, where that may be.
@@ -190,7 +212,10 @@ impl Servers {
                 self.take_snapshot(number, node, log);
                 Ok(())
             }
-            Err(error) => Err(format!("server {number} does not start: {error}")),
+            Err(error) => {
+                node.kill();
+                self.failed(number, &error, "does not start")
+            }
         }
     }
 
@@ -244,7 +269,7 @@ impl Servers {
             error => needs_snapshot(error) && self.machines[number].may_lack(),
         };
         if !goes_on {
-            return Err(format!("server {number} has stopped: {error}"));
+            return self.failed(number, error, "has stopped");
         }
         self.bus.trace(format_args!("server {number}: {error}"));
         self.kill(number);
@@ -320,6 +345,12 @@ impl Servers {
                 self.machines[number].is_given_up = true;
                 self.crash(number, for_ms)
             }
+            What::DiskFull { for_ms } => self.fill_disk(number, for_ms),
+            What::DiskFails { for_ms, often } => self.fail_disk(number, for_ms, often),
+            What::BitFlips { count } => {
+                self.flip_bits(number, count);
+                None
+            }
             What::ServerClock { by_ms } => {
                 self.machines[number].skew_ms.fetch_add(by_ms, Ordering::Relaxed);
                 None
@@ -363,8 +394,39 @@ impl Servers {
     }
 
     fn cut(&mut self, number: usize, for_ms: u64) -> Due {
-        self.machines[number].life.as_ref()?.log.cut_for(for_ms * 1000);
+        let log = &self.machines[number].life.as_ref()?.log;
+        log.mute_for(for_ms * 1000);
+        log.deaf_for(for_ms * 1000, false);
         None
+    }
+
+    fn fill_disk(&mut self, number: usize, for_ms: u64) -> Due {
+        self.machines[number].disk.set_full(true);
+        Some((for_ms, Later::DiskWell))
+    }
+
+    fn fail_disk(&mut self, number: usize, for_ms: u64, often: u32) -> Due {
+        let rng = Rng::new(self.rng.next(), "failing");
+        self.machines[number].disk.set_failing(often, rng);
+        Some((for_ms, Later::DiskWell))
+    }
+
+    fn flip_bits(&mut self, number: usize, count: u8) {
+        for _ in 0..count {
+            self.has_flipped |= self.machines[number].disk.flip(&mut self.rng);
+        }
+    }
+
+    /// Whether content may have been damaged and be in no log any more.
+    pub fn may_have_lost(&self) -> bool {
+        self.has_flipped && self.bus.has_trimmed(Topic::Chunks)
+    }
+
+    /// Damage is found and healed meanwhile, as far as the log goes.
+    pub async fn heal(&self) {
+        if self.has_flipped {
+            tokio::time::sleep(HEALS_WITHIN).await;
+        }
     }
 
     pub fn carry_out(&mut self, number: usize, later: Later) -> Result<Due, String> {
@@ -379,6 +441,10 @@ impl Servers {
                 }
                 self.kill(number);
                 self.start(number)?;
+            }
+            Later::DiskWell => {
+                self.machines[number].disk.set_full(false);
+                self.machines[number].disk.set_failing(0, self.rng.clone());
             }
             Later::Resume => {
                 if let Some(life) = life {
@@ -446,6 +512,17 @@ impl Servers {
             }
         }
         Ok(())
+    }
+
+    /// Whatever they live with now, a kill leaves behind what is sound; `settled`: and no garbage,
+    /// since everybody else has gone for long.
+    pub async fn check(&mut self, settled: bool) -> Result<(), String> {
+        self.end();
+        // Their tasks are dropped meanwhile, and let go of their data.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let may_have_lost = self.may_have_lost();
+        let check = |machine: &Machine| check_server(machine.data.path(), &machine.disk, settled);
+        if may_have_lost { Ok(()) } else { self.machines.iter().try_for_each(check) }
     }
 
     /// Nothing of them goes on.

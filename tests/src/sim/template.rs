@@ -14,6 +14,7 @@ use mount::client::Client;
 use mount::fs::{Caller, Fs, ROOT};
 use proto::Position;
 use proto::clock::Clock;
+use proto::keys::ClusterKey;
 use proto::log::{REQUEST_PARTITIONS, Record, Topic};
 use proto::login::{DeviceCredential, DeviceSecret};
 use proto::message::UserName;
@@ -34,6 +35,7 @@ pub struct Template {
     /// What its requests have done.
     pub applied: Vec<(Position, Applied)>,
     pub credential: DeviceCredential,
+    pub cluster: ClusterKey,
     /// How far virtual time had come.
     pub ends_us: u64,
 }
@@ -56,6 +58,7 @@ pub fn template(servers: u8) -> &'static Template {
         // On a thread of its own: the caller's may be simulated already.
         let made = std::thread::spawn(move || {
             let _simulation = Simulation::begin(1);
+            server::limits::set_limits(super::sound::SHORT);
             runtime().block_on(make(servers))
         });
         made.join().expect("a cluster without faults can be made")
@@ -145,7 +148,15 @@ async fn make(servers: usize) -> Template {
     let firsts = (0..REQUEST_PARTITIONS).map(|partition| bus.first(Topic::Requests, partition)).collect();
     let records = (0..REQUEST_PARTITIONS).flat_map(|partition| bus.records(Topic::Requests, partition)).collect();
     let applied = std::mem::take(&mut history.lock().applied).into_iter().collect();
-    Template { servers: homes.collect(), firsts, applied, records, credential, ends_us: bus.now_us() }
+    Template {
+        servers: homes.collect(),
+        firsts,
+        applied,
+        records,
+        credential,
+        cluster: identity.cluster_key.clone(),
+        ends_us: bus.now_us(),
+    }
 }
 
 /// A directory in memory, if there is one.

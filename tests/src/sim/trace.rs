@@ -1,6 +1,8 @@
 //! What happened in a run: a hash of everything always, and the lines themselves
-//! when somebody wants to read them.
+//! when somebody wants to read them, with what records of the log say.
 
+use proto::keys::ClusterKey;
+use proto::log::{Record, Topic};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,12 +17,14 @@ struct Inner {
     lines: Vec<String>,
     hash: blake3::Hasher,
     count: u64,
+    /// Opens records, as `kfs-server log dump` does.
+    reading: Option<server::trace::Trace>,
 }
 
 impl Trace {
     /// With `is_kept`, the lines are kept to be read.
     pub fn new(is_kept: bool) -> Trace {
-        let inner = Inner { lines: Vec::new(), hash: blake3::Hasher::new(), count: 0 };
+        let inner = Inner { lines: Vec::new(), hash: blake3::Hasher::new(), count: 0, reading: None };
         Trace { inner: Arc::new(Mutex::new(inner)), is_kept }
     }
 
@@ -32,6 +36,29 @@ impl Trace {
         inner.count += 1;
         if self.is_kept {
             inner.lines.push(line);
+        }
+    }
+
+    /// From now on lines tell what records say, if anybody reads them.
+    pub fn read_with(&self, cluster: ClusterKey) {
+        if self.is_kept {
+            self.lock().reading = Some(server::trace::Trace::new(cluster));
+        }
+    }
+
+    /// Adds to the last line what the record says. No part of the fingerprint: the record's place is.
+    pub fn says(&self, record: &Record) {
+        if !self.is_kept || !matches!(record.topic, Topic::Requests | Topic::Replies) {
+            return;
+        }
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if let Some(reading) = &mut inner.reading {
+            let told = reading.line(record).told().to_string();
+            if let Some(line) = inner.lines.last_mut() {
+                line.push_str(": ");
+                line.push_str(&told);
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //! real filesystem, and notes what it was given.
 
 use super::history::{Entry, Found, History, Wrote, as_operation};
-use super::plan::{Content, How, Place, Step};
+use super::plan::{Content, DIRS, How, Place, Step};
+use super::rng::Rng;
 use mount::client::{CallError, Patience};
 use mount::error::FsError;
 use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
@@ -11,9 +12,13 @@ use proto::message::{FileKind, Refusal, RenameHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long an operation waits before it counts as not answered.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A session lasts at least this long after its last request was applied.
+const SESSION_LASTS: Duration = Duration::from_secs(60);
 
 /// No step makes a larger one, in bytes.
 const LARGEST_FILE: u32 = 8 << 20;
@@ -29,6 +34,8 @@ pub struct Work {
     pub fs: Fs,
     pub history: History,
     pub client: usize,
+    /// Between two steps everybody thinks for up to so long.
+    pub pace_ms: u32,
     /// The root, and the directories below it that steps name.
     pub dirs: Vec<u64>,
     /// Files that this mount is writing or may have written without an answer: what it
@@ -46,21 +53,27 @@ struct Own {
 
 impl Work {
     /// Finds the directories that are there from the beginning.
-    pub async fn begin(fs: Fs, history: History, client: usize, dirs: u8) -> Result<Work, FsError> {
+    pub async fn begin(fs: Fs, history: History, client: usize, pace_ms: u32) -> Result<Work, FsError> {
         let mut found = vec![ROOT];
-        for number in 1..dirs {
+        for number in 1..DIRS {
             found.push(fs.lookup(ROOT, &dir_name(number), &Patience::within(PATIENCE)).await?.ino);
         }
-        Ok(Work { fs, history, client, dirs: found, own: Arc::default() })
+        Ok(Work { fs, history, client, pace_ms, dirs: found, own: Arc::default() })
     }
 
     /// Does what is to be done until nothing is left.
     pub async fn run(self, todo: Todo) {
         loop {
-            let step = todo.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            match step {
-                Some(step) => self.step(&step).await,
-                None => return,
+            let (step, left) = {
+                let mut todo = todo.lock().unwrap_or_else(PoisonError::into_inner);
+                (todo.pop_front(), todo.len())
+            };
+            let Some(step) = step else { return };
+            self.step(&step).await;
+            if self.pace_ms > 0 {
+                // By what is left, so that leaving out a step moves no other's pause.
+                let mut rng = Rng::new(u64::from(self.pace_ms) << 32 | (self.client << 16 | left) as u64, "pace");
+                tokio::time::sleep(Duration::from_millis(rng.range(0, u64::from(self.pace_ms)))).await;
             }
         }
     }
@@ -73,6 +86,17 @@ impl Work {
             Step::Create(at) => {
                 let node = NewNode { kind: FileKind::File, mode: 0o644, rdev: 0 };
                 self.change(text(), fs.mknod(ME, self.dir(at), &name(at), node, p)).await;
+            }
+            Step::CreateIn(at, number) => {
+                if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::Dir) {
+                    let node = NewNode { kind: FileKind::File, mode: 0o644, rdev: 0 };
+                    self.change(text(), fs.mknod(ME, found.ino, &inner_name(*number), node, p)).await;
+                }
+            }
+            Step::UnlinkIn(at, number) => {
+                if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::Dir) {
+                    self.change(text(), fs.unlink(found.ino, &inner_name(*number), p)).await;
+                }
             }
             Step::Mkdir(at) => self.change(text(), fs.mkdir(ME, self.dir(at), &name(at), 0o755, p)).await,
             Step::Symlink(at) => self.change(text(), fs.symlink(ME, self.dir(at), &name(at), b"target", p)).await,
@@ -104,9 +128,10 @@ impl Work {
                     self.change(text(), fs.setattr(found.ino, set, p)).await;
                 }
             }
-            Step::Write(at, content) => self.write(text(), at, content, false, false).await,
-            Step::WriteSynced(at, content) => self.write(text(), at, content, false, true).await,
-            Step::Append(at, content) => self.write(text(), at, content, true, false).await,
+            Step::Write(at, content) => self.write(text(), at, &[*content], false, false).await,
+            Step::WriteSynced(at, content) => self.write(text(), at, &[*content], false, true).await,
+            Step::WriteSome(at, contents) => self.write(text(), at, contents, false, false).await,
+            Step::Append(at, content) => self.write(text(), at, &[*content], true, false).await,
             Step::Unlinked(at, content) => self.unlinked(text(), at, content).await,
             Step::Lookup(at) => {
                 self.lookup(at).await;
@@ -123,7 +148,28 @@ impl Work {
                     drop(self.read(found.ino).await);
                 }
             }
+            Step::Watch { at, times, every_ms } => {
+                self.watch(at, *times, Duration::from_millis((*every_ms).into())).await
+            }
             Step::SleepMs(ms) => tokio::time::sleep(Duration::from_millis(u64::from(*ms))).await,
+        }
+    }
+
+    /// Looks at a place until there is something new, or for ever, as far as that goes.
+    async fn watch(&self, at: &Place, times: u8, every: Duration) {
+        for round in 0..times {
+            if let Some(found) = self.lookup(at).await {
+                match (round % 3, found.kind) {
+                    (0, _) => self.stat(found.ino).await,
+                    (1, FileKind::File) => drop(self.read(found.ino).await),
+                    (1, FileKind::Dir) => drop(self.list(found.ino).await),
+                    _ => {}
+                }
+            }
+            if round % 4 == 3 {
+                self.list(self.dir(at)).await;
+            }
+            tokio::time::sleep(every).await;
         }
     }
 
@@ -145,6 +191,10 @@ impl Work {
     ) -> Option<T> {
         let operation = self.history.invoked(self.client, text);
         let result = as_operation(operation, work).await;
+        if let Err(FsError::Call(CallError::SessionLost)) = &result {
+            // What is remembered of an ended session is more than a run has under way.
+            self.history.violated(format!("nobody knows what became of operation {operation}"));
+        }
         self.history.returned(operation, found(&result));
         result.ok()
     }
@@ -238,7 +288,7 @@ impl Work {
         Ok(read.to_vec())
     }
 
-    async fn write(&self, text: String, at: &Place, content: &Content, append: bool, synced: bool) {
+    async fn write(&self, text: String, at: &Place, contents: &[Content], append: bool, synced: bool) {
         let Some(found) = self.lookup(at).await else { return };
         if found.kind != FileKind::File {
             return;
@@ -249,7 +299,9 @@ impl Work {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(ino, append, p).await?;
             let written = async {
-                self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+                for content in contents {
+                    self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+                }
                 if synced {
                     self.fs.fsync(opened.handle, p).await?;
                 }
@@ -263,8 +315,8 @@ impl Work {
             .operation(text, writing, |result| match result {
                 // With another writer beside it, what is written is not its own alone.
                 Ok(()) if own.now == 1 && self.own(ino) == own => {
-                    let (offset, bytes) = (u64::from(content.offset), content.bytes());
-                    Found::Written { ino, wrote: Wrote { offset, bytes, appended: append } }
+                    let pieces = contents.iter().map(|content| (u64::from(content.offset), content.bytes())).collect();
+                    Found::Written { ino, wrote: Wrote { pieces, appended: append } }
                 }
                 _ => Found::Nothing,
             })
@@ -281,6 +333,7 @@ impl Work {
         let how = CreateHow { exclusive: true, append: false };
         // Nobody else knows the name, or it could be written by others.
         let private = format!("t{}-{}", self.client, content.fill).into_bytes();
+        let begun = Instant::now();
         let operation = self.history.invoked(self.client, format!("{text}: create"));
         let created = as_operation(operation, self.fs.create(ME, self.dir(at), &private, 0o600, how, p)).await;
         let found = match &created {
@@ -300,7 +353,6 @@ impl Work {
             }
             expected
         };
-        let session = self.fs.client().session();
         let using = async {
             let (from, half) = (content.offset as usize, content.len as usize / 2);
             self.fs.write(opened.handle, from as u64, &content.bytes(), p).await?;
@@ -316,7 +368,7 @@ impl Work {
             Ok((before, after)) if before != expected || after != expected => {
                 self.history.violated(format!("{text}: inode {} is not read as it was written", stat.ino));
             }
-            Err(error) if error.is(Refusal::Stale) && session == self.fs.client().session() => {
+            Err(error) if error.is(Refusal::Stale) && begun.elapsed() < SESSION_LASTS => {
                 self.history.violated(format!("{text}: inode {} has gone although it is open", stat.ino));
             }
             _ => {}
@@ -326,7 +378,8 @@ impl Work {
     }
 
     /// Everything that is there, looked at once more by somebody who knows nothing yet.
-    pub async fn look_at_all(&self) {
+    /// What cannot be read at all is a violation, unless the only copy may have been damaged.
+    pub async fn look_at_all(&self, may_have_lost: bool) {
         let mut dirs = VecDeque::from([ROOT]);
         let mut seen = BTreeSet::new();
         self.stat(ROOT).await;
@@ -339,7 +392,9 @@ impl Work {
                 let Some(stat) = self.lookup_name(dir, name).await else { continue };
                 match stat.kind {
                     FileKind::Dir if seen.insert(stat.ino) => dirs.push_back(stat.ino),
-                    FileKind::File if seen.insert(stat.ino) && self.read(stat.ino).await.is_none() => {
+                    FileKind::File
+                        if seen.insert(stat.ino) && self.read(stat.ino).await.is_none() && !may_have_lost =>
+                    {
                         self.history.violated(format!("inode {} cannot be read when all faults are over", stat.ino));
                     }
                     _ => {}
@@ -378,6 +433,11 @@ pub fn dir_name(number: u8) -> Vec<u8> {
 
 fn name(place: &Place) -> Vec<u8> {
     format!("n{}", place.1).into_bytes()
+}
+
+/// A name in a directory that steps make.
+fn inner_name(number: u8) -> Vec<u8> {
+    format!("in{number}").into_bytes()
 }
 
 /// The server's no, if it is one.

@@ -102,9 +102,7 @@ impl<W: Waiter> Core<W> {
         self.numbered_ms = now_ms;
         self.silent_since = None;
         self.phase = Phase::Live;
-        if !planted(Bug::PromisesOutliveSession) {
-            self.promises.drop_all(self.seen);
-        }
+        self.promises.drop_all(self.seen);
         self.wake_at(now_ms + RENEW_ACTIVE_MS);
         out.push(Action::Opened { ended, root });
         self.pump(now_ms, out);

@@ -16,6 +16,8 @@ const LIMITS: Limits = Limits {
     grace: Duration::ZERO,
     sweep_every: Duration::ZERO,
     checkpoint_every: Duration::from_secs(5),
+    pack_bytes: 32 << 20,
+    tail_bytes: 4 << 20,
 };
 
 /// Lets log time pass while sessions live on.
