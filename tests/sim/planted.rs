@@ -7,13 +7,14 @@ use proto::planted::Bug;
 use std::sync::Mutex;
 
 /// Seeds within which a bug must be found, from the one where it was found last.
-const BOUND: u64 = 300;
+const BOUND: u64 = 1000;
 
 /// A seed that finds each bug. Where the draws have changed since, the search goes on from seed 0.
 const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::SkipDedup, 0),
     (Bug::ApplyAcrossGap, 45),
     (Bug::AnswerBeforeConfirmed, 16),
+    (Bug::ViewBeforeConfirmed, 739),
     (Bug::ForgetInodeInvalidation, 66),
     (Bug::ForgetContentInvalidation, 10),
     (Bug::TellOneHolder, 2),
@@ -40,6 +41,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::ThawReadsOld, 1),
     (Bug::IngestOffByOne, 3),
     (Bug::TrimIgnoresSlowest, 2),
+    (Bug::TrimUningested, 350),
     (Bug::NeverTakesOver, 20),
     (Bug::NeverYields, 3),
     (Bug::TakeoverSaysNothing, 20),
@@ -57,6 +59,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::GrantFromOldAnswer, 16),
     (Bug::JournalForgetsSending, 11),
     (Bug::JournalResendsAll, 11),
+    (Bug::LeaseForever, 712),
     (Bug::AbsentForEver, 6),
     (Bug::AttributesForEver, 3),
     (Bug::ContentForEver, 10),
