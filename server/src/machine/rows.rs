@@ -13,7 +13,7 @@ use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
 use proto::message::{Attr, Cursor, FileKind, Promise, Refusal};
-use proto::{Ino, LogTime, Name, NamespaceId, Position, SessionId, Time};
+use proto::{Epoch, Ino, LogTime, Name, NamespaceId, Position, SessionId, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -204,6 +204,8 @@ pub(super) struct ValueRow {
 pub(super) struct NamespaceRow {
     /// The next inode's counter.
     pub next: u64,
+    /// The epoch in which it was last counted.
+    pub counted: Epoch,
     pub bytes_used: u64,
     pub inodes_used: u64,
     /// What its history takes; not part of what is used.
@@ -213,6 +215,10 @@ pub(super) struct NamespaceRow {
     #[serde(default = "bytes_total")]
     pub bytes_total: u64,
 }
+
+/// An epoch can begin from a state that lacks what was applied last before: so many
+/// counters are left out, since a mount may have the inodes open that were given them.
+const EPOCH_SKIPS: u64 = 1 << 24;
 
 pub(super) fn bytes_total() -> u64 {
     limits().bytes_total
@@ -434,6 +440,10 @@ impl<'a> Turn<'a> {
     pub fn next_ino(&mut self) -> Result<Ino, Refusal> {
         let key = namespace_key(self.namespace);
         let mut row: NamespaceRow = self.get(&key).ok_or(Refusal::Stale)?;
+        if row.counted != self.at.epoch {
+            row.counted = self.at.epoch;
+            row.next = row.next.saturating_add(EPOCH_SKIPS);
+        }
         if row.next >> Ino::COUNTER_BITS != 0 {
             return Err(Refusal::NoSpace);
         }

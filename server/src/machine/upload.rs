@@ -272,6 +272,7 @@ impl Turn<'_> {
         // The root's own counter is 1.
         let row = NamespaceRow {
             next: 2,
+            counted: self.at.epoch,
             bytes_used: 0,
             inodes_used: 1,
             history_bytes: 0,

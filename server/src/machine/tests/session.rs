@@ -176,11 +176,16 @@ fn a_new_incarnation_ends_the_one_before() {
 fn an_epoch_ends_every_session() {
     let mut world = World::new();
     let mut c = world.open(1);
-    world.mkfile(&mut c, ROOT, "a");
+    let before = world.mkfile(&mut c, ROOT, "a");
     let old = world.sealed(&c, 2, lookup(ROOT, "a"), &[]);
     world.begin_epoch(2);
     assert!(matches!(world.apply(&old), Applied::Skipped("of another epoch")));
     let mut d = world.open(2);
     assert!(world.call(&mut d, lookup(ROOT, "a")).is_ok());
     assert_eq!(world.machine.epoch(), Epoch(2));
+
+    // Inodes that were made after the state from which it began keep their numbers for themselves.
+    let after = world.mkfile(&mut d, ROOT, "b");
+    assert!(after.0 - before.0 > 1 << 20, "{before:?} {after:?}");
+    assert_eq!(world.mkfile(&mut d, ROOT, "c").0, after.0 + 1);
 }
