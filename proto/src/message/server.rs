@@ -32,6 +32,7 @@ pub enum ServerRecord {
         volatile: bool,
         /// The hash of the state that the epoch begins from. A server whose state is
         /// another one must not go on: it takes a snapshot of one that has this one.
+        /// `None` where the partition's log is intact: whoever has applied it has that state.
         #[serde(default)]
         from: Option<[u8; 32]>,
     },

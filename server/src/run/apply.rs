@@ -141,9 +141,17 @@ pub async fn run(
     shared.lock().state.over = true;
     shared.room.notify_all();
     reading.end();
-    match ended? {
-        Halt::Clean => finish(&shared, &mut control).await,
-        _ => Ok(()),
+    match ended {
+        Ok(Halt::Clean) => finish(&shared, &mut control).await,
+        Ok(_) => Ok(()),
+        Err(error @ (ServerError::LogChanged { .. } | ServerError::RecordsGone { .. })) => {
+            // What it has applied of a log that is no more may be nowhere else.
+            if let Err(unsaved) = checkpoint_all(&shared, &mut control).await {
+                tracing::error!("{unsaved}; what was applied since the last checkpoint is lost");
+            }
+            Err(error)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -196,12 +204,7 @@ async fn attend(
 /// A clean end: everything applied is checkpointed, what waited for that is answered.
 async fn finish(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Result<(), ServerError> {
     shared.lock().say_that_it_ends();
-    while shared.lock().checkpoint_all() {
-        match control.recv().await {
-            Some(control) => shared.control(control)?,
-            None => break,
-        }
-    }
+    checkpoint_all(shared, control).await?;
     let latest = {
         let mut apply = shared.lock();
         [apply.answers.latest(), apply.state.last_heartbeat.take()]
@@ -209,6 +212,17 @@ async fn finish(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Resul
     for latest in latest.into_iter().flatten() {
         // Its failure is nothing to a server that ends.
         let _ = tokio::time::timeout(LAST_ANSWER_WAIT, latest).await;
+    }
+    Ok(())
+}
+
+/// Brings everything applied to disk.
+async fn checkpoint_all(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Result<(), ServerError> {
+    while shared.lock().checkpoint_all() {
+        match control.recv().await {
+            Some(control) => shared.control(control)?,
+            None => break,
+        }
     }
     Ok(())
 }
@@ -304,7 +318,7 @@ impl Apply {
         let by_server = header.as_ref().is_some_and(|header| header.kind == Kind::Server);
         let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
         let partition = &mut self.partitions[record.partition as usize];
-        if self.opening.new_epoch && !partition.opened && own.is_none() {
+        if partition.is_foreign && !partition.opened && own.is_none() {
             // The epoch begins from the state that this server has, not from what others
             // still write to the one that is over.
             partition.pass(&record, now);

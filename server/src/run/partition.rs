@@ -51,6 +51,8 @@ pub struct Partition {
     /// Answers that leave when a checkpoint covers their offset, in rising order.
     awaiting: Vec<(u64, Effect)>,
     sync_since: Option<Instant>,
+    /// The log is not the one that was applied: what it holds before an epoch begins concerns nobody.
+    pub is_foreign: bool,
     /// Whether this incarnation is open here, and whether it had to try twice.
     pub opened: bool,
     pub opened_again: bool,
@@ -102,6 +104,7 @@ impl Partition {
             writing: None,
             awaiting: Vec::new(),
             sync_since: None,
+            is_foreign: false,
             opened: false,
             opened_again: false,
             ticked: None,

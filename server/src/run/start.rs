@@ -43,16 +43,15 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         })
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
-    let new_epoch = match compare(&checkpoints, &bounds, log) {
-        Ok(()) if config.on_new_log == NewLog::NewEpochOnly => return Err(ServerError::SameLog),
-        Ok(()) => false,
-        Err(ServerError::LogChanged { .. } | ServerError::RecordsGone { .. })
-            if config.on_new_log != NewLog::Refuse =>
-        {
-            true
+    let changed = compare(&checkpoints, &bounds, log)?;
+    let new_epoch = !changed.is_empty();
+    match (changed.values().next(), config.on_new_log) {
+        (None, NewLog::NewEpochOnly) => return Err(ServerError::SameLog),
+        (Some(_), NewLog::Refuse) => {
+            return Err(changed.into_values().next().expect("one was found"));
         }
-        Err(error) => return Err(error),
-    };
+        _ => {}
+    }
 
     let mut partitions = Vec::new();
     for (number, ((store, checkpoint), (first, end))) in (0..).zip(opened.into_iter().zip(bounds)) {
@@ -68,11 +67,13 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         let machine = machine.knowing(config.supports);
         let (next, last_hash) = match checkpoint {
             // Nothing that such a log holds already belongs to the epoch that begins.
-            _ if new_epoch => (end, None),
+            _ if changed.contains_key(&number) => (end, None),
             Some(checkpoint) => (checkpoint.next_offset, checkpoint.last_hash),
             None => (first, None),
         };
-        partitions.push(Partition::new(number, store, machine, next, last_hash, end));
+        let mut partition = Partition::new(number, store, machine, next, last_hash, end);
+        partition.is_foreign = changed.contains_key(&number);
+        partitions.push(partition);
     }
     let starts: Vec<_> = partitions
         .iter()
@@ -82,30 +83,33 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
     Ok(Plan { partitions, tail, new_epoch, checkpoints: reached })
 }
 
-/// Whether the log still holds what was applied: it reaches as far, and the last
-/// applied record of each partition is the same.
-fn compare(checkpoints: &[Option<&Checkpoint>], bounds: &[(u64, u64)], log: &dyn Log) -> Result<(), ServerError> {
+/// The partitions whose log does not hold any more what was applied: it does not reach as far,
+/// or the last applied record is another one.
+fn compare(
+    checkpoints: &[Option<&Checkpoint>],
+    bounds: &[(u64, u64)],
+    log: &dyn Log,
+) -> Result<BTreeMap<u32, ServerError>, ServerError> {
     let topic = Topic::Requests.suffix();
+    let mut changed = BTreeMap::new();
     let mut hashes = BTreeMap::new();
     for (partition, (checkpoint, &(first, end))) in (0..).zip(checkpoints.iter().zip(bounds)) {
         let wanted = checkpoint.map_or(0, |checkpoint| checkpoint.next_offset);
         if wanted < first {
-            return Err(ServerError::RecordsGone { topic, partition, first, wanted });
-        }
-        if wanted > end {
+            changed.insert(partition, ServerError::RecordsGone { topic, partition, first, wanted });
+        } else if wanted > end {
             let reason = format!("it ends at offset {end}, this server has applied it up to {wanted}");
-            return Err(ServerError::LogChanged { topic, partition, reason });
-        }
-        // A last record that was trimmed cannot be compared any more.
-        if let Some(hash) = checkpoint.and_then(|checkpoint| checkpoint.last_hash)
+            changed.insert(partition, ServerError::LogChanged { topic, partition, reason });
+        } else if let Some(hash) = checkpoint.and_then(|checkpoint| checkpoint.last_hash)
             && wanted > first
         {
+            // A last record that was trimmed cannot be compared any more.
             hashes.insert(partition, (wanted - 1, hash));
         }
     }
 
     if hashes.is_empty() {
-        return Ok(());
+        return Ok(changed);
     }
     let starts: Vec<_> =
         hashes.iter().map(|(partition, (offset, _))| (Topic::Requests, *partition, Start::At(*offset))).collect();
@@ -125,8 +129,9 @@ fn compare(checkpoints: &[Option<&Checkpoint>], bounds: &[(u64, u64)], log: &dyn
         let Some((offset, hash)) = hashes.remove(&record.partition) else { continue };
         if record.offset != offset || record_hash(&record.value) != hash {
             let reason = format!("the record at offset {offset} is not the one that was applied");
-            return Err(ServerError::LogChanged { topic, partition: record.partition, reason });
+            let partition = record.partition;
+            changed.insert(partition, ServerError::LogChanged { topic, partition, reason });
         }
     }
-    Ok(())
+    Ok(changed)
 }

@@ -50,7 +50,9 @@ impl Apply {
         let record = if self.partitions[partition as usize].machine.epoch() == epoch {
             ServerRecord::Incarnation { server, supports }
         } else {
-            let from = Some(self.partitions[partition as usize].machine.state_hash());
+            // Where the log is still what was applied, the epoch follows all that stands before it.
+            let foreign = Some(&self.partitions[partition as usize]).filter(|partition| partition.is_foreign);
+            let from = foreign.map(|partition| partition.machine.state_hash());
             ServerRecord::Epoch { server, supports, append_time, volatile, from }
         };
         self.state.opening.push((partition, self.own.open(partition, epoch, record).appended));
