@@ -13,6 +13,7 @@ pub mod full;
 use object_store::ObjectStore;
 use redb::{Database, DatabaseError};
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,10 +25,19 @@ pub trait Databases: Send + Sync {
     /// Opens or makes it, with at most `cache_bytes` of it in memory.
     fn open(&self, path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError>;
 
+    /// Gives one that nobody has open another path, for ever when it returns.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)?;
+        match to.parent() {
+            Some(dir) => std::fs::File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
     /// Forgets it, if there is one. Nobody has it open.
-    fn remove(&self, path: &Path) -> std::io::Result<()> {
+    fn remove(&self, path: &Path) -> io::Result<()> {
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
@@ -58,6 +68,18 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Opens a database, or makes one: under another name until it is whole, since a file whose
+    /// making was cut short could never be opened again.
+    pub(crate) fn database(&self, path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError> {
+        if !self.databases.exists(path) {
+            let new = path.with_extension("new");
+            self.databases.remove(&new)?;
+            drop(self.databases.open(&new, cache_bytes)?);
+            self.databases.rename(&new, path)?;
+        }
+        self.databases.open(path, cache_bytes)
+    }
+
     /// Whether waiting is the caller's own.
     pub(crate) fn is_inline(&self) -> bool {
         #[cfg(any(test, feature = "simulation"))]
@@ -117,6 +139,23 @@ impl Wait {
                     std::task::Poll::Pending => panic!("objects of a simulation answer at once"),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_whose_making_was_cut_short_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, half) = (dir.path().join("rows.redb"), dir.path().join("rows.new"));
+        std::fs::write(&half, [0; 4096]).unwrap();
+        let disk = Disk::default();
+        for _ in 0..2 {
+            drop(disk.database(&path, 1 << 20).unwrap());
+            assert!(path.exists() && !half.exists());
         }
     }
 }

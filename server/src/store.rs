@@ -271,7 +271,7 @@ impl Place {
     }
 
     fn open(&self) -> Result<Arc<Database>, StoreError> {
-        let opened = self.disk.databases.open(&self.path, self.cache_bytes);
+        let opened = self.disk.database(&self.path, self.cache_bytes);
         Ok(Arc::new(opened.map_err(|e| self.error("open", &e))?))
     }
 

@@ -68,7 +68,7 @@ pub(super) struct Index {
 impl Index {
     pub fn open(dir: &Path, cluster: [u8; 16], disk: &Disk) -> Result<Index, PackError> {
         let path = dir.join("index.redb");
-        let database = disk.databases.open(&path, CACHE_BYTES).map_err(|e| PackError::Index {
+        let database = disk.database(&path, CACHE_BYTES).map_err(|e| PackError::Index {
             tried: "open",
             path: path.display().to_string(),
             reason: e.to_string(),

@@ -34,7 +34,7 @@ fn inline() -> Disk {
     struct Memory;
     impl Databases for Memory {
         fn exists(&self, _: &Path) -> bool {
-            false
+            true
         }
 
         fn open(&self, _: &Path, cache_bytes: usize) -> Result<redb::Database, redb::DatabaseError> {

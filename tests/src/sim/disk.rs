@@ -156,6 +156,15 @@ impl Databases for SimDisk {
         })
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.trouble.works()?;
+        let mut files = lock(&self.files);
+        if let Some(file) = files.remove(&place(from)) {
+            files.insert(place(to), file);
+        }
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         lock(&self.files).remove(&place(path));
         Ok(())
