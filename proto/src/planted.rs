@@ -45,6 +45,8 @@ bugs! {
     RestoreForgetsHolders,
     /// machine: log time goes by the broker's clock
     TickByBrokerClock,
+    /// machine: an epoch gives out the numbers of inodes again that its state lacks
+    EpochReusesNumbers,
     /// machine: a replaced session is said to have applied nothing
     ReplacedAppliedNothing,
     /// machine: a replaced session goes on
@@ -73,6 +75,8 @@ bugs! {
     CheckpointOffByOne,
     /// loop: a record that a replayed server has applied already is applied again
     ReplayOneTwice,
+    /// loop: what was applied is not brought to disk when the log is lost
+    LostLogUnsaved,
     /// store: a checkpoint does not write deleted rows
     CheckpointKeepsDeleted,
     /// store: a checkpoint leaves out one row

@@ -35,6 +35,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::AppendAtZero, 13),
     (Bug::CheckpointOffByOne, 2),
     (Bug::ReplayOneTwice, 0),
+    (Bug::LostLogUnsaved, 11),
     (Bug::CheckpointKeepsDeleted, 2),
     (Bug::CheckpointLosesRow, 2),
     (Bug::FrozenUnseen, 2),

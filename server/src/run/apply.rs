@@ -26,6 +26,7 @@ use crate::packs::Packs;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, Record, Sink, Tail, Topic};
 use proto::message::ServerRecord;
+use proto::planted::{Bug, planted};
 use proto::{Epoch, Position, ServerId, task};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -146,6 +147,9 @@ pub async fn run(
         Ok(_) => Ok(()),
         Err(error @ (ServerError::LogChanged { .. } | ServerError::RecordsGone { .. })) => {
             // What it has applied of a log that is no more may be nowhere else.
+            if planted(Bug::LostLogUnsaved) {
+                return Err(error);
+            }
             if let Err(unsaved) = checkpoint_all(&shared, &mut control).await {
                 tracing::error!("{unsaved}; what was applied since the last checkpoint is lost");
             }

@@ -79,8 +79,9 @@ struct State {
     clock_ms: i64,
     has_append_time: bool,
     appends: u64,
-    /// What nobody can read any more, for the checks.
+    /// What nobody can read any more, for the checks: trimmed, or lost.
     trimmed: Vec<Record>,
+    has_lost_all: bool,
 }
 
 #[derive(Default)]
@@ -134,6 +135,7 @@ impl Bus {
             has_append_time,
             appends: 0,
             trimmed: Vec::new(),
+            has_lost_all: false,
         };
         let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
         Bus { shared: Arc::new(shared) }
@@ -239,9 +241,34 @@ impl Bus {
         trimmed.into_iter().chain(self.records(topic, partition)).collect()
     }
 
+    /// The broker loses its disks: all topics are there, and begin anew. Who reads what must
+    /// not be lost is told; others go on with what comes.
+    pub fn lose_all(&self) {
+        let mut state = self.shared.state();
+        self.shared.trace.line(self.now_us(), format_args!("all that the log held is gone"));
+        let mut ends = BTreeMap::new();
+        for (place, partition) in std::mem::take(&mut state.partitions) {
+            ends.insert(place, partition.next());
+            state.trimmed.extend(partition.records);
+        }
+        state.has_lost_all = true;
+        state.events.retain(|_, event| !matches!(event, Event::Deliver { .. }));
+        let durable = state.subscribed.iter().filter(|((topic, _), _)| topic.is_durable());
+        let told: Vec<_> =
+            durable.flat_map(|(place, readers)| readers.iter().map(|reader| (*reader, *place))).collect();
+        for (reader, place) in told {
+            let Some(reader) = state.readers.remove(&reader) else { continue };
+            let (topic, partition) = place;
+            let offset = ends.get(&place).copied().unwrap_or(0);
+            let topic = topic.suffix().to_owned();
+            let _ = reader.queue.try_send(Err(LogError::OutOfRange { topic, partition, offset, first: 0, next: 0 }));
+        }
+    }
+
     /// Whether anything of the topic has been deleted.
     pub fn has_trimmed(&self, topic: Topic) -> bool {
-        self.shared.state().trimmed.iter().any(|record| record.topic == topic)
+        let state = self.shared.state();
+        state.has_lost_all || state.trimmed.iter().any(|record| record.topic == topic)
     }
 
     /// The first offset that the partition still has.

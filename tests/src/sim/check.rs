@@ -7,46 +7,102 @@
 //! * No change has taken effect twice; those of one client take effect in their order, and
 //!   what there is of a killed client's changes is a prefix of them.
 
-use super::history::{Applied, Found, Inner, Operation, Wrote, client_of};
+use super::history::{Applied, Entered, Found, Inner, Operation, Wrote, client_of};
 use super::model::Model;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
 use proto::frame::Frame;
 use proto::log::{Record, Topic};
 use proto::message::{Op, Source, Upload};
-use proto::{Ino, Position, Time};
+use proto::{Epoch, Ino, Position, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Says what is wrong, if anything is. `before` is what was done before the run, `chunks` are the records of the topic, `fresh` the
-/// client that only looked when everything was over.
-pub fn check(
-    history: &Inner,
-    before: &[(Position, Applied)],
-    root: Ino,
-    keys: &ContentKeys,
-    chunks: &[Record],
-    fresh: usize,
-) -> Result<(), String> {
+/// The epoch in which a run begins.
+const FIRST_EPOCH: Epoch = Epoch(1);
+
+/// What the checks know besides the history.
+pub struct Known<'a> {
+    /// What was done before the run.
+    pub before: &'a [(Position, Applied)],
+    pub root: Ino,
+    pub keys: &'a ContentKeys,
+    /// All records of the topic that there ever were.
+    pub chunks: &'a [Record],
+    /// The client that only looked when everything was over.
+    pub fresh: usize,
+    /// If the log was lost: by partition, the first offset that the new epoch's state lacks.
+    pub kept: Option<&'a BTreeMap<u32, u64>>,
+    /// Whether a server can have lost what it had applied and not brought to disk.
+    pub may_lose: bool,
+}
+
+/// A part of the history that is to hold by itself.
+struct View<'a> {
+    applied: BTreeMap<Position, &'a Applied>,
+    /// Each with its number.
+    operations: Vec<(usize, &'a Operation)>,
+    entered: &'a [Entered],
+    /// Changes that went with the log.
+    gone: BTreeSet<Time>,
+}
+
+/// Says what is wrong, if anything is.
+pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
     if let Some(violation) = &history.violation {
         return Err(violation.clone());
     }
-    let model = replay(history, before, root, keys, chunks)?;
-    let by_time = exactly_once(history)?;
-    in_order(history, &by_time)?;
-    linearizable(history, &model, &by_time, fresh)
+    let views = views(history, known);
+    if let Some(view) = views.last().filter(|view| !view.gone.is_empty() && !known.may_lose) {
+        return Err(format!("{} changes went with the log, though a server had applied them", view.gone.len()));
+    }
+    views.iter().try_for_each(|view| {
+        let model = replay(view, known)?;
+        let by_time = exactly_once(view)?;
+        in_order(view, &by_time)?;
+        linearizable(view, &model, &by_time, known.fresh)
+    })
 }
 
-fn replay(
-    history: &Inner,
-    before: &[(Position, Applied)],
-    root: Ino,
-    keys: &ContentKeys,
-    chunks: &[Record],
-) -> Result<Model, String> {
-    let mut model = Model::new(root);
-    let plain = |applied: &Applied| plain(applied, keys, chunks);
-    let before = before.iter().map(|(at, applied)| (at, applied));
-    for (at, applied) in before.chain(&history.applied) {
+/// The whole of it; or, if applied records went with the log, what was before that, and what
+/// is without them.
+fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
+    let is_gone = |at: &Position| {
+        let kept = known.kept.and_then(|kept| kept.get(&at.partition));
+        at.epoch == FIRST_EPOCH && kept.is_some_and(|kept| at.offset >= *kept)
+    };
+    let entered = &history.entered[..];
+    let applied = || history.applied.iter().map(|(at, applied)| (*at, applied));
+    let operations = || history.operations.iter().enumerate();
+    let gone: BTreeSet<Time> = applied().filter(|(at, _)| is_gone(at)).map(|(_, applied)| applied.sent).collect();
+    let Some(lost) = history.log_lost.filter(|_| !gone.is_empty()) else {
+        return vec![View { applied: applied().collect(), operations: operations().collect(), entered, gone }];
+    };
+    // From when on each client has been heard in the new epoch, and so trusts nothing from before.
+    let mut heard: BTreeMap<usize, u64> = BTreeMap::new();
+    for (_, applied) in applied().filter(|(at, _)| at.epoch > FIRST_EPOCH) {
+        heard.entry(client_of(applied.sent) as usize).or_insert(applied.moment);
+    }
+    let was = View {
+        applied: applied().filter(|(at, _)| at.epoch == FIRST_EPOCH).collect(),
+        operations: operations().filter(|(_, one)| one.returned.is_some_and(|returned| returned < lost)).collect(),
+        entered,
+        gone: BTreeSet::new(),
+    };
+    let knows = |one: &Operation| heard.get(&one.client).is_some_and(|heard| one.invoked > *heard);
+    let is = View {
+        applied: applied().filter(|(at, _)| !is_gone(at)).collect(),
+        operations: operations().filter(|(_, one)| knows(one)).collect(),
+        entered,
+        gone,
+    };
+    vec![was, is]
+}
+
+fn replay(view: &View<'_>, known: &Known<'_>) -> Result<Model, String> {
+    let mut model = Model::new(known.root);
+    let plain = |applied: &Applied| plain(applied, known.keys, known.chunks);
+    let before = known.before.iter().map(|(at, applied)| (at, applied));
+    for (at, applied) in before.chain(view.applied.iter().map(|(at, applied)| (at, *applied))) {
         model.apply(*at, applied, &plain).map_err(|reason| {
             format!(
                 "the request at {at} ({:?}, number {} of {}): {reason}",
@@ -82,18 +138,19 @@ fn plain(applied: &Applied, keys: &ContentKeys, chunks: &[Record]) -> Result<Vec
 }
 
 fn uploaded(name: &ChunkName, chunks: &[Record]) -> Result<bytes::Bytes, String> {
-    let found = chunks.iter().find(|record| {
+    let here = chunks.iter().filter(|record| {
         record.topic == Topic::Chunks && record.partition == name.partition && record.offset == name.offset
     });
-    let record = found.ok_or_else(|| format!("the chunk {name} is not in the log"))?;
-    let frame = Frame::parse(record.value.clone()).map_err(|error| error.to_string())?;
-    Ok(frame.payload())
+    let mut contents = here.filter_map(|record| Some(Frame::parse(record.value.clone()).ok()?.payload()));
+    // Each epoch has its own.
+    let found = contents.find(|content| *blake3::hash(content).as_bytes() == name.hash);
+    found.ok_or_else(|| format!("the chunk {name} is not in the log"))
 }
 
 /// Where each change took effect, or was refused.
-fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
+fn exactly_once(view: &View<'_>) -> Result<BTreeMap<Time, Position>, String> {
     let mut by_time = BTreeMap::new();
-    for (at, applied) in history.applied.iter().filter(|(_, applied)| applied.op.is_change()) {
+    for (at, applied) in view.applied.iter().filter(|(_, applied)| applied.op.is_change()) {
         // Even if it is refused then: it can have been refused for what it did itself.
         if let Some(before) = by_time.insert(applied.sent, *at) {
             return Err(format!("a change was executed twice, at {before} and at {at}: {:?}", applied.op));
@@ -104,14 +161,14 @@ fn exactly_once(history: &Inner) -> Result<BTreeMap<Time, Position>, String> {
 
 /// One client's changes take effect in the order in which it entered them, and of
 /// those of a life that was cut short the first ones.
-fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
+fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
     let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
     // By client and life, the first change that never came to the server.
     let mut missing: BTreeMap<(u32, usize), Time> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for entered in &history.entered {
+    for entered in view.entered {
         // What a journal held is entered once more, behind itself.
-        if !seen.insert(entered.time) {
+        if !seen.insert(entered.time) || view.gone.contains(&entered.time) && !by_time.contains_key(&entered.time) {
             continue;
         }
         let client = client_of(entered.time);
@@ -136,13 +193,13 @@ fn in_order(history: &Inner, by_time: &BTreeMap<Time, Position>) -> Result<(), S
 }
 
 fn linearizable(
-    history: &Inner,
+    view: &View<'_>,
     model: &Model,
     by_time: &BTreeMap<Time, Position>,
     fresh: usize,
 ) -> Result<(), String> {
     let mut by_operation: BTreeMap<usize, Vec<Position>> = BTreeMap::new();
-    for entered in &history.entered {
+    for entered in view.entered {
         if let (Some(operation), Some(at)) = (entered.operation, by_time.get(&entered.time)) {
             by_operation.entry(operation).or_default().push(*at);
         }
@@ -150,7 +207,7 @@ fn linearizable(
     // When each place came into being, in order of both.
     let mut moments: Vec<(u64, Position)> = Vec::new();
     let mut latest = Position::default();
-    for (at, applied) in &history.applied {
+    for (at, applied) in &view.applied {
         latest = latest.max(*at);
         let moment = moments.last().map_or(applied.moment, |(before, _)| applied.moment.max(*before));
         moments.push((moment, latest));
@@ -160,7 +217,7 @@ fn linearizable(
         index.checked_sub(1).map_or(Position::default(), |index| moments[index].1)
     };
 
-    let mut order: Vec<(usize, &Operation)> = history.operations.iter().enumerate().collect();
+    let mut order = view.operations.clone();
     order.retain(|(_, operation)| operation.returned.is_some());
     order.sort_by_key(|(_, operation)| operation.returned);
     // The highest place of anything that had returned by each moment.
@@ -187,8 +244,8 @@ fn linearizable(
                     }
                     continue;
                 };
-                if result.is_ok() != history.applied[at].result.is_ok() {
-                    return wrong(format!("{result:?}, and at {at} the server gave {:?}", history.applied[at].result));
+                if result.is_ok() != view.applied[at].result.is_ok() {
+                    return wrong(format!("{result:?}, and at {at} the server gave {:?}", view.applied[at].result));
                 }
                 if *at < from || *at > to {
                     return wrong(format!("it took effect at {at}, which is not between {from} and {to}"));
@@ -196,7 +253,7 @@ fn linearizable(
                 // What was refused could have been refused earlier just as well.
                 result.is_ok().then_some(*at)
             }
-            Found::Written { ino, wrote } => written(history, model, by_time, operation, *ino, wrote)?,
+            Found::Written { ino, wrote } => written(view, model, by_time, operation, *ino, wrote)?,
             found => match find_place(model, found, from, to) {
                 Some(at) => Some(at),
                 None => {
@@ -216,7 +273,7 @@ fn linearizable(
 
 /// Where everything that the mount had written to a file before took effect.
 fn written(
-    history: &Inner,
+    view: &View<'_>,
     model: &Model,
     by_time: &BTreeMap<Time, Position>,
     operation: &Operation,
@@ -225,12 +282,12 @@ fn written(
 ) -> Result<Option<Position>, String> {
     let end = operation.returned.expect("only those are looked at");
     let (mut last, mut requests) = (None, 0);
-    for entered in history.entered.iter().filter(|entered| entered.moment > operation.invoked && entered.moment < end) {
+    for entered in view.entered.iter().filter(|entered| entered.moment > operation.invoked && entered.moment < end) {
         if entered.writes != Some(ino) || client_of(entered.time) as usize != operation.client {
             continue;
         }
         match by_time.get(&entered.time) {
-            Some(at) if history.applied[at].moment < end => {
+            Some(at) if view.applied[at].moment < end => {
                 last = last.max(Some(*at));
                 requests += 1;
             }

@@ -2,7 +2,7 @@
 //! over them, all in one thread and in virtual time.
 
 use super::bus::{Bus, Net, SimLog};
-use super::check::check;
+use super::check::{Known, check};
 use super::disk::SimDisk;
 use super::history::History;
 use super::plan::{Plan, Step, What};
@@ -326,7 +326,16 @@ impl<'a> World<'a> {
         };
         let partition = client.namespace().0 as u32 % proto::log::REQUEST_PARTITIONS;
         let chunks = self.bus.all_records(Topic::Chunks, partition);
-        check(&self.history.lock(), &self.template.applied, client.root(), client.keys(), &chunks, FRESH)?;
+        let known = Known {
+            before: &self.template.applied,
+            root: client.root(),
+            keys: client.keys(),
+            chunks: &chunks,
+            fresh: FRESH,
+            kept: self.servers.kept_by_epoch(),
+            may_lose: self.plan.faults.iter().any(|fault| fault.what.takes_memory()),
+        };
+        check(&self.history.lock(), &known)?;
         self.pauses()?;
         node.kill();
         if self.plan.tidies_up {
@@ -407,6 +416,12 @@ impl<'a> World<'a> {
             }
             Due::Begin(_, What::BrokerDown { for_ms }) => {
                 self.bus.down_for(for_ms * 1000);
+                Ok(None)
+            }
+            Due::Begin(_, What::LogLost) => {
+                self.history.log_is_lost();
+                self.bus.lose_all();
+                self.servers.log_is_lost();
                 Ok(None)
             }
             Due::Begin(_, What::BrokerClock { by_ms }) => {

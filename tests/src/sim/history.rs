@@ -37,6 +37,8 @@ pub struct Inner {
     pub entered: Vec<Entered>,
     /// Which of their lives clients live, counted from 1.
     lives: BTreeMap<usize, usize>,
+    /// When the log lost all that it held.
+    pub log_lost: Option<u64>,
     /// The first thing that cannot be.
     pub violation: Option<String>,
 }
@@ -193,6 +195,13 @@ impl History {
                 }
             }
         }
+    }
+
+    /// The log has lost all that it held.
+    pub fn log_is_lost(&self) {
+        let mut inner = self.lock();
+        inner.moment += 1;
+        inner.log_lost = Some(inner.moment);
     }
 
     /// A client begins another life.

@@ -198,6 +198,29 @@ pub enum What {
     BitFlips {
         count: u8,
     },
+    /// The broker comes back without anything that it had.
+    LogLost,
+}
+
+impl What {
+    /// Whether a server can lose by it what it has not on disk.
+    pub fn takes_memory(&self) -> bool {
+        matches!(
+            self,
+            What::ServerCrash { .. } | What::DiskFull { .. } | What::DiskFails { .. } | What::ServerCut { .. }
+        ) || self.is_of_servers_that_differ()
+    }
+
+    /// Whether one server has not all that there is, or knows more than others: an epoch cannot begin from any.
+    fn is_of_servers_that_differ(&self) -> bool {
+        matches!(
+            self,
+            What::ServerLost { .. }
+                | What::ServerGivenUp { .. }
+                | What::ServerLongDead { .. }
+                | What::ServerUpgrade { .. }
+        )
+    }
 }
 
 impl Plan {
@@ -233,6 +256,10 @@ impl Plan {
             }
         }
         let servers = Servers::draw(seed, is_calm, &mut faults);
+        let mut log = Rng::new(seed, "log");
+        if !is_calm && log.chance(60) && !faults.iter().any(|fault| fault.what.is_of_servers_that_differ()) {
+            faults.push(Fault { at_ms: log.range(100, 5000), server: 0, what: What::LogLost });
+        }
         faults.sort_by_key(|fault| fault.at_ms);
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
         Plan { seed, net, append_time: true, journal: rng.chance(500), servers, pace_ms, clients, faults, tidies_up }

@@ -1,6 +1,7 @@
 //! The server machines of a run: each with a data directory, a disk and a clock of its
 //! own. What comes over them, and how they are started again.
 
+mod epoch;
 mod kept;
 
 use super::bus::{Bus, SimLog};
@@ -10,6 +11,7 @@ use super::plan::{ANSWERING, Plan, What};
 use super::rng::Rng;
 use super::sound::check_server;
 use super::template::{Template, scratch};
+use epoch::{First, NewEpoch};
 use kept::{is_of_version, kept, same};
 use proto::ServerId;
 use proto::clock::Clock;
@@ -56,6 +58,8 @@ pub struct Servers {
     base_ms: i64,
     machines: Vec<Machine>,
     has_flipped: bool,
+    /// What is done about the log, if it is lost.
+    new_epoch: Option<NewEpoch>,
 }
 
 struct Machine {
@@ -163,6 +167,7 @@ impl Servers {
             base_ms: BEGINNING_MS + (template.ends_us / 1000) as i64,
             machines: machines.collect(),
             has_flipped: false,
+            new_epoch: None,
         }
     }
 
@@ -195,8 +200,13 @@ impl Servers {
 
     /// One that finds records gone that it needs takes a snapshot instead, where that may be.
     fn start(&mut self, number: usize) -> Result<(), String> {
-        self.bus.trace(format_args!("server {number} starts"));
         self.machines[number].again_at_us = None;
+        match self.epoch_first(number) {
+            First::Nothing => {}
+            First::BeginEpoch => return self.begin_epoch(number),
+            First::Wait => return Ok(()),
+        }
+        self.bus.trace(format_args!("server {number} starts"));
         let node = Node::new();
         let log = self.bus.log(&format!("server{number}"), node.clone());
         let config = self.config(number);
@@ -206,7 +216,7 @@ impl Servers {
                 self.machines[number].life = Some(Life { node, log, doing, is_stopping: false });
                 Ok(())
             }
-            Err(error) if needs_snapshot(&error) && self.machines[number].may_lack() => {
+            Err(error) if self.needs_snapshot(number, &error) => {
                 // Without the error, which can name this run's directory.
                 self.bus.trace(format_args!("server {number} takes a snapshot"));
                 self.take_snapshot(number, node, log);
@@ -217,6 +227,16 @@ impl Servers {
                 self.failed(number, &error, "does not start")
             }
         }
+    }
+
+    /// Whether what it had applied has gone, or is not whole, as may be.
+    fn needs_snapshot(&self, number: usize, error: &ServerError) -> bool {
+        let lacks = match error {
+            ServerError::RecordsGone { .. } => true,
+            ServerError::Data(error) => matches!(**error, DataError::HalfASnapshot { .. }),
+            error => self.is_about_lost_log(error),
+        };
+        lacks && self.machines[number].may_lack()
     }
 
     fn take_snapshot(&mut self, number: usize, node: Node, log: SimLog) {
@@ -239,6 +259,7 @@ impl Servers {
     /// Starts again what systemd or somebody would. A server that ended by itself for any other
     /// reason is a violation.
     pub fn look_after(&mut self) -> Result<(), String> {
+        self.look_after_epoch()?;
         for number in 0..self.machines.len() {
             self.tell_of_answering(number);
             if self.machines[number].again_at_us.is_some_and(|at_us| at_us <= self.bus.now_us()) {
@@ -266,7 +287,8 @@ impl Servers {
         let goes_on = match error {
             // What its killed life had on the way has come after its new one, which shows as another process.
             ServerError::Superseded { .. } => true,
-            error => needs_snapshot(error) && self.machines[number].may_lack(),
+            error if self.is_about_lost_log(error) => true,
+            error => self.needs_snapshot(number, error),
         };
         if !goes_on {
             return self.failed(number, error, "has stopped");
@@ -463,10 +485,10 @@ impl Servers {
             self.look_after()?;
             let now_us = self.bus.now_us();
             let answering = self.machines.iter().filter(|machine| machine.is_answering()).count();
-            if answering == 1 && self.machines.iter().all(Machine::is_ready) {
+            if answering == 1 && !self.is_epoch_due() && self.machines.iter().all(Machine::is_ready) {
                 return Ok(());
             }
-            if self.machines.iter().any(Machine::is_behind) {
+            if self.is_epoch_due() || self.machines.iter().any(Machine::is_behind) {
                 behind_us = now_us;
             }
             if now_us > behind_us + SETTLES_WITHIN.as_micros() as u64
@@ -530,15 +552,6 @@ impl Servers {
         for number in 0..self.machines.len() {
             self.kill(number);
         }
-    }
-}
-
-/// What it had applied has gone, or is not whole.
-fn needs_snapshot(error: &ServerError) -> bool {
-    match error {
-        ServerError::RecordsGone { .. } => true,
-        ServerError::Data(error) => matches!(**error, DataError::HalfASnapshot { .. }),
-        _ => false,
     }
 }
 

@@ -368,7 +368,12 @@ impl Work {
             Ok((before, after)) if before != expected || after != expected => {
                 self.history.violated(format!("{text}: inode {} is not read as it was written", stat.ino));
             }
-            Err(error) if error.is(Refusal::Stale) && begun.elapsed() < SESSION_LASTS => {
+            // An epoch ends every session.
+            Err(error)
+                if error.is(Refusal::Stale)
+                    && begun.elapsed() < SESSION_LASTS
+                    && self.history.lock().log_lost.is_none() =>
+            {
                 self.history.violated(format!("{text}: inode {} has gone although it is open", stat.ino));
             }
             _ => {}

@@ -7,6 +7,7 @@ use server::data::Identity;
 use server::machine::Machine;
 use server::store::snapshot::RowPart;
 use server::store::{Checkpoint, PartitionStore, StoreError};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,17 @@ use std::sync::Arc;
 pub struct Kept {
     cluster: Arc<ClusterKey>,
     partitions: Vec<(Checkpoint, Vec<RowPart>)>,
+}
+
+/// By partition, the offset up to which a stopped server has kept what it applied.
+pub fn reached(data: &Path, disk: &SimDisk) -> Result<BTreeMap<u32, u64>, String> {
+    let identity = Identity::read(data, None).map_err(|error| error.to_string())?;
+    let (state, cluster) = (data.join("state"), identity.cluster_key.id().0);
+    let reached = |number| -> Result<u64, StoreError> {
+        let (_, checkpoint) = PartitionStore::open(&state, number, cluster, 1 << 20, &disk.disk())?;
+        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.next_offset))
+    };
+    (0..REQUEST_PARTITIONS).map(|number| Ok((number, reached(number).map_err(|error| error.to_string())?))).collect()
 }
 
 pub fn kept(data: &Path, disk: &SimDisk) -> Result<Kept, String> {
