@@ -255,9 +255,19 @@ impl Plan {
                 faults.push(Fault { at_ms, server: 0, what: theme.what(&mut rng, clients.len() as u8) });
             }
         }
-        let servers = Servers::draw(seed, is_calm, &mut faults);
+        let mut servers = Servers::draw(seed, is_calm, &mut faults);
+        let mut flips = Rng::new(seed, "flips");
+        let they_differ = faults.iter().any(|fault| fault.what.is_of_servers_that_differ());
+        if !is_calm && !they_differ && kind == Kind::Large && flips.chance(400) {
+            // What flips can be healed, since the log keeps everything.
+            servers.upkeep_ms = 3_600_000;
+            for _ in 0..flips.range(1, 4) {
+                let (at_ms, server) = (flips.range(500, 20_000), flips.below(u64::from(servers.count)) as u8);
+                faults.push(Fault { at_ms, server, what: What::BitFlips { count: flips.range(1, 20) as u8 } });
+            }
+        }
         let mut log = Rng::new(seed, "log");
-        if !is_calm && log.chance(60) && !faults.iter().any(|fault| fault.what.is_of_servers_that_differ()) {
+        if !is_calm && log.chance(60) && !they_differ {
             faults.push(Fault { at_ms: log.range(100, 5000), server: 0, what: What::LogLost });
         }
         faults.sort_by_key(|fault| fault.at_ms);
@@ -353,7 +363,7 @@ impl Theme {
             20 => What::ServerRestart { for_ms },
             21 => What::DiskFull { for_ms },
             22 => What::DiskFails { for_ms, often: *rng.pick(&[5, 50, 500]) },
-            _ => What::BitFlips { count: rng.range(1, 4) as u8 },
+            _ => What::BitFlips { count: rng.range(1, 20) as u8 },
         }
     }
 }

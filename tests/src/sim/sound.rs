@@ -13,8 +13,8 @@ pub const SHORT: Limits = Limits {
     bytes_total: 1 << 50,
     grace: Duration::from_secs(3),
     sweep_every: Duration::from_secs(5),
-    pack_bytes: 512 << 10,
-    tail_bytes: 96 << 10,
+    pack_bytes: 128 << 10,
+    tail_bytes: 8 << 10,
     checkpoint_every: Duration::from_secs(5),
 };
 
