@@ -23,8 +23,8 @@ pub struct Pull {
 /// What is asked for. A cursor names the last thing had; `None` begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Piece {
-    /// Holds fast the last checkpoint of every partition, instead of what this sender
-    /// has held before. → `Begun`.
+    /// Holds fast the last checkpoint of every partition; asked again by the same sender, it is
+    /// the same one. → `Begun`.
     Begin,
     /// The machine's dump from this byte on. → `Dump`.
     Dump { partition: u32, from: u64 },

@@ -41,6 +41,8 @@ pub(crate) struct Giver {
 /// What is held for one asking server.
 struct Holding {
     sender: [u8; 16],
+    /// What it was told of it.
+    begun: Pulled,
     stores: Arc<Vec<HeldRows>>,
     /// Still here, but nothing of what is held refers to it.
     freed: BTreeSet<ChunkName>,
@@ -95,6 +97,11 @@ impl Giver {
     ) -> Result<Pulled, ServerError> {
         let until = Instant::now() + HELD_FOR;
         match piece {
+            // Asked again, since no answer had come: but one may come yet, and must fit what is given.
+            PullPiece::Begin if let Some(holding) = holding.as_mut().filter(|holding| holding.sender == sender) => {
+                holding.until = until;
+                return Ok(holding.begun.clone());
+            }
             PullPiece::Begin => {
                 // Before the rows: content that came in after this is asked of the log.
                 let ingested = self.packs.ingested()?;
@@ -109,9 +116,10 @@ impl Giver {
                 let partitions: Vec<Held> = stores.iter().map(held).collect();
                 let reached: Vec<_> = partitions.iter().map(|held| (held.epoch, held.next_offset)).collect();
                 let freed = self.packs.freed_before(&reached)?;
-                *holding = Some(Holding { sender, stores: Arc::new(stores), freed, until });
                 let ingested = ingested.into_iter().map(|(partition, (epoch, next))| (partition, epoch, next));
-                return Ok(Pulled::Begun { partitions, ingested: ingested.collect() });
+                let begun = Pulled::Begun { partitions, ingested: ingested.collect() };
+                *holding = Some(Holding { sender, begun: begun.clone(), stores: Arc::new(stores), freed, until });
+                return Ok(begun);
             }
             PullPiece::End => {
                 if holding.as_ref().is_some_and(|holding| holding.sender == sender) {
