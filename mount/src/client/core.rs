@@ -252,6 +252,9 @@ impl<W: Waiter> Core<W> {
         self.seen = self.seen.max(Some(answer.at));
         self.acks.answered(number);
         self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
+        if self.overtakes_change(number) {
+            self.lost(out);
+        }
         if self.pushes.told(now_ms, answer.pushed) {
             self.lost(out);
         }
@@ -465,8 +468,16 @@ impl<W: Waiter> Core<W> {
         self.wake_at(now_ms + RESEND_FIRST_MS);
         out.push(Action::Send { number, record: record.clone(), journaled: entry.journaled, again: false });
         let hash = proto::frame::record_hash(&record);
-        let flight =
-            Flight { entry, record, hash, first_sent_ms: now_ms, sent_ms: now_ms, sends: 1, append: Append::Queued };
+        let flight = Flight {
+            entry,
+            record,
+            hash,
+            first_sent_ms: now_ms,
+            sent_ms: now_ms,
+            sends: 1,
+            append: Append::Queued,
+            overtaken: false,
+        };
         self.flight.insert(number, flight);
     }
 
@@ -494,6 +505,19 @@ impl<W: Waiter> Core<W> {
             }
         };
         out.push(Action::Done { entry, result });
+    }
+
+    /// Whether this is the first answer that came before one to an earlier change of its own, which
+    /// is lost or held. That change has taken effect, and nobody knows yet on what.
+    fn overtakes_change(&mut self, number: RequestNo) -> bool {
+        let mut first = false;
+        for (_, flight) in self.flight.range_mut(..number) {
+            if flight.entry.op.is_change() && !flight.overtaken {
+                flight.overtaken = true;
+                first = true;
+            }
+        }
+        first
     }
 
     /// Pushes were missed: nothing that was promised counts.

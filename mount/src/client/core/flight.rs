@@ -16,6 +16,8 @@ pub(super) struct Flight<W> {
     pub(super) sent_ms: u64,
     pub(super) sends: u32,
     pub(super) append: Append,
+    /// A later request has been answered, so this one has been applied.
+    pub(super) overtaken: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
