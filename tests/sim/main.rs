@@ -42,6 +42,22 @@ fn a_thousand_seeds_break_no_promise() {
     assert!(broken.is_empty(), "{} of {SEEDS}, see `cargo sim --seed N`:\n{}", broken.len(), broken.join("\n"));
 }
 
+/// Seeds that have found bugs, whatever they draw by now.
+const FOUND: &[u64] = &[166, 2380, 4031, 1_001_228, 1_006_180, 1_007_146, 1_009_847, 1_010_869, 1_013_626];
+
+#[test]
+fn seeds_that_have_found_bugs_find_none() {
+    let broken = Mutex::new(Vec::new());
+    side_by_side(FOUND.len() as u64, |number| {
+        let seed = FOUND[number as usize];
+        if let Some(violation) = run(&Plan::draw(seed), false).violation {
+            broken.lock().expect("nobody panics here").push(format!("seed {seed}: {violation}"));
+        }
+    });
+    let broken = broken.into_inner().expect("nobody panics here");
+    assert!(broken.is_empty(), "see `cargo sim --seed N`:\n{}", broken.join("\n"));
+}
+
 #[test]
 fn one_seed_is_one_run() {
     side_by_side(12, |number| {

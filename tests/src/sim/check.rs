@@ -32,8 +32,17 @@ pub struct Known<'a> {
     pub fresh: usize,
     /// If the log was lost: by partition, the first offset that the new epoch's state lacks.
     pub kept: Option<&'a BTreeMap<u32, u64>>,
+    /// Whether a killed client's successor takes over its session.
+    pub journal: bool,
     /// Whether a server can have lost what it had applied and not brought to disk.
     pub may_lose: bool,
+}
+
+/// Who has seen something, or what was seen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    Client(usize),
+    Inode(u64),
 }
 
 /// A part of the history that is to hold by itself.
@@ -58,7 +67,7 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
     views.iter().try_for_each(|view| {
         let model = replay(view, known)?;
         let by_time = exactly_once(view)?;
-        in_order(view, &by_time)?;
+        in_order(view, &by_time, known.journal)?;
         linearizable(view, &model, &by_time, known.fresh)
     })
 }
@@ -161,8 +170,9 @@ fn exactly_once(view: &View<'_>) -> Result<BTreeMap<Time, Position>, String> {
 
 /// One client's changes take effect in the order in which it entered them, and of
 /// those of a life that was cut short the first ones.
-fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>) -> Result<(), String> {
-    let mut last: BTreeMap<u32, (Position, Time)> = BTreeMap::new();
+fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>, journal: bool) -> Result<(), String> {
+    // By client; without a journal by its life too, since what the one before had on its way comes whenever it comes.
+    let mut last: BTreeMap<(u32, usize), (Position, Time)> = BTreeMap::new();
     // By client and life, the first change that never came to the server.
     let mut missing: BTreeMap<(u32, usize), Time> = BTreeMap::new();
     let mut seen = BTreeSet::new();
@@ -181,7 +191,8 @@ fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>) -> Result<(), S
                 "client {client}'s change of {before:?} is missing, though a later one took effect at {at}"
             ));
         }
-        if let Some((before, _)) = last.insert(client, (*at, entered.time))
+        let life = if journal { 0 } else { entered.life };
+        if let Some((before, _)) = last.insert((client, life), (*at, entered.time))
             && before > *at
         {
             return Err(format!(
@@ -220,12 +231,29 @@ fn linearizable(
     let mut order = view.operations.clone();
     order.retain(|(_, operation)| operation.returned.is_some());
     order.sort_by_key(|(_, operation)| operation.returned);
-    // The highest place of anything that had returned by each moment.
-    let mut returned: Vec<(u64, Position)> = Vec::new();
+    let mut changed: BTreeMap<Position, Vec<u64>> = BTreeMap::new();
+    for (ino, versions) in &model.versions {
+        for (at, _) in versions {
+            changed.entry(*at).or_default().push(*ino);
+        }
+    }
+    // The highest place of anything that had returned by each moment: of what the same client had
+    // done, and of what anybody had done with the same inode. Two changes that have nothing in common
+    // have no order for anybody who has seen neither (Herlihy and Wing: linearizability is local).
+    let mut returned: BTreeMap<Whose, Vec<(u64, Position)>> = BTreeMap::new();
     for (number, operation) in order {
         let end = operation.returned.expect("only those were kept");
-        let index = returned.partition_point(|(at, _)| *at < operation.invoked);
-        let mut from = index.checked_sub(1).map_or(Position::default(), |index| returned[index].1);
+        let highest = |whose: Whose| {
+            let places = returned.get(&whose)?;
+            let index = places.partition_point(|(at, _)| *at < operation.invoked);
+            index.checked_sub(1).map(|index| places[index].1)
+        };
+        let inodes = match by_operation.get(&number).and_then(|places| places.last()) {
+            Some(at) => changed.get(at).cloned().unwrap_or_default(),
+            None => concerned(&operation.found),
+        };
+        let whose = || inodes.iter().map(|ino| Whose::Inode(*ino)).chain([Whose::Client(operation.client)]);
+        let mut from = whose().filter_map(highest).max().unwrap_or_default();
         if operation.client == fresh {
             // Whoever has no cache asks for all of it anew.
             from = from.max(up_to(operation.invoked));
@@ -265,8 +293,12 @@ fn linearizable(
                 }
             },
         };
-        let before = returned.last().map_or(Position::default(), |(_, place)| *place);
-        returned.push((end, place.map_or(before, |place| before.max(place))));
+        let Some(place) = place else { continue };
+        for whose in whose() {
+            let places = returned.entry(whose).or_default();
+            let before = places.last().map_or(Position::default(), |(_, place)| *place);
+            places.push((end, before.max(place)));
+        }
     }
     Ok(())
 }

@@ -333,6 +333,7 @@ impl<'a> World<'a> {
             chunks: &chunks,
             fresh: FRESH,
             kept: self.servers.kept_by_epoch(),
+            journal: self.plan.journal,
             may_lose: self.plan.faults.iter().any(|fault| fault.what.takes_memory()),
         };
         check(&self.history.lock(), &known)?;
