@@ -17,6 +17,8 @@ pub struct Pull {
     pub of: ServerId,
     /// The partition of `bulk` that the asking server reads.
     pub bulk_partition: u32,
+    /// What `Begun` called the checkpoints that are wanted; anything with `Begin`.
+    pub hold: u64,
     pub what: Piece,
 }
 
@@ -47,6 +49,8 @@ pub enum Piece {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pulled {
     Begun {
+        /// Tells these checkpoints apart from others.
+        hold: u64,
         /// Every partition, by rising number.
         partitions: Vec<Held>,
         /// By partition of `chunks`: the epoch, and the first offset whose content is not in the packs.

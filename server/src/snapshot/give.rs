@@ -29,6 +29,9 @@ pub(crate) const PULLS_WAITING: usize = 16;
 /// cannot use again what changes free.
 const HELD_FOR: Duration = Duration::from_secs(60);
 
+/// Servers that take a snapshot of this one at once; further ones ask again.
+const TAKERS: usize = 4;
+
 pub(crate) struct Giver {
     pub server: ServerId,
     pub log: Arc<dyn Log>,
@@ -41,6 +44,7 @@ pub(crate) struct Giver {
 /// What is held for one asking server.
 struct Holding {
     sender: [u8; 16],
+    hold: u64,
     /// What it was told of it.
     begun: Pulled,
     stores: Arc<Vec<HeldRows>>,
@@ -51,9 +55,9 @@ struct Holding {
 
 /// Answers pulls until the server's runtime ends.
 pub(crate) async fn serve(giver: Giver, mut pulls: mpsc::Receiver<Frame>) {
-    let mut holding: Option<Holding> = None;
+    let mut holdings: Vec<Holding> = Vec::new();
     loop {
-        let until = holding.as_ref().map(|holding| holding.until);
+        let until = holdings.iter().map(|holding| holding.until).min();
         let let_go = async move {
             match until {
                 Some(until) => sleep_until(until).await,
@@ -67,7 +71,8 @@ pub(crate) async fn serve(giver: Giver, mut pulls: mpsc::Receiver<Frame>) {
                 None => return,
             },
             () = let_go => {
-                holding = None;
+                let now = Instant::now();
+                holdings.retain(|holding| holding.until > now);
                 continue;
             }
         };
@@ -77,7 +82,7 @@ pub(crate) async fn serve(giver: Giver, mut pulls: mpsc::Receiver<Frame>) {
             continue;
         }
         let sender = frame.header().sender;
-        let pulled = match giver.pulled(&mut holding, sender, pull.what).await {
+        let pulled = match giver.pulled(&mut holdings, sender, pull.hold, pull.what).await {
             Ok(pulled) => pulled,
             Err(error) => {
                 tracing::error!("cannot give a snapshot: {error}");
@@ -91,17 +96,20 @@ pub(crate) async fn serve(giver: Giver, mut pulls: mpsc::Receiver<Frame>) {
 impl Giver {
     async fn pulled(
         &self,
-        holding: &mut Option<Holding>,
+        holdings: &mut Vec<Holding>,
         sender: [u8; 16],
+        hold: u64,
         piece: PullPiece,
     ) -> Result<Pulled, ServerError> {
         let until = Instant::now() + HELD_FOR;
+        let known = holdings.iter().position(|holding| holding.sender == sender);
         match piece {
             // Asked again, since no answer had come: but one may come yet, and must fit what is given.
-            PullPiece::Begin if let Some(holding) = holding.as_mut().filter(|holding| holding.sender == sender) => {
-                holding.until = until;
-                return Ok(holding.begun.clone());
+            PullPiece::Begin if let Some(known) = known => {
+                holdings[known].until = until;
+                return Ok(holdings[known].begun.clone());
             }
+            PullPiece::Begin if holdings.len() >= TAKERS => return Ok(Pulled::NotYet),
             PullPiece::Begin => {
                 // Before the rows: content that came in after this is asked of the log.
                 let ingested = self.packs.ingested()?;
@@ -117,19 +125,19 @@ impl Giver {
                 let reached: Vec<_> = partitions.iter().map(|held| (held.epoch, held.next_offset)).collect();
                 let freed = self.packs.freed_before(&reached)?;
                 let ingested = ingested.into_iter().map(|(partition, (epoch, next))| (partition, epoch, next));
-                let begun = Pulled::Begun { partitions, ingested: ingested.collect() };
-                *holding = Some(Holding { sender, begun: begun.clone(), stores: Arc::new(stores), freed, until });
+                let ingested: Vec<_> = ingested.collect();
+                let hold = name_of(&partitions, &ingested);
+                let begun = Pulled::Begun { hold, partitions, ingested };
+                holdings.push(Holding { sender, hold, begun: begun.clone(), stores: Arc::new(stores), freed, until });
                 return Ok(begun);
             }
             PullPiece::End => {
-                if holding.as_ref().is_some_and(|holding| holding.sender == sender) {
-                    *holding = None;
-                }
+                holdings.retain(|holding| holding.sender != sender);
                 return Ok(Pulled::Ended);
             }
             _ => {}
         }
-        let Some(holding) = holding.as_mut().filter(|holding| holding.sender == sender) else {
+        let Some(holding) = known.map(|known| &mut holdings[known]).filter(|holding| holding.hold == hold) else {
             return Ok(Pulled::Unknown);
         };
         holding.until = until;
@@ -210,6 +218,13 @@ impl Giver {
             Err(error) => tracing::error!("cannot seal a part of a snapshot: {error}"),
         }
     }
+}
+
+/// Tells checkpoints apart by what they are of: an answer to an earlier beginning may be the one that arrives.
+fn name_of(partitions: &[Held], ingested: &[(u32, Epoch, u64)]) -> u64 {
+    let bytes = rmp_serde::to_vec(&(partitions, ingested)).expect("positions have an encoding");
+    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(&bytes).as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// What a chunk takes in an answer beside its content.

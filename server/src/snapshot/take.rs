@@ -143,7 +143,10 @@ async fn begin(pulls: &mut Pulls) -> Result<(Vec<Held>, Ingested), SnapshotError
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         match pulls.pull(PullPiece::Begin).await? {
-            Pulled::Begun { partitions, ingested } => return Ok((partitions, ingested)),
+            Pulled::Begun { hold, partitions, ingested } => {
+                pulls.hold = hold;
+                return Ok((partitions, ingested));
+            }
             Pulled::NotYet => tokio::time::sleep(Duration::from_millis(500)).await,
             _ => return Err(pulls.unusable("it did not begin")),
         }
@@ -336,6 +339,7 @@ struct Pulls {
     of: ServerId,
     sender: [u8; 16],
     number: u64,
+    hold: u64,
     bulk_partition: u32,
     bulk: Tail,
 }
@@ -344,7 +348,7 @@ impl Pulls {
     fn open(log: Arc<dyn Log>, cluster: Arc<ClusterKey>, epoch: Epoch, of: ServerId) -> Result<Pulls, LogError> {
         let bulk_partition = u32::from_le_bytes(random()) % REPLY_PARTITIONS;
         let bulk = log.read_from(&[(Topic::Bulk, bulk_partition, Start::End)])?;
-        Ok(Pulls { log, cluster, epoch, of, sender: random(), number: 0, bulk_partition, bulk })
+        Ok(Pulls { log, cluster, epoch, of, sender: random(), number: 0, hold: 0, bulk_partition, bulk })
     }
 
     fn unusable(&self, reason: &str) -> SnapshotError {
@@ -353,7 +357,7 @@ impl Pulls {
 
     async fn pull(&mut self, what: PullPiece) -> Result<Pulled, SnapshotError> {
         self.number += 1;
-        let pull = Pull { of: self.of, bulk_partition: self.bulk_partition, what };
+        let pull = Pull { of: self.of, bulk_partition: self.bulk_partition, hold: self.hold, what };
         let head = head(Kind::Read, self.epoch, self.sender, self.number);
         let sealed = seal(&self.cluster.admin_key(), &head, &pull_context(), &pull, &[]);
         let record = sealed.map_err(|error: SealError| self.unusable(&error.to_string()))?.record;

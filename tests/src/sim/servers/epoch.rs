@@ -9,12 +9,13 @@ use server::{NewLog, ServerConfig, ServerError, Tasks};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// So long after the log was lost an administrator looks.
-const LOOKS_AFTER_US: u64 = 2_000_000;
+/// So long after all have stopped an administrator looks.
+const LOOKS_AFTER_US: u64 = 1_000_000;
 
 /// How far an administrator is.
 pub struct NewEpoch {
-    lost_at_us: u64,
+    /// Since when no server runs.
+    stopped_at_us: Option<u64>,
     /// Who begins it.
     from: Option<usize>,
     /// It was seen to be ready in it.
@@ -45,9 +46,13 @@ fn concerns_the_log(error: &ServerError) -> bool {
 
 impl Servers {
     pub fn log_is_lost(&mut self) {
-        let lost_at_us = self.bus.now_us();
-        self.new_epoch =
-            Some(NewEpoch { lost_at_us, from: None, is_ready: false, has_begun: false, kept: BTreeMap::new() });
+        self.new_epoch = Some(NewEpoch {
+            stopped_at_us: None,
+            from: None,
+            is_ready: false,
+            has_begun: false,
+            kept: BTreeMap::new(),
+        });
     }
 
     pub(super) fn is_epoch_due(&self) -> bool {
@@ -74,11 +79,16 @@ impl Servers {
     /// What an administrator does next.
     pub(super) fn look_after_epoch(&mut self) -> Result<(), String> {
         let now_us = self.bus.now_us();
-        let Some(epoch) = self.new_epoch.as_ref().filter(|epoch| !epoch.has_begun) else { return Ok(()) };
+        let all_stopped = self.machines.iter().all(|machine| machine.life.is_none());
+        let Some(epoch) = self.new_epoch.as_mut().filter(|epoch| !epoch.has_begun) else { return Ok(()) };
         let Some(number) = epoch.from else {
-            let all_stopped = self.machines.iter().all(|machine| machine.life.is_none());
-            return if all_stopped && now_us > epoch.lost_at_us + LOOKS_AFTER_US { self.choose() } else { Ok(()) };
+            if !all_stopped {
+                return Ok(());
+            }
+            let since_us = *epoch.stopped_at_us.get_or_insert(now_us);
+            return if now_us > since_us + LOOKS_AFTER_US { self.choose() } else { Ok(()) };
         };
+        let is_ready = epoch.is_ready;
         let Some(tasks) = self.machines[number].tasks() else {
             // Killed meanwhile: it is done once more when it is started again.
             return Ok(());
@@ -92,7 +102,6 @@ impl Servers {
             }
             None => {}
             Some(Ok(())) => {
-                let is_ready = epoch.is_ready;
                 self.kill(number);
                 // Or somebody told it to stop before.
                 return if is_ready { self.epoch_has_begun(number) } else { self.begin_epoch(number) };
