@@ -51,6 +51,8 @@ pub enum DataError {
         "a snapshot into {path} was begun and has not ended; take it again with `kfs-server bootstrap --data {path}`"
     )]
     HalfASnapshot { path: PathBuf },
+    #[error("a new epoch was begun from {path} and not finished; finish it with `kfs-server epoch --from {path}`")]
+    HalfAnEpoch { path: PathBuf },
     #[error("no kfs-server has opened the log with {path} yet; start `kfs-server run` first")]
     NoEpoch { path: PathBuf },
     #[error("{path} is damaged: {reason}")]
@@ -245,6 +247,34 @@ impl DataDir {
     /// What the directory holds is whole.
     pub(crate) fn end_snapshot(&self) -> Result<(), DataError> {
         let mark = self.path.join("snapshot");
+        std::fs::remove_file(&mark).map_err(|e| io("remove", &mark, &e))?;
+        self.make_durable()
+    }
+
+    /// The epoch that was begun from here, if it is not known to have been finished.
+    pub(crate) fn half_an_epoch(&self) -> Result<Option<Epoch>, DataError> {
+        let mark = self.path.join("epoch.begun");
+        match std::fs::read_to_string(&mark) {
+            Ok(text) => text.trim().parse().map(|epoch| Some(Epoch(epoch))).map_err(|e| damaged(&mark, &e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io("read", &mark, &e)),
+        }
+    }
+
+    /// From here until [`DataDir::end_epoch`] nothing but beginning an epoch goes on from here.
+    pub(crate) fn begin_epoch(&self, epoch: Epoch) -> Result<(), DataError> {
+        let (new, mark) = (self.path.join("epoch.begun.new"), self.path.join("epoch.begun"));
+        let written = File::create(&new).and_then(|mut file| {
+            writeln!(file, "{}", epoch.0)?;
+            file.sync_all()
+        });
+        written.and_then(|()| std::fs::rename(&new, &mark)).map_err(|e| io("write", &mark, &e))?;
+        self.make_durable()
+    }
+
+    /// The epoch is on disk, in all partitions.
+    pub(crate) fn end_epoch(&self) -> Result<(), DataError> {
+        let mark = self.path.join("epoch.begun");
         std::fs::remove_file(&mark).map_err(|e| io("remove", &mark, &e))?;
         self.make_durable()
     }

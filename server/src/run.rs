@@ -300,7 +300,7 @@ impl Parts {
         let cluster = Arc::new(data.identity.cluster_key.clone());
         let server = data.identity.server;
         let packs = Arc::new(Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.clone())?);
-        let plan = start::plan(&data.state(), config, &cluster, log.as_ref())?;
+        let plan = start::plan(&data, config, &cluster, log.as_ref())?;
         packs.recover(&plan.checkpoints, Instant::now())?;
 
         let phases = Arc::new(Phases::default());
@@ -335,7 +335,7 @@ impl Parts {
             volatile: config.volatile.then(|| log.clone()),
             in_simulation: config.disk.is_inline(),
         };
-        let start::Plan { partitions, tail, new_epoch, .. } = plan;
+        let start::Plan { partitions, tail, new_epoch, begun, .. } = plan;
         let apply = Apply {
             partitions,
             checkpoints,
@@ -349,6 +349,8 @@ impl Parts {
                 server,
                 supports: config.supports,
                 new_epoch,
+                begun,
+                data: data.clone(),
                 append_time: config.append_time,
                 volatile: config.volatile,
                 epoch: Some(epoch),

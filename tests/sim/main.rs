@@ -43,7 +43,10 @@ fn a_thousand_seeds_break_no_promise() {
 }
 
 /// Seeds that have found bugs, whatever they draw by now.
-const FOUND: &[u64] = &[166, 2380, 4031, 1_001_228, 1_006_180, 1_007_146, 1_009_847, 1_010_869, 1_013_626];
+const FOUND: &[u64] = &[
+    166, 2380, 4031, 1_001_228, 1_003_254, 1_005_248, 1_006_180, 1_007_146, 1_008_923, 1_009_847, 1_010_869, 1_013_626,
+    1_014_878, 2_000_096,
+];
 
 #[test]
 fn seeds_that_have_found_bugs_find_none() {

@@ -19,9 +19,10 @@ use super::answers::Answers;
 use super::own::{OwnRecords, Sent};
 use super::partition::{Begun, Partition};
 use super::{Control, Halt, Phases, Sessions};
+use crate::data::DataDir;
 use crate::error::ServerError;
 use crate::login::Attempts;
-use crate::machine::effect::{Applied, Effect};
+use crate::machine::effect::{Applied, Effect, NotApplied};
 use crate::packs::Packs;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, Record, Sink, Tail, Topic};
@@ -76,6 +77,9 @@ pub struct Opening {
     pub supports: u32,
     /// Begin an epoch above every known one, whatever the partitions' state.
     pub new_epoch: bool,
+    /// An epoch that was begun before and not finished: the new one is above it.
+    pub begun: Option<Epoch>,
+    pub data: Arc<DataDir>,
     pub append_time: bool,
     pub volatile: bool,
     /// Told the epoch when it is known: from then on content can be ingested.
@@ -209,6 +213,7 @@ async fn attend(
 async fn finish(shared: &Shared, control: &mut mpsc::Receiver<Control>) -> Result<(), ServerError> {
     shared.lock().say_that_it_ends();
     checkpoint_all(shared, control).await?;
+    shared.lock().end_epoch()?;
     let latest = {
         let mut apply = shared.lock();
         [apply.answers.latest(), apply.state.last_heartbeat.take()]
@@ -328,7 +333,17 @@ impl Apply {
             partition.pass(&record, now);
             return Ok(());
         }
-        let Some(applied) = partition.apply(&record, now, !by_server)? else { return Ok(()) };
+        let applied = match partition.apply(&record, now, !by_server) {
+            // Of an attempt of our own that was not finished.
+            Err(ServerError::NotApplied(NotApplied::OtherState { by, .. }))
+                if self.opening.new_epoch && by == self.opening.server =>
+            {
+                partition.pass(&record, now);
+                return Ok(());
+            }
+            applied => applied?,
+        };
+        let Some(applied) = applied else { return Ok(()) };
 
         let epoch = partition.machine.epoch();
         if self.state.opening_sent && epoch > self.own.epoch(record.partition) {
@@ -552,6 +567,14 @@ impl Apply {
     }
 
     /// Begins a checkpoint wherever one is left to take. Whether any is under way.
+    /// Everything is on disk: so is the epoch that has begun here.
+    fn end_epoch(&self) -> Result<(), ServerError> {
+        if self.opening.new_epoch && self.state.ready {
+            self.opening.data.end_epoch()?;
+        }
+        Ok(())
+    }
+
     fn checkpoint_all(&mut self) -> bool {
         self.begin_checkpoints(|_| true);
         self.partitions.iter().any(|partition| partition.store.is_frozen())

@@ -3,6 +3,7 @@
 
 use super::partition::Partition;
 use super::{NewLog, ServerConfig};
+use crate::data::{DataDir, DataError};
 use crate::error::ServerError;
 use crate::machine::Machine;
 use crate::store::{Checkpoint, PartitionStore};
@@ -11,7 +12,6 @@ use proto::frame::record_hash;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, REQUEST_PARTITIONS, Start, Tail, Topic};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// What the loop begins with.
@@ -21,15 +21,23 @@ pub struct Plan {
     pub tail: Tail,
     /// The log is another one than before, and that was to be expected.
     pub new_epoch: bool,
+    /// An epoch that was begun from here before, and may not be whole.
+    pub begun: Option<Epoch>,
     /// Epoch and next offset of every partition's last checkpoint.
     pub checkpoints: BTreeMap<u32, (Epoch, u64)>,
 }
 
 /// Opens the stores in `dir` and says where in the log each goes on.
-pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &dyn Log) -> Result<Plan, ServerError> {
+pub fn plan(
+    data: &DataDir,
+    config: &ServerConfig,
+    cluster: &Arc<ClusterKey>,
+    log: &dyn Log,
+) -> Result<Plan, ServerError> {
+    let (dir, begun) = (data.state(), data.half_an_epoch()?);
     let cache_bytes = config.cache_bytes / REQUEST_PARTITIONS as usize;
     let opened: Result<Vec<_>, ServerError> = (0..REQUEST_PARTITIONS)
-        .map(|number| Ok(PartitionStore::open(dir, number, cluster.id().0, cache_bytes, &config.disk)?))
+        .map(|number| Ok(PartitionStore::open(&dir, number, cluster.id().0, cache_bytes, &config.disk)?))
         .collect();
     let opened = opened?;
     let bounds: Result<Vec<_>, LogError> =
@@ -44,9 +52,12 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let changed = compare(&checkpoints, &bounds, log)?;
-    let new_epoch = !changed.is_empty();
+    let new_epoch = !changed.is_empty() || begun.is_some();
     match (changed.values().next(), config.on_new_log) {
-        (None, NewLog::NewEpochOnly) => return Err(ServerError::SameLog),
+        (None, NewLog::NewEpochOnly) if begun.is_none() => return Err(ServerError::SameLog),
+        (None, NewLog::Refuse) if begun.is_some() => {
+            return Err(DataError::HalfAnEpoch { path: config.data.clone() }.into());
+        }
         (Some(_), NewLog::Refuse) => {
             return Err(changed.into_values().next().expect("one was found"));
         }
@@ -80,7 +91,7 @@ pub fn plan(dir: &Path, config: &ServerConfig, cluster: &Arc<ClusterKey>, log: &
         .map(|partition| (Topic::Requests, partition.number, Start::At(partition.next_offset)))
         .collect();
     let tail = log.read_from(&starts)?;
-    Ok(Plan { partitions, tail, new_epoch, checkpoints: reached })
+    Ok(Plan { partitions, tail, new_epoch, begun, checkpoints: reached })
 }
 
 /// The partitions whose log does not hold any more what was applied: it does not reach as far,

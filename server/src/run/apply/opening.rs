@@ -26,7 +26,14 @@ impl Apply {
                 records: foreign.next_offset,
             });
         }
-        let epoch = if self.opening.new_epoch || known == Epoch(0) { Epoch(known.0 + 1) } else { known };
+        let epoch = match known.max(self.opening.begun.unwrap_or_default()) {
+            highest if self.opening.new_epoch => Epoch(highest.0 + 1),
+            _ if known == Epoch(0) => Epoch(1),
+            _ => known,
+        };
+        if self.opening.new_epoch {
+            self.opening.data.begin_epoch(epoch)?;
+        }
 
         self.state.opening_epoch = epoch;
         for partition in 0..REQUEST_PARTITIONS {

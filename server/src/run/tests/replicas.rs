@@ -383,6 +383,17 @@ async fn after_the_log_was_lost_one_begins_an_epoch_and_the_other_follows_by_a_s
     let error = place.try_run(dirs[0].clone()).err().expect("refused").to_string();
     assert!(error.contains("kfs-server epoch --from"), "{error}");
     begin(&place).expect("begins").stop().expect("stops cleanly");
+
+    // One that was killed meanwhile is finished first, under a number of its own.
+    let mark = dirs[0].join("epoch.begun");
+    assert!(!mark.exists());
+    std::fs::write(&mark, "6\n").expect("written");
+    let error = place.try_run(dirs[0].clone()).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server epoch --from"), "{error}");
+    begin(&place).expect("begins").stop().expect("stops cleanly");
+    assert_eq!(crate::data::epoch(&dirs[0]).expect("noted"), proto::Epoch(7));
+    assert!(!mark.exists());
+
     let a = place.run(dirs[0].clone());
     assert!(place.try_run(dirs[1].clone()).is_err());
     place.bootstrap(&dirs[1]).await.expect("takes it");
