@@ -200,11 +200,14 @@ impl Identity {
 
 /// The log's epoch when a server last opened it with this data directory.
 pub fn epoch(path: &Path) -> Result<Epoch, DataError> {
-    let file = path.join("epoch");
-    match std::fs::read_to_string(&file) {
-        Ok(text) => text.trim().parse().map(Epoch).map_err(|e| damaged(&file, &e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(DataError::NoEpoch { path: path.into() }),
-        Err(e) => Err(DataError::Io { tried: "read", path: file, reason: e.to_string() }),
+    epoch_in(&path.join("epoch"))?.ok_or_else(|| DataError::NoEpoch { path: path.into() })
+}
+
+fn epoch_in(file: &Path) -> Result<Option<Epoch>, DataError> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => text.trim().parse().map(|epoch| Some(Epoch(epoch))).map_err(|e| damaged(file, &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io("read", file, &e)),
     }
 }
 
@@ -246,19 +249,12 @@ impl DataDir {
 
     /// What the directory holds is whole.
     pub(crate) fn end_snapshot(&self) -> Result<(), DataError> {
-        let mark = self.path.join("snapshot");
-        std::fs::remove_file(&mark).map_err(|e| io("remove", &mark, &e))?;
-        self.make_durable()
+        self.remove_mark("snapshot")
     }
 
     /// The epoch that was begun from here, if it is not known to have been finished.
     pub(crate) fn half_an_epoch(&self) -> Result<Option<Epoch>, DataError> {
-        let mark = self.path.join("epoch.begun");
-        match std::fs::read_to_string(&mark) {
-            Ok(text) => text.trim().parse().map(|epoch| Some(Epoch(epoch))).map_err(|e| damaged(&mark, &e)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(io("read", &mark, &e)),
-        }
+        epoch_in(&self.path.join("epoch.begun"))
     }
 
     /// From here until [`DataDir::end_epoch`] nothing but beginning an epoch goes on from here.
@@ -274,7 +270,11 @@ impl DataDir {
 
     /// The epoch is on disk, in all partitions.
     pub(crate) fn end_epoch(&self) -> Result<(), DataError> {
-        let mark = self.path.join("epoch.begun");
+        self.remove_mark("epoch.begun")
+    }
+
+    fn remove_mark(&self, name: &str) -> Result<(), DataError> {
+        let mark = self.path.join(name);
         std::fs::remove_file(&mark).map_err(|e| io("remove", &mark, &e))?;
         self.make_durable()
     }

@@ -30,15 +30,21 @@ fn side_by_side(count: u64, work: impl Fn(u64) + Sync) {
     });
 }
 
-#[test]
-fn a_thousand_seeds_break_no_promise() {
+/// What the seeds break, each told with its seed.
+fn broken_by(count: u64, seed: impl Fn(u64) -> u64 + Sync) -> Vec<String> {
     let broken = Mutex::new(Vec::new());
-    side_by_side(SEEDS, |seed| {
+    side_by_side(count, |number| {
+        let seed = seed(number);
         if let Some(violation) = run(&Plan::draw(seed), false).violation {
             broken.lock().expect("nobody panics here").push(format!("seed {seed}: {violation}"));
         }
     });
-    let broken = broken.into_inner().expect("nobody panics here");
+    broken.into_inner().expect("nobody panics here")
+}
+
+#[test]
+fn a_thousand_seeds_break_no_promise() {
+    let broken = broken_by(SEEDS, |number| number);
     assert!(broken.is_empty(), "{} of {SEEDS}, see `cargo sim --seed N`:\n{}", broken.len(), broken.join("\n"));
 }
 
@@ -50,14 +56,7 @@ const FOUND: &[u64] = &[
 
 #[test]
 fn seeds_that_have_found_bugs_find_none() {
-    let broken = Mutex::new(Vec::new());
-    side_by_side(FOUND.len() as u64, |number| {
-        let seed = FOUND[number as usize];
-        if let Some(violation) = run(&Plan::draw(seed), false).violation {
-            broken.lock().expect("nobody panics here").push(format!("seed {seed}: {violation}"));
-        }
-    });
-    let broken = broken.into_inner().expect("nobody panics here");
+    let broken = broken_by(FOUND.len() as u64, |number| FOUND[number as usize]);
     assert!(broken.is_empty(), "see `cargo sim --seed N`:\n{}", broken.join("\n"));
 }
 

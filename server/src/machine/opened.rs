@@ -64,7 +64,8 @@ impl Machine {
     /// whoever uses it may not know yet that its session is another.
     pub(super) fn hand_on(&mut self, turn: &mut Turn, inos: &[Ino], successor: SessionId, opened: &mut BTreeSet<Ino>) {
         for ino in inos {
-            if turn.get::<InodeRow>(&inode_key(*ino)).is_none() {
+            // A session that has just been ended tells of it twice: as it lived, and by its row.
+            if opened.contains(ino) || turn.get::<InodeRow>(&inode_key(*ino)).is_none() {
                 continue;
             }
             opened.insert(*ino);

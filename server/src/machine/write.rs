@@ -96,8 +96,8 @@ impl Turn<'_> {
             self.refer(&extent.chunk, -1);
         }
         let parts = [(extent.offset, from.min(extent.end())), (to.max(extent.offset), extent.end())];
-        let lost = if planted(Bug::CutLosesTail) { 1 } else { 0 };
-        for (start, end) in parts.into_iter().take(2 - lost).filter(|(start, end)| start < end) {
+        let stay = if planted(Bug::CutLosesTail) { 1 } else { parts.len() };
+        for (start, end) in parts.into_iter().take(stay).filter(|(start, end)| start < end) {
             let part = ExtentRow {
                 offset: start,
                 len: (end - start) as u32,

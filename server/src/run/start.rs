@@ -51,17 +51,18 @@ pub fn plan(
         })
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
-    let changed = compare(&checkpoints, &bounds, log)?;
-    let new_epoch = !changed.is_empty() || begun.is_some();
-    match (changed.values().next(), config.on_new_log) {
-        (None, NewLog::NewEpochOnly) if begun.is_none() => return Err(ServerError::SameLog),
-        (None, NewLog::Refuse) if begun.is_some() => {
+    let mut changed = compare(&checkpoints, &bounds, log)?;
+    if config.on_new_log == NewLog::Refuse {
+        if let Some((_, error)) = changed.pop_first() {
+            return Err(error);
+        }
+        if begun.is_some() {
             return Err(DataError::HalfAnEpoch { path: config.data.clone() }.into());
         }
-        (Some(_), NewLog::Refuse) => {
-            return Err(changed.into_values().next().expect("one was found"));
-        }
-        _ => {}
+    }
+    let new_epoch = !changed.is_empty() || begun.is_some();
+    if config.on_new_log == NewLog::NewEpochOnly && !new_epoch {
+        return Err(ServerError::SameLog);
     }
 
     let mut partitions = Vec::new();
