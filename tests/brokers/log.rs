@@ -6,7 +6,7 @@ use crate::kafka_or_explain;
 use harness::kafka::Kafka;
 use proto::log::kafka::{KafkaLog, KafkaSettings, create_topics, missing_topics};
 use proto::log::{Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -122,4 +122,49 @@ fn three_brokers_keep_three_copies_and_lose_nothing_with_one_of_them() {
             }
         }
     });
+}
+
+/// Many readers, since it is rare that one of them meets a broker that has just started and
+/// does not know yet who leads what.
+#[test]
+fn readers_of_many_partitions_all_go_on_after_a_broker_has_restarted() {
+    const TAILS: usize = 30;
+    const RESTARTS: u64 = 3;
+    let Some(mut kafka) = kafka_or_explain(1) else { return };
+    let mut settings = KafkaSettings::new(kafka.bootstrap(), "shop");
+    settings.timeout = 2 * BOUND;
+    create_topics(&settings).expect("topics can be created");
+    let log = KafkaLog::connect(settings).expect("Kafka answers");
+    let partitions = 0..Topic::Chunks.partitions();
+    let starts: Vec<_> = partitions.clone().map(|partition| (Topic::Chunks, partition, Start::End)).collect();
+    let mut tails: Vec<Tail> = (0..TAILS).map(|_| log.read_from(&starts).expect("readable")).collect();
+    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+    for restart in 0..RESTARTS {
+        // A tail reads from the first question on.
+        assert!(tails.iter_mut().all(|tail| tail.try_next().is_none_or(|item| item.is_ok())));
+        kafka.kill(0);
+        kafka.restart(0).expect("Kafka starts again");
+        runtime.block_on(async {
+            for partition in partitions.clone() {
+                log.append(Topic::Chunks, partition, restart.to_string().into()).await.expect("appended");
+            }
+            for (number, tail) in tails.iter_mut().enumerate() {
+                let mut missing: BTreeSet<u32> = partitions.clone().collect();
+                while !missing.is_empty() {
+                    let item = tokio::time::timeout(BOUND, tail.next()).await;
+                    let Ok(Some(item)) = item else {
+                        panic!("after restart {restart} tail {number} reads nothing more of {missing:?}");
+                    };
+                    let record = match item {
+                        Ok(record) => record,
+                        Err(LogError::Unreachable { .. }) => continue,
+                        Err(error) => panic!("{error}"),
+                    };
+                    if record.value == restart.to_string() {
+                        missing.remove(&record.partition);
+                    }
+                }
+            }
+        });
+    }
 }

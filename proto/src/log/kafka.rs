@@ -12,6 +12,7 @@
 mod client;
 mod lane;
 mod reader;
+mod stalled;
 #[cfg(test)]
 mod tests;
 pub mod topics;

@@ -2,11 +2,19 @@
 //!
 //! * Offsets are always explicit; `group.id` is set because librdkafka assigns
 //!   only then, but no group is joined and nothing is committed.
+//! * An instance that has lost all brokers is given up, as is one that has stopped reading
+//!   something ([`super::stalled`]): another one goes on where it stood, once Kafka names a
+//!   leader for every partition. In librdkafka 2.12.1 an instance that fetches from a broker
+//!   which does not know the leaders yet (it has just started) takes what is in fresh memory
+//!   for a partition's leader and epoch; then it refuses to hear of any other for good.
+//! * Each offset goes with the leader epoch of the record before it, so that Kafka tells when
+//!   the log has been cut meanwhile (KIP-320).
 //! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the
 //!   latest; while the tail's queue is full or its sink is busy it does not poll,
 //!   and librdkafka stops fetching at its own bound.
 
 use super::client::{self, Trouble, Watch, refusal};
+use super::stalled::Stalled;
 use super::{Cluster, bounds, retried};
 use crate::log::tail::{Poller, Sink};
 use crate::log::{LogError, Record, Start, Tail, Topic};
@@ -18,21 +26,54 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How late a dropped tail is seen by a thread that has nothing to deliver.
 const STOP_SEEN: Duration = Duration::from_millis(100);
 
+/// Between looks for what has stalled. One costs a round trip, so while records keep coming
+/// they are rarer.
+const LOOK: Duration = Duration::from_secs(5);
+const LOOK_BUSY: Duration = Duration::from_secs(30);
+
+/// How long a look may take; without an answer it is left to the next one.
+const LOOK_MAX: Duration = Duration::from_millis(500);
+
+/// The offset that comes next in a partition, and the leader epoch of the record before it, if
+/// that has been read.
+#[derive(Clone, Copy)]
+struct Next {
+    offset: u64,
+    after_epoch: Option<i32>,
+}
+
 pub(super) fn start(cluster: &Arc<Cluster>, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+    Ok(Tail::polled(Box::new(reader(cluster, starts)?)))
+}
+
+fn reader(cluster: &Arc<Cluster>, starts: &[(Topic, u32, Start)]) -> Result<Reader, LogError> {
     let bulk = starts.iter().any(|(topic, ..)| topic.is_bulk());
+    let (consumer, trouble) = open(cluster, bulk)?;
+    let next = resolve(cluster, &consumer, &trouble, starts)?;
+    let reader = Reader {
+        cluster: Arc::clone(cluster),
+        consumer,
+        trouble,
+        next,
+        bulk,
+        outage: false,
+        stalled: Stalled::default(),
+        looked: Instant::now(),
+    };
+    reader.assign()?;
+    Ok(reader)
+}
+
+fn open(cluster: &Cluster, bulk: bool) -> Result<(BaseConsumer<Watch>, Trouble), LogError> {
     let watch = Watch::default();
     let trouble = watch.trouble.clone();
-    let consumer: BaseConsumer<Watch> = client::open(&config(cluster, bulk), watch)?;
-    let next = resolve(cluster, &consumer, &trouble, starts)?;
-    let reader = Reader { cluster: Arc::clone(cluster), consumer, trouble, next, bulk, outage: false };
-    reader.assign()?;
-    Ok(Tail::polled(Box::new(reader)))
+    Ok((client::open(&config(cluster, bulk), watch)?, trouble))
 }
 
 fn config(cluster: &Cluster, bulk: bool) -> rdkafka::ClientConfig {
@@ -68,7 +109,7 @@ fn resolve(
     consumer: &BaseConsumer<Watch>,
     trouble: &Trouble,
     starts: &[(Topic, u32, Start)],
-) -> Result<BTreeMap<(Topic, u32), u64>, LogError> {
+) -> Result<BTreeMap<(Topic, u32), Next>, LogError> {
     let partitions: Vec<(Topic, u32)> = starts.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
     let ends = edges(cluster, consumer, trouble, &partitions, Offset::End)?;
     let explicit = starts.iter().filter(|(.., start)| matches!(start, Start::At(_)));
@@ -88,7 +129,7 @@ fn resolve(
                 offset
             }
         };
-        next.insert((topic, partition), offset);
+        next.insert((topic, partition), Next { offset, after_epoch: None });
     }
     Ok(next)
 }
@@ -109,12 +150,7 @@ fn edges(
         while let Some(event) = consumer.poll(Duration::ZERO) {
             drop(event);
         }
-        let mut list = TopicPartitionList::new();
-        for &(topic, partition) in partitions {
-            // Kafka's ListOffsets takes -1 and -2 for "latest" and "earliest" where a time stands otherwise.
-            list.add_partition_offset(cluster.name(topic), partition as i32, edge)?;
-        }
-        match consumer.offsets_for_times(list, slice) {
+        match ask_edges(cluster, consumer, partitions, edge, slice) {
             Err(error) if client::is_no_topic(&error) => Ok(None),
             Err(error) => Err(error),
             Ok(list) => {
@@ -147,6 +183,22 @@ fn edges(
     Ok(edges)
 }
 
+/// Once, without a word about partitions that have an error each.
+fn ask_edges(
+    cluster: &Cluster,
+    consumer: &BaseConsumer<Watch>,
+    partitions: &[(Topic, u32)],
+    edge: Offset,
+    within: Duration,
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for &(topic, partition) in partitions {
+        // Kafka's ListOffsets takes -1 and -2 for "latest" and "earliest" where a time stands otherwise.
+        list.add_partition_offset(cluster.name(topic), partition as i32, edge)?;
+    }
+    consumer.offsets_for_times(list, within)
+}
+
 /// Which of the topics is not there.
 fn absent(cluster: &Cluster, consumer: &BaseConsumer<Watch>, partitions: &[(Topic, u32)]) -> LogError {
     let is_there = |topic: Topic, partition: u32| {
@@ -163,11 +215,14 @@ struct Reader {
     cluster: Arc<Cluster>,
     consumer: BaseConsumer<Watch>,
     trouble: Trouble,
-    /// The offset that comes next, for each partition read.
-    next: BTreeMap<(Topic, u32), u64>,
+    /// For each partition read.
+    next: BTreeMap<(Topic, u32), Next>,
     bulk: bool,
     /// Whether an outage has been reported and not ended.
     outage: bool,
+    stalled: Stalled,
+    /// When it was last looked for what has stalled.
+    looked: Instant,
 }
 
 impl Poller for Reader {
@@ -185,10 +240,11 @@ impl Reader {
     fn assign(&self) -> Result<(), LogError> {
         let wrong = |error: KafkaError| refusal("assign partitions".to_owned(), &error);
         let mut list = TopicPartitionList::new();
-        for (&(topic, partition), &offset) in &self.next {
-            list.add_partition_offset(self.cluster.name(topic), partition as i32, Offset::Offset(offset as i64))
+        for (&(topic, partition), next) in &self.next {
+            list.add_partition_offset(self.cluster.name(topic), partition as i32, Offset::Offset(next.offset as i64))
                 .map_err(wrong)?;
         }
+        set_epochs(&mut list, self.next.values().map(|next| next.after_epoch));
         self.consumer.assign(&list).map_err(wrong)
     }
 
@@ -200,27 +256,33 @@ impl Reader {
             match polled {
                 None if taken > 0 => {
                     taken = 0;
+                    self.stalled.ran_dry();
                     sink.rest()?;
                 }
                 None => {
+                    self.stalled.ran_dry();
                     self.look_for_end_of_outage();
                     sink.rest()?;
+                    self.look_for_stalled(LOOK, sink, stop)?;
                 }
                 Some(Ok(message)) => {
                     let record = self.record(&message);
+                    let after_epoch = epoch_of(&message);
                     drop(message);
                     self.outage = false;
                     if let Some(record) = record {
-                        self.next.insert((record.topic, record.partition), record.offset + 1);
+                        let next = Next { offset: record.offset + 1, after_epoch };
+                        self.next.insert((record.topic, record.partition), next);
                         sink.take(Ok(record))?;
                         taken += 1;
                     }
                     if taken >= Tail::BATCH {
                         taken = 0;
                         sink.rest()?;
+                        self.look_for_stalled(LOOK_BUSY, sink, stop)?;
                     }
                 }
-                Some(Err(error)) => self.trouble(&error, sink)?,
+                Some(Err(error)) => self.trouble(&error, sink, stop)?,
             }
         }
         ControlFlow::Continue(())
@@ -241,7 +303,7 @@ impl Reader {
         })
     }
 
-    fn trouble(&mut self, error: &KafkaError, sink: &mut dyn Sink) -> ControlFlow<()> {
+    fn trouble(&mut self, error: &KafkaError, sink: &mut dyn Sink, stop: &watch::Receiver<()>) -> ControlFlow<()> {
         use RDKafkaErrorCode::*;
         let Some(code) = error.rdkafka_error_code() else {
             return ControlFlow::Continue(());
@@ -250,7 +312,8 @@ impl Reader {
             AutoOffsetReset | OffsetOutOfRange | LogTruncation => self.out_of_range(code, sink),
             // It may be over by now, or concern one broker of several.
             AllBrokersDown | Authentication | SSL if !self.is_answered() => {
-                self.report(sink, self.cluster.unreachable(&self.trouble))
+                self.report(sink, self.cluster.unreachable(&self.trouble))?;
+                self.read_anew(sink, stop)
             }
             TopicAuthorizationFailed | ClusterAuthorizationFailed => {
                 self.report(sink, refusal(format!("let us read from {}", self.topics()), error))
@@ -292,10 +355,92 @@ impl Reader {
         self.consumer.fetch_metadata(Some(self.cluster.name(topic)), STOP_SEEN).is_ok()
     }
 
+    /// Reads on with another instance, which fetches nothing before Kafka names all leaders.
+    fn read_anew(&mut self, sink: &mut dyn Sink, stop: &watch::Receiver<()>) -> ControlFlow<()> {
+        let (consumer, trouble) = match open(&self.cluster, self.bulk) {
+            Ok(opened) => opened,
+            Err(error) => {
+                sink.take(Err(error))?;
+                return ControlFlow::Break(());
+            }
+        };
+        let given_up = std::mem::replace(&mut self.consumer, consumer);
+        self.trouble = trouble;
+        // Its end waits for librdkafka's threads, and nobody shall wait for what may be in no good state.
+        if let Err(error) = std::thread::Builder::new().name("kfs-tail-end".to_owned()).spawn(|| drop(given_up)) {
+            tracing::debug!(target: "kafka", "closed here for want of a thread: {error}");
+        }
+        self.stalled = Stalled::default();
+        while stop.has_changed().is_ok() {
+            if self.has_leaders() {
+                self.outage = false;
+                self.trouble.clear();
+                return self.assign_or_end(sink);
+            }
+            // The instance's log lines and errors come with polling, and it is a pause too.
+            drop(self.consumer.poll(STOP_SEEN));
+            sink.rest()?;
+        }
+        ControlFlow::Break(())
+    }
+
+    fn has_leaders(&self) -> bool {
+        let mut topics: Vec<Topic> = self.next.keys().map(|&(topic, _)| topic).collect();
+        topics.dedup();
+        topics.into_iter().all(|topic| {
+            let name = self.cluster.name(topic);
+            let Ok(metadata) = self.consumer.fetch_metadata(Some(name), STOP_SEEN) else { return false };
+            let Some(found) = metadata.topics().first() else { return false };
+            let led = |partition: u32| {
+                found.partitions().iter().any(|found| found.id() == partition as i32 && found.leader() >= 0)
+            };
+            self.next.range((topic, 0)..=(topic, u32::MAX)).all(|(&(_, partition), _)| led(partition))
+        })
+    }
+
+    /// The log's next offsets, as far as Kafka tells them at once.
+    fn ends(&self) -> Result<BTreeMap<(Topic, u32), u64>, KafkaError> {
+        let partitions: Vec<(Topic, u32)> = self.next.keys().copied().collect();
+        let ends = ask_edges(&self.cluster, &self.consumer, &partitions, Offset::End, LOOK_MAX)?;
+        let end = |(topic, partition): (Topic, u32)| {
+            let found = ends.find_partition(self.cluster.name(topic), partition as i32)?;
+            match (found.error(), found.offset()) {
+                (Ok(()), Offset::Offset(offset)) => Some(((topic, partition), u64::try_from(offset).ok()?)),
+                _ => None,
+            }
+        };
+        Ok(partitions.into_iter().filter_map(end).collect())
+    }
+
+    /// Looks at the log's ends, if it was not done for so long, and reads anew what stands still before them.
+    fn look_for_stalled(
+        &mut self,
+        every: Duration,
+        sink: &mut dyn Sink,
+        stop: &watch::Receiver<()>,
+    ) -> ControlFlow<()> {
+        if self.outage || self.looked.elapsed() < every {
+            return ControlFlow::Continue(());
+        }
+        let ends = self.ends();
+        self.looked = Instant::now();
+        let Ok(ends) = ends else { return ControlFlow::Continue(()) };
+        let next = self.next.iter().map(|(partition, next)| (*partition, next.offset));
+        let Some(((topic, partition), offset, end)) = self.stalled.look(next, &ends) else {
+            return ControlFlow::Continue(());
+        };
+        tracing::warn!(
+            "the Kafka client has stopped reading {}/{partition} at offset {offset}, though the log goes on to {end}; \
+             another one reads on",
+            self.cluster.name(topic)
+        );
+        self.read_anew(sink, stop)
+    }
+
     /// librdkafka does not say which partition it has stopped reading, so all are looked at.
     fn out_of_range(&mut self, code: RDKafkaErrorCode, sink: &mut dyn Sink) -> ControlFlow<()> {
         let timeout = self.cluster.settings.timeout;
-        for (&(topic, partition), &offset) in &self.next {
+        for (&(topic, partition), &Next { offset, .. }) in &self.next {
             let found = bounds(&self.cluster, self.consumer.client(), &self.trouble, topic, partition, timeout);
             match found {
                 Ok((first, next)) if offset < first || offset > next || code == RDKafkaErrorCode::LogTruncation => {
@@ -311,6 +456,10 @@ impl Reader {
             }
         }
         // All are readable: it was a passing state (a leader behind the last one). Begin again where we are.
+        self.assign_or_end(sink)
+    }
+
+    fn assign_or_end(&self, sink: &mut dyn Sink) -> ControlFlow<()> {
         match self.assign() {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
@@ -318,5 +467,56 @@ impl Reader {
                 ControlFlow::Break(())
             }
         }
+    }
+}
+
+/// The leader epoch under which a record was written, where the broker tells.
+fn epoch_of(message: &BorrowedMessage<'_>) -> Option<i32> {
+    // SAFETY: the message is borrowed, so librdkafka's own still lives; this only reads it.
+    // The crate has no word for it.
+    let epoch = unsafe { rdkafka::bindings::rd_kafka_message_leader_epoch(message.ptr()) };
+    (epoch >= 0).then_some(epoch)
+}
+
+/// Gives each partition of a list its leader epoch, in the list's order.
+fn set_epochs(list: &mut TopicPartitionList, epochs: impl Iterator<Item = Option<i32>>) {
+    let count = list.count();
+    for (index, epoch) in epochs.take(count).enumerate() {
+        // SAFETY: the list is borrowed for writing and has that many elements.
+        // The crate has no word for it.
+        unsafe {
+            let element = (*list.ptr()).elems.add(index);
+            rdkafka::bindings::rd_kafka_topic_partition_set_leader_epoch(element, epoch.unwrap_or(-1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::kafka::{KafkaLog, KafkaSettings};
+    use crate::log::{Log, block_on, embedded::EmbeddedBroker};
+
+    #[test]
+    fn a_partition_that_librdkafka_has_forgotten_is_read_on() {
+        let broker = EmbeddedBroker::start("t").expect("a broker starts");
+        let log = KafkaLog::connect(KafkaSettings::new(broker.bootstrap_servers(), "t")).expect("the broker answers");
+        let starts = [0, 1].map(|partition| (Topic::Requests, partition, Start::At(0)));
+        let reader = reader(&log.cluster, &starts).expect("readable");
+        // Like one that it has stopped for a reason of its own, which nothing tells either.
+        let mut forgotten = TopicPartitionList::new();
+        forgotten.add_partition(log.cluster.name(Topic::Requests), 1);
+        reader.consumer.pause(&forgotten).expect("it can pause");
+        drop(forgotten);
+        let mut tail = Tail::polled(Box::new(reader));
+        for (partition, value) in [(1, "first"), (1, "second"), (0, "other")] {
+            block_on(log.append(Topic::Requests, partition, Bytes::from(value))).expect("appended");
+        }
+        let mut read = Vec::new();
+        while read.len() < 3 {
+            let record = tail.blocking_next().expect("it does not end").expect("no trouble");
+            read.push((record.partition, String::from_utf8(record.value.to_vec()).expect("text")));
+        }
+        assert_eq!(read, [(0, "other".into()), (1, "first".into()), (1, "second".into())]);
     }
 }
