@@ -51,7 +51,7 @@ fn a_thousand_seeds_break_no_promise() {
 /// Seeds that have found bugs, whatever they draw by now.
 const FOUND: &[u64] = &[
     166, 2380, 4031, 1_001_228, 1_003_254, 1_005_248, 1_006_180, 1_007_146, 1_008_923, 1_009_847, 1_010_869, 1_013_626,
-    1_014_878, 2_000_096,
+    1_014_878, 2_000_096, 4_002_342,
 ];
 
 #[test]

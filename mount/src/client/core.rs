@@ -11,6 +11,7 @@
 //! * Whoever enters a request hears of its end exactly once.
 
 mod acks;
+mod content;
 mod flight;
 mod pushes;
 mod replace;
@@ -27,7 +28,7 @@ use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
 use proto::message::{Acked, Answer, Attr, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
 use proto::planted::{Bug, planted};
 use proto::seal::SealError;
-use proto::{Position, PushNo, RequestNo, SessionId, Time};
+use proto::{Epoch, Position, PushNo, RequestNo, SessionId, Time};
 use pushes::Pushes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub(crate) const MAX_WAITING: usize = 65_536;
 /// Seals a session's records. The only part of the session that the core does
 /// not see through.
 pub(crate) trait Seal: Send {
+    /// The log's epoch in which the session lives.
+    fn epoch(&self) -> Epoch;
     fn open(&mut self, body: &Open) -> Result<Bytes, SealError>;
     fn request(&mut self, number: RequestNo, body: &Request, payload: &[u8]) -> Result<Bytes, SealError>;
 }
@@ -118,6 +121,8 @@ pub(crate) enum Action<W> {
     Invalidate(Invalidation),
     /// [`Core::wants_session`] has become true.
     WantSession,
+    /// [`Core::wants_content`] has something.
+    WantContent,
 }
 
 enum Phase {
@@ -420,8 +425,11 @@ impl<W: Waiter> Core<W> {
         while matches!(self.phase, Phase::Live)
             && self.ordinary < self.window
             && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
-            && let Some(entry) = self.waiting.pop_front()
         {
+            if !self.wants_content().is_empty() {
+                return out.push(Action::WantContent);
+            }
+            let Some(entry) = self.waiting.pop_front() else { return };
             // Nobody waits for this view any more: sending it would only delay others.
             let is_moot = matches!(entry.op, Op::View(_)) && entry.waiter.as_ref().is_some_and(W::is_gone);
             if is_moot {

@@ -25,7 +25,7 @@ use proto::log::{Appended, LogError, Topic};
 use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +87,9 @@ pub(super) struct Inner {
     /// The moment that the timer waits for, and what wakes it earlier.
     armed_ms: AtomicU64,
     timer: Notify,
+    /// What the core wants: another session, content uploaded again.
     wanted: Notify,
+    content_wanted: Notify,
     pub counters: Counts,
     last_log_error: Mutex<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -382,6 +384,7 @@ impl Inner {
             Action::Done { entry, result } => self.done(entry, result),
             Action::Opened { ended, root } => self.opened(ended, root),
             Action::WantSession => self.wanted.notify_one(),
+            Action::WantContent => self.content_wanted.notify_one(),
             Action::Invalidate(invalidation) => {
                 if let Invalidation::LastNameGone(ino) = invalidation {
                     self.last_name_gone(ino);
@@ -580,6 +583,10 @@ impl SessionSeal {
 }
 
 impl super::core::Seal for SessionSeal {
+    fn epoch(&self) -> Epoch {
+        self.link.epoch
+    }
+
     fn open(&mut self, body: &Open) -> Result<Bytes, SealError> {
         self.seal(Kind::Open, RequestNo(0), body, &self.ticket)
     }

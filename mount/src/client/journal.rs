@@ -138,12 +138,13 @@ impl Journal {
         Some(Journaled { file: Journaled::OWN_FILE, entry })
     }
 
-    /// Keeps uploaded content until the request that quotes it is answered.
-    pub(super) fn keep(&self, name: &ChunkName, sealed: &Bytes) {
+    /// Keeps uploaded content until the request that quotes it is answered. If it does not
+    /// fit (`false`), nothing but the log has it after a crash, as without a journal.
+    pub(super) fn keep(&self, name: &ChunkName, sealed: &Bytes) -> bool {
         let mut state = self.state();
         let content = Content { name: *name };
-        // If it does not fit, the chunk in the log is the only copy, as without a journal.
-        let _ = self.write(&mut state, sealed.len() as u64 + 4096, |file, key| file.add_content(key, &content, sealed));
+        let room = sealed.len() as u64 + 4096;
+        self.write(&mut state, room, |file, key| file.add_content(key, &content, sealed)).is_some()
     }
 
     /// Notes that a change is about to be sent.

@@ -3,6 +3,8 @@
 //!
 //! * Uploaded bytes that no answered request quotes yet are bounded, and so are
 //!   bytes asked for and not yet served: a writer or reader waits.
+//! * Until then the content is kept, here or in the journal: should the log's epoch end
+//!   first, it is uploaded again.
 //! * Names that are asked for together travel together; asks for one chunk are one.
 //! * Nothing is handed on whose hash is not its name's.
 
@@ -32,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const DAMAGED_MAX: u32 = 3;
 const MISSING_MAX: u32 = 3;
 
-/// Uploaded content that nobody quotes within this time no longer counts as under way.
+/// Uploaded content that no answered request quotes within this time no longer counts as under way.
 const QUOTED_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long an upload waits for room while what is under way stays within twice
@@ -61,7 +63,17 @@ pub(super) struct Transfers {
 #[derive(Default)]
 struct Uploads {
     bytes: u64,
-    unquoted: HashMap<ChunkName, (u64, Instant)>,
+    /// Uploaded and not quoted by an answered request. Bounded by the buffers of those who
+    /// write: they hold the content too, until that answer.
+    unquoted: HashMap<ChunkName, Unquoted>,
+}
+
+struct Unquoted {
+    /// Counted as under way.
+    bytes: u64,
+    since: Instant,
+    /// Unless the journal has it.
+    sealed: Option<Bytes>,
 }
 
 #[derive(Default)]
@@ -103,8 +115,11 @@ impl Drop for Reserved<'_> {
 /// Uploads sealed content; see [`super::Client::upload_chunk`].
 pub(super) async fn upload(inner: &Arc<Inner>, sealed: Bytes) -> Result<ChunkName, CallError> {
     let name = upload_again(inner, sealed.clone()).await?;
-    if let Some(journal) = &inner.journal {
-        journal.keep(&name, &sealed);
+    if let Some(journal) = &inner.journal
+        && journal.keep(&name, &sealed)
+        && let Some(unquoted) = lock(&inner.transfers.uploads).unquoted.get_mut(&name)
+    {
+        unquoted.sealed = None;
     }
     Ok(name)
 }
@@ -136,7 +151,8 @@ pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<Ch
                     hash,
                 };
                 let bytes = std::mem::take(&mut reserved.bytes);
-                lock(&inner.transfers.uploads).unquoted.insert(name, (bytes, Instant::now()));
+                let unquoted = Unquoted { bytes, since: Instant::now(), sealed: Some(sealed) };
+                lock(&inner.transfers.uploads).unquoted.insert(name, unquoted);
                 inner.counters.uploaded.fetch_add(1, Ordering::Relaxed);
                 return Ok(name);
             }
@@ -227,15 +243,20 @@ impl Transfers {
         let mut uploads = lock(&self.uploads);
         let before = uploads.bytes;
         for piece in pieces {
-            if let Source::Chunk(name) = &piece.source
-                && let Some((bytes, _)) = uploads.unquoted.remove(name)
-            {
-                uploads.bytes -= bytes;
+            if let Source::Chunk(name) = &piece.source {
+                uploads.remove(name);
             }
         }
         if uploads.bytes < before {
             self.room.notify_waiters();
         }
+    }
+
+    /// Content that nobody has quoted, which is to be uploaded again.
+    pub(super) fn take_back(&self, name: &ChunkName) -> Option<Bytes> {
+        let unquoted = lock(&self.uploads).remove(name)?;
+        self.room.notify_waiters();
+        unquoted.sealed
     }
 
     /// Waits until `bytes` more fit; a chunk alone always does.
@@ -253,7 +274,7 @@ impl Transfers {
                 let mut uploads = lock(&self.uploads);
                 let waited = since.elapsed();
                 if uploads.bytes + bytes > window {
-                    uploads.forget_unquoted();
+                    uploads.count_only_fresh();
                 }
                 let limit = if waited < ROOM_WAIT { window } else { window.saturating_mul(2) };
                 if uploads.bytes == 0 || uploads.bytes + bytes <= limit || waited >= ROOM_WAIT_MAX {
@@ -334,14 +355,18 @@ impl Transfers {
 }
 
 impl Uploads {
-    fn forget_unquoted(&mut self) {
-        let mut forgotten = 0;
-        self.unquoted.retain(|_, (bytes, since)| {
-            let is_fresh = since.elapsed() < QUOTED_WITHIN;
-            forgotten += if is_fresh { 0 } else { *bytes };
-            is_fresh
-        });
-        self.bytes -= forgotten;
+    fn remove(&mut self, name: &ChunkName) -> Option<Unquoted> {
+        let unquoted = self.unquoted.remove(name)?;
+        self.bytes -= unquoted.bytes;
+        Some(unquoted)
+    }
+
+    fn count_only_fresh(&mut self) {
+        for unquoted in self.unquoted.values_mut() {
+            if unquoted.since.elapsed() >= QUOTED_WITHIN {
+                self.bytes -= std::mem::take(&mut unquoted.bytes);
+            }
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! uploaded; it decides what may be quoted. A chunk of a session may be quoted by
 //! that session while it lives, and by its successors until 24 h of log time
 //! after its end, unless it has been referred to before and no longer is: what has once been
-//! freed is dead for good. So a server can drop what has been freed, and what was
+//! freed is dead for good. With an epoch ends what has been uploaded in it and is not yet
+//! referred to: the log that held it may be lost. So a server can drop what has been freed, and what was
 //! never referred to once its session's time is over, and nothing will ask for it.
 //!
 //! A chunk is only ever referred to in its session's own namespace. Were content to
@@ -95,8 +96,10 @@ impl Turn<'_> {
         if self.is_referenced(name) {
             return true;
         }
-        // What came in a request was referred to by that very request.
+        // What came in a request was referred to by that very request. Of an epoch that is over
+        // only what was referred to is known to be on a disk.
         name.topic == Topic::Chunks
+            && name.epoch == self.at.epoch
             && name.partition == self.at.partition
             && self.lineage.contains(&name.session)
             && self.get_bytes(&freed_key(name)).is_none()

@@ -91,6 +91,9 @@ impl TestSeal {
 }
 
 impl Seal for TestSeal {
+    fn epoch(&self) -> Epoch {
+        EPOCH
+    }
     fn open(&mut self, body: &Open) -> Result<Bytes, SealError> {
         self.seal(Kind::Open, 0, body, &self.ticket)
     }
@@ -286,6 +289,8 @@ impl Sim {
                     }
                 }
                 Action::WantSession => self.want_session(client),
+                // There is one epoch here.
+                Action::WantContent => panic!("content of another epoch is wanted"),
                 Action::Opened { .. } | Action::Invalidate(_) => {}
             }
         }

@@ -52,6 +52,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         armed_ms: AtomicU64::new(u64::MAX),
         timer: Notify::new(),
         wanted: Notify::new(),
+        content_wanted: Notify::new(),
         counters: Counts::default(),
         last_log_error: Mutex::default(),
         tasks: Mutex::default(),
@@ -62,6 +63,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     let spawn = |task| lock(&inner.tasks).push(task);
     spawn(task::spawn(Arc::clone(&inner).keep_time()));
     spawn(task::spawn(transfer::ask_for_chunks(Arc::clone(&inner))));
+    spawn(task::spawn(Arc::clone(&inner).upload_for_another_epoch()));
 
     inner.open_session(link, ticket).await?;
     // From here on a failing open is replaced by another login.
@@ -194,6 +196,28 @@ impl Inner {
         let task = task::spawn(finishing);
         // What takes longer goes on behind the mount's back, as any unanswered request does.
         let _ = tokio::time::timeout(self.config.timeout, task).await;
+    }
+
+    /// Uploads again what requests quote of an epoch that is over, whenever the core wants it.
+    async fn upload_for_another_epoch(self: Arc<Self>) {
+        loop {
+            let wanted = self.state().core.wants_content();
+            if wanted.is_empty() {
+                self.content_wanted.notified().await;
+                continue;
+            }
+            let mut names = BTreeMap::new();
+            for name in wanted {
+                let kept = self.transfers.take_back(&name);
+                let content = kept.or_else(|| self.journal.as_ref().and_then(|journal| journal.content(&name)));
+                let again = match content {
+                    Some(content) => transfer::upload_again(&self, content).await.ok(),
+                    None => None,
+                };
+                names.insert(name, again);
+            }
+            self.act(|state, now_ms, actions| state.core.content_uploaded(now_ms, &names, actions));
+        }
     }
 
     /// The request with the content that it quotes uploaded again, as far as the
