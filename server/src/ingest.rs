@@ -13,44 +13,90 @@ use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
 use proto::{Epoch, NamespaceId, SessionId};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Skipped records are told of at most this often.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// All partitions of `chunks`, each from where it was ingested to. In an epoch that
-/// was not ingested before it is the log's beginning, or with `from_end` its end.
-pub(crate) fn start(log: &dyn Log, packs: &Packs, epoch: Epoch, from_end: bool) -> Result<Tail, ServerError> {
+/// What is to be ingested.
+pub(crate) struct Uploads {
+    tail: Tail,
+    /// Where an earlier epoch was ingested last: which, and where the partition ended when this
+    /// one began to be. Before that it may hold what was uploaded in either.
+    earlier: BTreeMap<u32, (Epoch, u64)>,
+}
+
+/// The first partition that cannot be the one which was ingested in the newest epoch that was.
+pub(crate) fn changed(log: &dyn Log, packs: &Packs) -> Result<Option<ServerError>, ServerError> {
+    let ingested = packs.ingested()?;
+    let newest = ingested.values().map(|(epoch, _)| *epoch).max();
+    for (partition, (epoch, next)) in ingested {
+        let bounds = log.bounds(Topic::Chunks, partition)?;
+        if Some(epoch) == newest
+            && let Err(error) = holds(partition, bounds, next)
+        {
+            return Ok(Some(error));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a partition holds what comes next.
+fn holds(partition: u32, (first, end): (u64, u64), next: u64) -> Result<(), ServerError> {
     let topic = Topic::Chunks.suffix();
+    if next < first {
+        return Err(ServerError::RecordsGone { topic, partition, first, wanted: next });
+    }
+    if next > end {
+        let reason = format!("it ends at offset {end}, this server has ingested it up to {next}");
+        return Err(ServerError::LogChanged { topic, partition, reason });
+    }
+    Ok(())
+}
+
+/// All partitions of `chunks`, each from where it was ingested to, also in an earlier epoch:
+/// requests that stand before this one may quote what is not ingested yet. Where a partition
+/// cannot be the one that was ingested, it is read from its beginning. `begins` says that this
+/// server begins the epoch, and so with whatever there is.
+pub(crate) fn start(log: &dyn Log, packs: &Packs, epoch: Epoch, begins: bool) -> Result<Uploads, ServerError> {
     let ingested = packs.ingested()?;
     let mut starts = Vec::new();
+    let mut earlier = BTreeMap::new();
     for partition in 0..Topic::Chunks.partitions() {
         let (first, end) = log.bounds(Topic::Chunks, partition)?;
         let next = match ingested.get(&partition) {
-            Some((of, next)) if *of == epoch && *next < first => {
-                return Err(ServerError::RecordsGone { topic, partition, first, wanted: *next });
-            }
-            Some((of, next)) if *of == epoch && *next > end => {
-                let reason = format!("it ends at offset {end}, this server has ingested it up to {next}");
-                return Err(ServerError::LogChanged { topic, partition, reason });
-            }
-            Some((of, next)) if *of == epoch => *next,
-            _ => {
-                let next = if from_end { end } else { first };
-                // What earlier epochs' names stand for will not be found in the log any more.
-                packs.ingest(partition, epoch, next, None)?;
+            Some(&(of, next)) if of == epoch => {
+                holds(partition, (first, end), next)?;
                 next
+            }
+            Some(&(of, next)) => {
+                let next = if holds(partition, (first, end), next).is_ok() { next } else { first };
+                if next < end {
+                    earlier.insert(partition, (of, end));
+                } else {
+                    packs.ingest(partition, epoch, next, None)?;
+                }
+                next
+            }
+            None => {
+                if !begins {
+                    holds(partition, (first, end), 0)?;
+                }
+                packs.ingest(partition, epoch, first, None)?;
+                first
             }
         };
         starts.push((Topic::Chunks, partition, Start::At(next)));
     }
-    Ok(log.read_from(&starts)?)
+    Ok(Uploads { tail: log.read_from(&starts)?, earlier })
 }
 
 /// Ingests until `stop`. For a thread of its own: it waits for the packs' writer.
 pub(crate) async fn run(
-    mut tail: Tail,
+    Uploads { mut tail, mut earlier }: Uploads,
     packs: &Packs,
     cluster: &ClusterKey,
     epoch: Epoch,
@@ -65,13 +111,19 @@ pub(crate) async fn run(
             record = tail.next() => record,
         };
         match record {
-            Some(Ok(record)) => match verified(&record, cluster, epoch) {
-                Ok(chunk) => packs.ingest(record.partition, epoch, record.offset + 1, Some(chunk))?,
-                Err(reason) => {
-                    skipped.tell(&record, &reason);
-                    packs.ingest(record.partition, epoch, record.offset + 1, None)?;
+            Some(Ok(record)) => {
+                let next = record.offset + 1;
+                let since = earlier.get(&record.partition).map_or(epoch, |(of, _)| *of);
+                if earlier.get(&record.partition).is_some_and(|(_, end)| next >= *end) {
+                    earlier.remove(&record.partition);
                 }
-            },
+                let reached = earlier.get(&record.partition).map_or(epoch, |(of, _)| *of);
+                let chunk = verified(&record, cluster, since..=epoch);
+                if let Err(reason) = &chunk {
+                    skipped.tell(&record, reason);
+                }
+                packs.ingest(record.partition, reached, next, chunk.ok())?;
+            }
             Some(Err(LogError::OutOfRange { partition, offset, first, .. })) => {
                 let topic = Topic::Chunks.suffix();
                 return Err(ServerError::RecordsGone { topic, partition, first, wanted: offset });
@@ -86,15 +138,16 @@ pub(crate) async fn run(
 }
 
 /// The chunk in a record, and the namespace that it says it is for, if it is
-/// authentic and of this epoch.
+/// authentic and of one of these epochs.
 pub(crate) fn verified(
     record: &Record,
     cluster: &ClusterKey,
-    epoch: Epoch,
+    epochs: RangeInclusive<Epoch>,
 ) -> Result<(NamespaceId, ChunkName, bytes::Bytes), String> {
     let frame = Frame::parse(record.value.clone()).map_err(|e| e.to_string())?;
-    if frame.header().epoch != epoch {
-        return Err(format!("of epoch {}", frame.header().epoch.0));
+    let epoch = frame.header().epoch;
+    if !epochs.contains(&epoch) {
+        return Err(format!("of epoch {}", epoch.0));
     }
     let hash = verify_chunk(&frame, cluster, record.partition).map_err(|e| e.to_string())?;
     let name = ChunkName {

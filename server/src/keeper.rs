@@ -19,7 +19,7 @@ use proto::chunk::ChunkName;
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::log::{Log, Start, Topic};
-use proto::{Epoch, LogTime, SessionId, task};
+use proto::{LogTime, SessionId, task};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,6 @@ pub(crate) struct Keeper {
     pub packs: Arc<Packs>,
     pub cluster: Arc<ClusterKey>,
     pub asker: Asker,
-    pub epoch: Epoch,
 }
 
 /// Keeps house until the server's runtime ends, or something cannot be written;
@@ -155,16 +154,16 @@ impl Keeper {
                     self.packs.heal(name, content)?;
                     tracing::info!("the chunk {name} was damaged, and is kept anew as the log has it");
                 }
-                None => tracing::error!("the chunk {name} is damaged, and the log has it no longer; it is not served"),
+                None => {
+                    self.packs.give_up(name);
+                    tracing::error!("the chunk {name} is damaged, and the log has it no longer; it is not served");
+                }
             }
         }
         Ok(())
     }
 
     async fn logged(&self, name: &ChunkName) -> Option<Bytes> {
-        if name.epoch != self.epoch {
-            return None;
-        }
         let (first, end) = self.log.bounds(name.topic, name.partition).ok()?;
         if !(first..end).contains(&name.offset) {
             return None;
@@ -172,7 +171,7 @@ impl Keeper {
         let mut tail = self.log.read_from(&[(name.topic, name.partition, Start::At(name.offset))]).ok()?;
         let record = timeout(HEAL_WAIT, tail.next()).await.ok()??.ok()?;
         let content = if name.topic == Topic::Chunks {
-            let (_, found, content) = ingest::verified(&record, &self.cluster, self.epoch).ok()?;
+            let (_, found, content) = ingest::verified(&record, &self.cluster, name.epoch..=name.epoch).ok()?;
             (found == *name).then_some(content)?
         } else {
             // All of the request's payload; which part a piece was only the request's session knows.

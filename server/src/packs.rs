@@ -83,8 +83,9 @@ struct Shared {
     has_writer: bool,
     /// Freed before these, and since when a checkpoint is past them.
     covered: Mutex<Covered>,
-    /// Chunks that were found damaged and are to be healed.
+    /// Chunks that were found damaged and are to be healed, and those that nobody could.
     damaged: Mutex<BTreeSet<ChunkName>>,
+    given_up: Mutex<BTreeSet<ChunkName>>,
     /// For the writer: a buffer is full, a flush is wanted, or it should stop.
     wanted: Condvar,
     /// For those who wait for the writer.
@@ -115,6 +116,7 @@ impl Packs {
             has_writer: !disk.is_inline(),
             covered: Mutex::default(),
             damaged: Mutex::default(),
+            given_up: Mutex::default(),
             wanted: Condvar::new(),
             written: Condvar::new(),
             arrived: Notify::new(),

@@ -300,7 +300,7 @@ impl Parts {
         let cluster = Arc::new(data.identity.cluster_key.clone());
         let server = data.identity.server;
         let packs = Arc::new(Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime.clone())?);
-        let plan = start::plan(&data, config, &cluster, log.as_ref())?;
+        let plan = start::plan(&data, config, &cluster, &packs, log.as_ref())?;
         packs.recover(&plan.checkpoints, Instant::now())?;
 
         let phases = Arc::new(Phases::default());
@@ -323,7 +323,7 @@ impl Parts {
             control: control.clone(),
             own: own.clone(),
             halted: halted.clone(),
-            chunks_from_end: plan.new_epoch,
+            begins_epoch: plan.new_epoch,
             clock: config.clock.clone(),
             speaks,
             runtime,
@@ -399,7 +399,7 @@ struct Services {
     control: mpsc::Sender<Control>,
     own: Arc<OwnRecords>,
     halted: watch::Receiver<Halt>,
-    chunks_from_end: bool,
+    begins_epoch: bool,
     clock: Clock,
     /// Whether this server is the one that answers.
     speaks: watch::Receiver<bool>,
@@ -427,11 +427,11 @@ impl Services {
     }
 
     /// Starts logins and downloads; gives the content that is to be ingested.
-    fn begin(&self, epoch: Epoch) -> Result<Tail, ServerError> {
+    fn begin(&self, epoch: Epoch) -> Result<ingest::Uploads, ServerError> {
         let asker = Asker { control: self.control.clone() };
         let reads = Live::open(self.log.clone(), Topic::Reads)?;
         let auth = Live::open(self.log.clone(), Topic::Auth)?;
-        let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.chunks_from_end)?;
+        let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.begins_epoch)?;
         let (pulls, pulled) = mpsc::channel(give::PULLS_WAITING);
         let giver = give::Giver {
             server: self.data.identity.server,
@@ -470,7 +470,6 @@ impl Services {
             packs: self.packs.clone(),
             cluster: self.cluster.clone(),
             asker: Asker { control: self.control.clone() },
-            epoch,
         };
         task::spawn_on(&self.runtime, keeper::run(keeper));
         self.data.note_epoch(epoch)?;
@@ -478,7 +477,7 @@ impl Services {
         Ok(chunks)
     }
 
-    async fn ingest(&self, chunks: Tail, epoch: Epoch) -> Result<(), ServerError> {
+    async fn ingest(&self, chunks: ingest::Uploads, epoch: Epoch) -> Result<(), ServerError> {
         let mut halted = self.halted.clone();
         let stop = async move {
             // An error means that the server is gone.

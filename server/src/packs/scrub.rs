@@ -6,8 +6,10 @@ use super::{PackError, Packs};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
 use proto::planted::{Bug, planted};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 
-/// Damaged chunks that are remembered for healing; the next pass finds the others.
+/// Damaged chunks that are remembered, for healing and as given up; the next pass finds the others.
 const MAX_DAMAGED: usize = 1024;
 
 /// What one step has read.
@@ -53,10 +55,16 @@ impl Packs {
 
     /// This chunk cannot be served as it stands.
     pub(super) fn note_damaged(&self, name: ChunkName) {
-        let mut damaged = self.shared.damaged.lock().expect("nobody panics while holding it");
-        if damaged.len() < MAX_DAMAGED {
-            damaged.insert(name);
-        }
+        note(&self.shared.damaged, name);
+    }
+
+    /// Nobody has a damaged chunk's content any more.
+    pub(crate) fn give_up(&self, name: ChunkName) {
+        note(&self.shared.given_up, name);
+    }
+
+    pub(crate) fn is_given_up(&self, name: &ChunkName) -> bool {
+        self.shared.given_up.lock().expect("nobody panics while holding it").contains(name)
     }
 
     /// Damaged chunks to be healed, each told once.
@@ -75,5 +83,12 @@ impl Packs {
             buffers.add(name, content);
         }
         Ok(())
+    }
+}
+
+fn note(chunks: &Mutex<BTreeSet<ChunkName>>, name: ChunkName) {
+    let mut chunks = chunks.lock().expect("nobody panics while holding it");
+    if chunks.len() < MAX_DAMAGED {
+        chunks.insert(name);
     }
 }

@@ -5,7 +5,9 @@ use super::partition::Partition;
 use super::{NewLog, ServerConfig};
 use crate::data::{DataDir, DataError};
 use crate::error::ServerError;
+use crate::ingest;
 use crate::machine::Machine;
+use crate::packs::Packs;
 use crate::store::{Checkpoint, PartitionStore};
 use proto::Epoch;
 use proto::frame::record_hash;
@@ -32,6 +34,7 @@ pub fn plan(
     data: &DataDir,
     config: &ServerConfig,
     cluster: &Arc<ClusterKey>,
+    packs: &Packs,
     log: &dyn Log,
 ) -> Result<Plan, ServerError> {
     let (dir, begun) = (data.state(), data.half_an_epoch()?);
@@ -52,15 +55,16 @@ pub fn plan(
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let mut changed = compare(&checkpoints, &bounds, log)?;
+    let uploads_changed = ingest::changed(log, packs)?;
+    let new_epoch = !changed.is_empty() || uploads_changed.is_some() || begun.is_some();
     if config.on_new_log == NewLog::Refuse {
-        if let Some((_, error)) = changed.pop_first() {
+        if let Some(error) = changed.pop_first().map(|(_, error)| error).or(uploads_changed) {
             return Err(error);
         }
         if begun.is_some() {
             return Err(DataError::HalfAnEpoch { path: config.data.clone() }.into());
         }
     }
-    let new_epoch = !changed.is_empty() || begun.is_some();
     if config.on_new_log == NewLog::NewEpochOnly && !new_epoch {
         return Err(ServerError::SameLog);
     }

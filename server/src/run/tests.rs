@@ -1,6 +1,7 @@
 //! Whole servers over the log in memory, spoken to as a client would.
 
 mod content;
+mod lost_topics;
 mod replicas;
 
 use super::*;

@@ -170,8 +170,17 @@ impl Giver {
                         if holding.freed.contains(&name) || planted(Bug::SnapshotLosesContent) {
                             continue;
                         }
-                        // Dropped since it was listed: nobody needs it.
-                        let Some(content) = self.packs.read(&name).await? else { continue };
+                        let content = match self.packs.read(&name).await {
+                            Ok(Some(content)) => content,
+                            // Dropped since it was listed: nobody needs it.
+                            Ok(None) => continue,
+                            // Else no server could ever be set up from this one again.
+                            Err(error) if self.packs.is_given_up(&name) => {
+                                tracing::warn!("a snapshot is given without it: {error}");
+                                continue;
+                            }
+                            Err(error) => return Err(error.into()),
+                        };
                         bytes += content.len() + PER_CHUNK_BYTES;
                         if bytes > Pull::MAX_BYTES && !chunks.is_empty() {
                             break 'listed false;

@@ -81,7 +81,7 @@ struct State {
     appends: u64,
     /// What nobody can read any more, for the checks: trimmed, or lost.
     trimmed: Vec<Record>,
-    has_lost_all: bool,
+    has_lost: BTreeSet<Topic>,
 }
 
 #[derive(Default)]
@@ -135,7 +135,7 @@ impl Bus {
             has_append_time,
             appends: 0,
             trimmed: Vec::new(),
-            has_lost_all: false,
+            has_lost: BTreeSet::new(),
         };
         let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
         Bus { shared: Arc::new(shared) }
@@ -241,19 +241,28 @@ impl Bus {
         trimmed.into_iter().chain(self.records(topic, partition)).collect()
     }
 
-    /// The broker loses its disks: all topics are there, and begin anew. Who reads what must
-    /// not be lost is told; others go on with what comes.
-    pub fn lose_all(&self) {
+    /// The broker loses its disks, or those of some topics: all are there, and these begin anew.
+    /// Who reads what must not be lost is told; others go on with what comes.
+    pub fn lose(&self, is_lost: impl Fn(Topic) -> bool) {
         let mut state = self.shared.state();
-        self.shared.trace.line(self.now_us(), format_args!("all that the log held is gone"));
+        let lost: BTreeSet<Topic> = Topic::ALL.into_iter().filter(|topic| is_lost(*topic)).collect();
+        let told: Vec<&str> = lost.iter().map(|topic| topic.suffix()).collect();
+        self.shared.trace.line(self.now_us(), format_args!("all is gone that the log held of {}", told.join(", ")));
         let mut ends = BTreeMap::new();
         for (place, partition) in std::mem::take(&mut state.partitions) {
-            ends.insert(place, partition.next());
-            state.trimmed.extend(partition.records);
+            if lost.contains(&place.0) {
+                ends.insert(place, partition.next());
+                state.trimmed.extend(partition.records);
+            } else {
+                state.partitions.insert(place, partition);
+            }
         }
-        state.has_lost_all = true;
-        state.events.retain(|_, event| !matches!(event, Event::Deliver { .. }));
-        let durable = state.subscribed.iter().filter(|((topic, _), _)| topic.is_durable());
+        state.has_lost.clone_from(&lost);
+        state.events.retain(|_, event| match event {
+            Event::Deliver { record, .. } => !lost.contains(&record.topic),
+            _ => true,
+        });
+        let durable = state.subscribed.iter().filter(|((topic, _), _)| topic.is_durable() && lost.contains(topic));
         let told: Vec<_> =
             durable.flat_map(|(place, readers)| readers.iter().map(|reader| (*reader, *place))).collect();
         for (reader, place) in told {
@@ -268,7 +277,7 @@ impl Bus {
     /// Whether anything of the topic has been deleted.
     pub fn has_trimmed(&self, topic: Topic) -> bool {
         let state = self.shared.state();
-        state.has_lost_all || state.trimmed.iter().any(|record| record.topic == topic)
+        state.has_lost.contains(&topic) || state.trimmed.iter().any(|record| record.topic == topic)
     }
 
     /// The first offset that the partition still has.

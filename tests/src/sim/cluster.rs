@@ -420,9 +420,9 @@ impl<'a> World<'a> {
                 self.bus.down_for(for_ms * 1000);
                 Ok(None)
             }
-            Due::Begin(_, What::LogLost) => {
+            Due::Begin(_, What::LogLost { but_uploads }) => {
                 self.history.log_is_lost();
-                self.bus.lose_all();
+                self.bus.lose(|topic| topic != Topic::Chunks || !but_uploads);
                 self.servers.log_is_lost();
                 Ok(None)
             }

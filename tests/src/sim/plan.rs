@@ -198,8 +198,10 @@ pub enum What {
     BitFlips {
         count: u8,
     },
-    /// The broker comes back without anything that it had.
-    LogLost,
+    /// The broker comes back without anything that it had, or only with what was uploaded.
+    LogLost {
+        but_uploads: bool,
+    },
 }
 
 impl What {
@@ -267,8 +269,14 @@ impl Plan {
             }
         }
         let mut log = Rng::new(seed, "log");
-        if !is_calm && log.chance(60) && !they_differ {
-            faults.push(Fault { at_ms: log.range(100, 5000), server: 0, what: What::LogLost });
+        if !is_calm && !they_differ {
+            for but_uploads in [false, true] {
+                if log.chance(60) {
+                    let what = What::LogLost { but_uploads };
+                    faults.push(Fault { at_ms: log.range(100, 5000), server: 0, what });
+                    break;
+                }
+            }
         }
         faults.sort_by_key(|fault| fault.at_ms);
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });

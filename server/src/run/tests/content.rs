@@ -15,7 +15,7 @@ fn create(dir: Ino, name: &str) -> Op {
     Op::Upload(Upload::Create { dir, name, new })
 }
 
-fn quote(ino: Ino, offset: u64, name: ChunkName) -> Op {
+pub(super) fn quote(ino: Ino, offset: u64, name: ChunkName) -> Op {
     let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
     let piece = Piece { offset, len: 1000, source: Source::Chunk(name), chunk_from: 0, key };
     Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
@@ -25,7 +25,7 @@ fn truncate(ino: Ino) -> Op {
     Op::Upload(Upload::Setattr { ino, change: AttrChange { size: Some(0), ..AttrChange::default() } })
 }
 
-async fn file(client: &mut Client) -> Ino {
+pub(super) async fn file(client: &mut Client) -> Ino {
     let root = Ino::root(client.done.namespace);
     match client.call(create(root, "f")).await.result {
         Ok(Outcome::Entry(attr)) => attr.ino,
@@ -118,13 +118,12 @@ async fn a_full_disk_stops_the_server_and_nothing_is_lost() {
     server.stop().expect("stops cleanly");
 }
 
-fn keeper(place: &Place, server: &Server, epoch: Epoch) -> Keeper {
+pub(super) fn keeper(place: &Place, server: &Server) -> Keeper {
     Keeper {
         log: Arc::new(place.log.clone()),
         packs: server.packs.clone(),
         cluster: Arc::new(Identity::read(&place.data(), None).expect("reads").cluster_key),
         asker: server.asker.clone(),
-        epoch,
     }
 }
 
@@ -135,7 +134,7 @@ async fn uploads_that_nothing_quotes_go_after_their_session() {
     place.add_user("ann", b"secret").await;
     let (mut client, mut other) =
         (Client::open(&place.log, "ann", b"secret").await, Client::open(&place.log, "ann", b"secret").await);
-    let keeper = keeper(&place, &server, client.done.epoch);
+    let keeper = keeper(&place, &server);
     let ino = file(&mut client).await;
     let (quoted, gone) = (client.upload(&[7; 100_000]).await, client.upload(&[8; 100_000]).await);
     let living = other.upload(&[9; 100_000]).await;
@@ -173,16 +172,10 @@ async fn uploads_that_nothing_quotes_go_after_their_session() {
     server.stop().expect("stops cleanly");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn damage_is_healed_from_the_log_and_never_served() {
-    let place = Place::new();
-    let server = place.start();
-    place.add_user("ann", b"secret").await;
-    let mut client = Client::open(&place.log, "ann", b"secret").await;
-    let keeper = keeper(&place, &server, client.done.epoch);
-    let ino = file(&mut client).await;
+/// Chunks that a file quotes, enough for a pack.
+pub(super) async fn a_pack_of(client: &mut Client) -> Vec<(ChunkName, Vec<u8>)> {
+    let ino = file(client).await;
     let mut names = Vec::new();
-    // Enough for a pack.
     for n in 0..10 {
         let content: Vec<u8> = (0..500_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ n).collect();
         let name = client.upload(&content).await;
@@ -190,13 +183,28 @@ async fn damage_is_healed_from_the_log_and_never_served() {
         names.push((name, content));
     }
     assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    names
+}
+
+/// Damages the first chunk of the first pack.
+pub(super) fn flip_a_bit(place: &Place) {
     let packs = place.data().join("packs");
     let pack = std::fs::read_dir(packs).expect("reads").map(|entry| entry.expect("an entry").path());
     let pack = pack.filter(|path| path.extension().is_some_and(|end| end == "pack")).min().expect("a pack");
     let mut bytes = std::fs::read(&pack).expect("reads");
     bytes[100] ^= 1;
     std::fs::write(&pack, bytes).expect("writes");
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_healed_from_the_log_and_never_served() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let keeper = keeper(&place, &server);
+    let names = a_pack_of(&mut client).await;
+    flip_a_bit(&place);
     let (name, content) = &names[0];
     assert_eq!(client.download(*name).await.0, Served::Missing(*name));
     keeper.heal().await.expect("heals");

@@ -16,7 +16,7 @@ const TAKEOVER: Duration = Duration::from_millis(2_000 + 500 + 1_500);
 
 impl Place {
     /// The data directory of the n-th server, made by joining the first one's cluster.
-    fn joined(&self, n: u32) -> PathBuf {
+    pub(super) fn joined(&self, n: u32) -> PathBuf {
         let dir = self.dir.path().join(format!("data-{n}"));
         if !dir.exists() {
             data::join(&dir, &self.data(), None).expect("joins");
@@ -255,7 +255,7 @@ async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
 }
 
 impl Place {
-    async fn bootstrap(&self, data: &Path) -> Result<Taken, SnapshotError> {
+    pub(super) async fn bootstrap(&self, data: &Path) -> Result<Taken, SnapshotError> {
         let (config, log) = (ServerConfig::new(data), Arc::new(self.log.clone()));
         take(&config, log, tokio::runtime::Handle::current(), |_| ()).await
     }

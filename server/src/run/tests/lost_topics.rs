@@ -1,0 +1,102 @@
+//! Not all of the log is lost: a new epoch keeps what the rest of it holds.
+
+use super::content::{a_pack_of, file, flip_a_bit, keeper, quote};
+use super::*;
+
+/// The log with all that it holds but these partitions, which begin anew.
+async fn without(log: &MemoryLog, is_lost: impl Fn(Topic, u32) -> bool) -> MemoryLog {
+    let rest = MemoryLog::new();
+    for topic in Topic::ALL {
+        for partition in (0..topic.partitions()).filter(|partition| !is_lost(topic, *partition)) {
+            for record in log.records(topic, partition) {
+                rest.append(topic, partition, record.value).await.expect("appended");
+            }
+        }
+    }
+    rest
+}
+
+fn begin_epoch(place: &Place) -> Result<(), ServerError> {
+    let server = place.try_start(NewLog::NewEpochOnly)?;
+    server.ready()?;
+    server.stop()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_no_server_has_ingested_is_kept_where_only_requests_are_lost() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    server.stop().expect("stops cleanly");
+
+    // Nobody is there to ingest or to answer.
+    let name = client.upload(&[7; 100_000]).await;
+    let unanswered = client.call(quote(ino, 0, name));
+    assert!(tokio::time::timeout(Duration::from_millis(200), unanswered).await.is_err());
+    let other = (client.done.partition + 1) % Topic::Requests.partitions();
+    place.log = without(&place.log, |topic, partition| topic == Topic::Requests && partition == other).await;
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server epoch --from"), "{error}");
+    begin_epoch(&place).expect("begins");
+
+    let server = place.start();
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert_eq!(client.download(name).await.0, Served::Chunk(name));
+    let later = client.upload(&[8; 100_000]).await;
+    assert!(client.call(quote(ino, 0, later)).await.result.is_ok());
+    assert_eq!(client.download(later).await.0, Served::Chunk(later));
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_goes_on_where_only_uploads_are_lost() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    let kept = client.upload(&[7; 100_000]).await;
+    assert!(client.call(quote(ino, 0, kept)).await.result.is_ok());
+    assert_eq!(client.download(kept).await.0, Served::Chunk(kept));
+    server.stop().expect("stops cleanly");
+
+    place.log = without(&place.log, |topic, _| topic == Topic::Chunks).await;
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server epoch --from"), "{error}");
+    begin_epoch(&place).expect("begins");
+    let server = place.start();
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert_eq!(client.download(kept).await.0, Served::Chunk(kept));
+    let later = client.upload(&[8; 100_000]).await;
+    assert!(client.call(quote(ino, 0, later)).await.result.is_ok());
+    assert_eq!(client.download(later).await.0, Served::Chunk(later));
+    server.stop().expect("stops cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_heal_is_left_out_of_snapshots() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let chunks = a_pack_of(&mut client).await;
+    server.stop().expect("stops cleanly");
+    place.log = without(&place.log, |topic, _| topic == Topic::Chunks).await;
+    begin_epoch(&place).expect("begins");
+    flip_a_bit(&place);
+
+    let server = place.start();
+    let new = place.joined(2);
+    let error = place.bootstrap(&new).await.expect_err("it may be healed yet").to_string();
+    assert!(error.contains("is damaged"), "{error}");
+    keeper(&place, &server).heal().await.expect("tries");
+    let taken = place.bootstrap(&new).await.expect("takes the rest");
+    assert_eq!(taken.chunks, chunks.len() as u64 - 1);
+    server.stop().expect("stops cleanly");
+    // What is left is checked to be whole.
+    flip_a_bit(&place);
+    std::fs::remove_dir_all(new).expect("removed");
+}
