@@ -61,11 +61,12 @@ impl Machine {
     }
 
     /// What a session has open is open for its successor too, as far as it is still there:
-    /// whoever uses it may not know yet that its session is another.
+    /// whoever uses it may not know yet that its session is another. Of many predecessors no more
+    /// is taken than one session may have.
     pub(super) fn hand_on(&mut self, turn: &mut Turn, inos: &[Ino], successor: SessionId, opened: &mut BTreeSet<Ino>) {
         for ino in inos {
             // A session that has just been ended tells of it twice: as it lived, and by its row.
-            if opened.contains(ino) || turn.get::<InodeRow>(&inode_key(*ino)).is_none() {
+            if opened.len() == MAX_OPENED || opened.contains(ino) || turn.get::<InodeRow>(&inode_key(*ino)).is_none() {
                 continue;
             }
             opened.insert(*ino);
