@@ -2,7 +2,7 @@
 //!
 //! * Offsets are always explicit; `group.id` is set because librdkafka assigns
 //!   only then, but no group is joined and nothing is committed.
-//! * An instance that has lost all brokers is given up, as is one that has stopped reading
+//! * An instance that has lost a broker while partitions have no leader is given up, as is one that has stopped reading
 //!   something ([`super::stalled`]): another one goes on where it stood, once Kafka names a
 //!   leader for every partition. In librdkafka 2.12.1 an instance that fetches from a broker
 //!   which does not know the leaders yet (it has just started) takes what is in fresh memory
@@ -10,7 +10,7 @@
 //! * Each offset goes with the leader epoch of the record before it, so that Kafka tells when
 //!   the log has been cut meanwhile (KIP-320).
 //! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the
-//!   latest; while the tail's queue is full or its sink is busy it does not poll,
+//!   latest, or [`LEADERS_WITHIN`] while no broker answers; while the tail's queue is full or its sink is busy it does not poll,
 //!   and librdkafka stops fetching at its own bound.
 
 use super::client::{self, Trouble, Watch, refusal};
@@ -31,6 +31,10 @@ use tokio::sync::watch;
 
 /// How late a dropped tail is seen by a thread that has nothing to deliver.
 const STOP_SEEN: Duration = Duration::from_millis(100);
+
+/// How long Kafka may take to say who leads what: more than a round trip to any cluster that
+/// one would mount from, as little as a dropped tail may take to end while no broker answers.
+const LEADERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Between looks for what has stalled. One costs a round trip, so while records keep coming
 /// they are rarer.
@@ -146,10 +150,7 @@ fn edges(
         return Ok(BTreeMap::new());
     }
     let asked = |slice: Duration| -> Result<Option<TopicPartitionList>, KafkaError> {
-        // Log lines and errors come with polling; no record does before something is assigned.
-        while let Some(event) = consumer.poll(Duration::ZERO) {
-            drop(event);
-        }
+        take_events(consumer);
         match ask_edges(cluster, consumer, partitions, edge, slice) {
             Err(error) if client::is_no_topic(&error) => Ok(None),
             Err(error) => Err(error),
@@ -181,6 +182,13 @@ fn edges(
         };
     }
     Ok(edges)
+}
+
+/// Log lines and errors come with polling; no record does before something is assigned.
+fn take_events(consumer: &BaseConsumer<Watch>) {
+    while let Some(event) = consumer.poll(Duration::ZERO) {
+        drop(event);
+    }
 }
 
 /// Once, without a word about partitions that have an error each.
@@ -311,7 +319,7 @@ impl Reader {
         match code {
             AutoOffsetReset | OffsetOutOfRange | LogTruncation => self.out_of_range(code, sink),
             // It may be over by now, or concern one broker of several.
-            AllBrokersDown | Authentication | SSL if !self.is_answered() => {
+            AllBrokersDown | BrokerTransportFailure | Authentication | SSL if !self.has_leaders() => {
                 self.report(sink, self.cluster.unreachable(&self.trouble))?;
                 self.read_anew(sink, stop)
             }
@@ -352,7 +360,7 @@ impl Reader {
     /// Whether a broker answers right now.
     fn is_answered(&self) -> bool {
         let Some(&(topic, _)) = self.next.keys().next() else { return false };
-        self.consumer.fetch_metadata(Some(self.cluster.name(topic)), STOP_SEEN).is_ok()
+        self.consumer.fetch_metadata(Some(self.cluster.name(topic)), LEADERS_WITHIN).is_ok()
     }
 
     /// Reads on with another instance, which fetches nothing before Kafka names all leaders.
@@ -372,24 +380,26 @@ impl Reader {
         }
         self.stalled = Stalled::default();
         while stop.has_changed().is_ok() {
-            if self.has_leaders() {
+            let has_leaders = self.has_leaders();
+            take_events(&self.consumer);
+            if has_leaders {
                 self.outage = false;
                 self.trouble.clear();
                 return self.assign_or_end(sink);
             }
-            // The instance's log lines and errors come with polling, and it is a pause too.
             drop(self.consumer.poll(STOP_SEEN));
             sink.rest()?;
         }
         ControlFlow::Break(())
     }
 
+    /// Whether Kafka says who leads each partition, which needs a broker that answers.
     fn has_leaders(&self) -> bool {
         let mut topics: Vec<Topic> = self.next.keys().map(|&(topic, _)| topic).collect();
         topics.dedup();
         topics.into_iter().all(|topic| {
             let name = self.cluster.name(topic);
-            let Ok(metadata) = self.consumer.fetch_metadata(Some(name), STOP_SEEN) else { return false };
+            let Ok(metadata) = self.consumer.fetch_metadata(Some(name), LEADERS_WITHIN) else { return false };
             let Some(found) = metadata.topics().first() else { return false };
             let led = |partition: u32| {
                 found.partitions().iter().any(|found| found.id() == partition as i32 && found.leader() >= 0)
