@@ -36,10 +36,9 @@ const STOP_SEEN: Duration = Duration::from_millis(100);
 /// one would mount from, as little as a dropped tail may take to end while no broker answers.
 const LEADERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// Between looks for what has stalled. One costs a round trip, so while records keep coming
-/// they are rarer.
-const LOOK: Duration = Duration::from_secs(5);
-const LOOK_BUSY: Duration = Duration::from_secs(30);
+/// Between looks for what has stalled. More than a slow link may take for the answers to two
+/// fetches, each of which librdkafka waits for up to 10 s: what is still on its way has not stalled.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// How long a look may take; without an answer it is left to the next one.
 const LOOK_MAX: Duration = Duration::from_millis(500);
@@ -69,6 +68,7 @@ fn reader(cluster: &Arc<Cluster>, starts: &[(Topic, u32, Start)]) -> Result<Read
         outage: false,
         stalled: Stalled::default(),
         looked: Instant::now(),
+        look_every: LOOK,
     };
     reader.assign()?;
     Ok(reader)
@@ -229,8 +229,9 @@ struct Reader {
     /// Whether an outage has been reported and not ended.
     outage: bool,
     stalled: Stalled,
-    /// When it was last looked for what has stalled.
+    /// When it was last looked for what has stalled, and how often that is done.
     looked: Instant,
+    look_every: Duration,
 }
 
 impl Poller for Reader {
@@ -271,7 +272,7 @@ impl Reader {
                     self.stalled.ran_dry();
                     self.look_for_end_of_outage();
                     sink.rest()?;
-                    self.look_for_stalled(LOOK, sink, stop)?;
+                    self.look_for_stalled(sink, stop)?;
                 }
                 Some(Ok(message)) => {
                     let record = self.record(&message);
@@ -287,7 +288,7 @@ impl Reader {
                     if taken >= Tail::BATCH {
                         taken = 0;
                         sink.rest()?;
-                        self.look_for_stalled(LOOK_BUSY, sink, stop)?;
+                        self.look_for_stalled(sink, stop)?;
                     }
                 }
                 Some(Err(error)) => self.trouble(&error, sink, stop)?,
@@ -423,13 +424,8 @@ impl Reader {
     }
 
     /// Looks at the log's ends, if it was not done for so long, and reads anew what stands still before them.
-    fn look_for_stalled(
-        &mut self,
-        every: Duration,
-        sink: &mut dyn Sink,
-        stop: &watch::Receiver<()>,
-    ) -> ControlFlow<()> {
-        if self.outage || self.looked.elapsed() < every {
+    fn look_for_stalled(&mut self, sink: &mut dyn Sink, stop: &watch::Receiver<()>) -> ControlFlow<()> {
+        if self.outage || self.looked.elapsed() < self.look_every {
             return ControlFlow::Continue(());
         }
         let ends = self.ends();
@@ -512,7 +508,8 @@ mod tests {
         let broker = EmbeddedBroker::start("t").expect("a broker starts");
         let log = KafkaLog::connect(KafkaSettings::new(broker.bootstrap_servers(), "t")).expect("the broker answers");
         let starts = [0, 1].map(|partition| (Topic::Requests, partition, Start::At(0)));
-        let reader = reader(&log.cluster, &starts).expect("readable");
+        let mut reader = reader(&log.cluster, &starts).expect("readable");
+        reader.look_every = Duration::from_secs(1);
         // Like one that it has stopped for a reason of its own, which nothing tells either.
         let mut forgotten = TopicPartitionList::new();
         forgotten.add_partition(log.cluster.name(Topic::Requests), 1);
