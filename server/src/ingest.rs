@@ -113,11 +113,14 @@ pub(crate) async fn run(
         match record {
             Some(Ok(record)) => {
                 let next = record.offset + 1;
-                let since = earlier.get(&record.partition).map_or(epoch, |(of, _)| *of);
-                if earlier.get(&record.partition).is_some_and(|(_, end)| next >= *end) {
-                    earlier.remove(&record.partition);
-                }
-                let reached = earlier.get(&record.partition).map_or(epoch, |(of, _)| *of);
+                let (since, reached) = match earlier.get(&record.partition).copied() {
+                    None => (epoch, epoch),
+                    Some((of, end)) if next < end => (of, of),
+                    Some((of, _)) => {
+                        earlier.remove(&record.partition);
+                        (of, epoch)
+                    }
+                };
                 let chunk = verified(&record, cluster, since..=epoch);
                 if let Err(reason) = &chunk {
                     skipped.tell(&record, reason);

@@ -11,7 +11,7 @@
 //! * Whoever enters a request hears of its end exactly once.
 
 mod acks;
-mod content;
+pub(super) mod content;
 mod flight;
 mod pushes;
 mod replace;

@@ -16,16 +16,17 @@ mod tests;
 
 use super::JournalConfig;
 use super::core::Journaled;
+use super::core::content::quotes;
 use super::status::JournalStatus;
 use bytes::Bytes;
 use file::{Content, JournalFile, Pending, Request};
 use proto::chunk::ChunkName;
 use proto::clock::Clock;
-use proto::message::{Op, Open, Source, Upload};
+use proto::message::{Op, Open};
 use proto::planted::{Bug, planted};
 use proto::seal::{Key, hash_of};
 use proto::{RequestNo, SessionId, Time};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -133,7 +134,7 @@ impl Journal {
         let quotes = quotes(op);
         let request = Request { entry, op: op.clone(), time, payload_hash: hash_of(payload) };
         let room = (payload.len() + 64 * quotes.len() + 4096) as u64;
-        self.write(&mut state, room, |file, key| file.add_request(key, &request, payload, &quotes))?;
+        self.write(&mut state, room, |file, key| file.add_request(key, &request, payload, quotes))?;
         state.next_entry += 1;
         Some(Journaled { file: Journaled::OWN_FILE, entry })
     }
@@ -343,18 +344,6 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// The chunks that a request quotes, each once.
-fn quotes(op: &Op) -> Vec<ChunkName> {
-    let Op::Upload(Upload::Write { pieces, .. }) = op else { return Vec::new() };
-    let mut names = BTreeSet::new();
-    for piece in pieces {
-        if let Source::Chunk(name) = &piece.source {
-            names.insert(*name);
-        }
-    }
-    names.into_iter().collect()
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

@@ -9,12 +9,13 @@
 //! * Nothing is handed on whose hash is not its name's.
 
 use super::CallError;
+use super::core::content::quotes;
 use super::driver::{Inner, Link};
 use bytes::Bytes;
 use proto::chunk::{self, ChunkName, SEALED_MAX_BYTES};
 use proto::frame::{Frame, Kind};
 use proto::log::{LogError, Topic};
-use proto::message::{Download, Op, Served, Source, Upload};
+use proto::message::{Download, Op, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -239,13 +240,14 @@ impl Transfers {
 
     /// A request was answered: what it quotes is no longer under way.
     pub(super) fn quoted(&self, op: &Op) {
-        let Op::Upload(Upload::Write { pieces, .. }) = op else { return };
+        let names = quotes(op);
+        if names.is_empty() {
+            return;
+        }
         let mut uploads = lock(&self.uploads);
         let before = uploads.bytes;
-        for piece in pieces {
-            if let Source::Chunk(name) = &piece.source {
-                uploads.remove(name);
-            }
+        for name in &names {
+            uploads.remove(name);
         }
         if uploads.bytes < before {
             self.room.notify_waiters();

@@ -291,9 +291,8 @@ impl Fs {
             .enumerate()
             .map(|(index, (piece, hash))| {
                 let chunk = match (piece.source, hash, session) {
+                    // One of another epoch has been uploaded once more, under another name.
                     (Source::Chunk(name), ..) if name.epoch == reply.at.epoch => Some(name),
-                    // It has been uploaded once more, under another name.
-                    (Source::Chunk(_), ..) => None,
                     (Source::Inline { .. }, Some(hash), Some(session)) => Some(ChunkName {
                         topic: Topic::Requests,
                         epoch: reply.at.epoch,

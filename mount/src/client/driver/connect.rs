@@ -3,9 +3,10 @@
 
 use super::inbox;
 use super::*;
+use crate::client::core::content;
 use crate::client::journal::Adopted;
 use crate::client::transfer;
-use proto::message::{Source, Upload};
+use proto::chunk::ChunkName;
 use proto::planted::{Bug, planted};
 use proto::task;
 
@@ -167,7 +168,7 @@ impl Inner {
                 // Applied; whoever waited for more than that is gone.
                 Some(None | Some(Ok(_))) => journal.done(entry.journaled),
                 Some(Some(Err(refusal))) => journal.conflict(entry.journaled, &entry.op, &refusal.to_string()),
-                None => match self.with_content(&journal, &entry.op).await {
+                None => match self.with_content(&entry.op).await {
                     Ok(op) => {
                         sent.push(self.submit_journaled(op, entry.payload, entry.time, entry.journaled));
                     }
@@ -208,9 +209,7 @@ impl Inner {
             }
             let mut names = BTreeMap::new();
             for name in wanted {
-                let kept = self.transfers.take_back(&name);
-                let content = kept.or_else(|| self.journal.as_ref().and_then(|journal| journal.content(&name)));
-                let again = match content {
+                let again = match self.content_of(&name) {
                     Some(content) => transfer::upload_again(&self, content).await.ok(),
                     None => None,
                 };
@@ -220,22 +219,23 @@ impl Inner {
         }
     }
 
+    /// Uploaded content that no answered request quotes yet.
+    fn content_of(&self, name: &ChunkName) -> Option<Bytes> {
+        self.transfers.take_back(name).or_else(|| self.journal.as_ref()?.content(name))
+    }
+
     /// The request with the content that it quotes uploaded again, as far as the
     /// journal has it: what the crash interrupted may never have reached the log.
-    async fn with_content(self: &Arc<Self>, journal: &Journal, op: &Op) -> Result<Op, CallError> {
-        let mut op = op.clone();
-        if let Op::Upload(Upload::Write { pieces, .. }) = &mut op {
-            let mut uploaded = HashMap::new();
-            for piece in pieces {
-                let Source::Chunk(name) = &mut piece.source else { continue };
-                if !uploaded.contains_key(name) {
-                    let Some(content) = journal.content(name) else { continue };
-                    let again = self.patience().wait(transfer::upload_again(self, content)).await??;
-                    uploaded.insert(*name, again);
-                }
-                *name = uploaded.get(name).copied().unwrap_or(*name);
+    async fn with_content(self: &Arc<Self>, op: &Op) -> Result<Op, CallError> {
+        let mut names = BTreeMap::new();
+        for name in content::quotes(op) {
+            if let Some(content) = self.content_of(&name) {
+                let again = self.patience().wait(transfer::upload_again(self, content)).await??;
+                names.insert(name, Some(again));
             }
         }
+        let mut op = op.clone();
+        content::rename(&mut op, &names).map_err(|chunk| CallError::ChunkMissing { chunk })?;
         Ok(op)
     }
 }

@@ -8,6 +8,7 @@
 //! * A record that is cut off, or does not open, ends the file: what follows was
 //!   never told to be safe.
 
+use crate::client::core::content::quotes;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SEALED_MAX_BYTES};
 use proto::log::MAX_RECORD_BYTES;
@@ -16,7 +17,7 @@ use proto::seal::{BLOB_OVERHEAD_BYTES, Key, hash_of, open_blob, open_blob_of, ra
 use proto::{RequestNo, SessionId, Time};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -101,7 +102,7 @@ struct Place {
 
 struct KeptRequest {
     place: Place,
-    quotes: Vec<ChunkName>,
+    quotes: BTreeSet<ChunkName>,
 }
 
 struct KeptContent {
@@ -220,7 +221,7 @@ impl JournalFile {
         key: &Key,
         request: &Request,
         payload: &[u8],
-        quotes: &[ChunkName],
+        quotes: BTreeSet<ChunkName>,
     ) -> io::Result<()> {
         // Sealing needs the request as an entry; the clone is of an op without its payload.
         let entry = Entry::Request(Request {
@@ -366,13 +367,13 @@ impl JournalFile {
         self.append_record(&record)
     }
 
-    fn kept(&mut self, entry: u64, place: Place, quotes: &[ChunkName]) {
-        for name in quotes {
+    fn kept(&mut self, entry: u64, place: Place, quotes: BTreeSet<ChunkName>) {
+        for name in &quotes {
             if let Some(content) = self.contents.get_mut(name) {
                 content.quoted_by += 1;
             }
         }
-        self.requests.insert(entry, KeptRequest { place, quotes: quotes.to_vec() });
+        self.requests.insert(entry, KeptRequest { place, quotes });
     }
 
     /// Finds what the file holds, up to the first record that is not whole.
@@ -388,7 +389,7 @@ impl JournalFile {
                     self.contents.insert(content.name, kept);
                 }
                 Entry::Request(request) if state[0] == PENDING => {
-                    self.kept(request.entry, place, &super::quotes(&request.op));
+                    self.kept(request.entry, place, quotes(&request.op));
                 }
                 Entry::Request(_) => {}
             }

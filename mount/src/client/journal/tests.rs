@@ -3,7 +3,7 @@
 use super::*;
 use proto::Ino;
 use proto::log::Topic;
-use proto::message::{Delete, Piece, Source, WriteAt};
+use proto::message::{Delete, Piece, Source, Upload, WriteAt};
 use proto::{Epoch, Name};
 
 const S1: SessionId = SessionId([1; 16]);

@@ -2,16 +2,16 @@
 //!
 //! * Offsets are always explicit; `group.id` is set because librdkafka assigns
 //!   only then, but no group is joined and nothing is committed.
-//! * An instance that has lost a broker while partitions have no leader is given up, as is one that has stopped reading
-//!   something ([`super::stalled`]): another one goes on where it stood, once Kafka names a
-//!   leader for every partition. In librdkafka 2.12.1 an instance that fetches from a broker
+//! * An instance that has lost a broker while partitions have no leader is given up, as is one
+//!   that has stopped reading something ([`super::stalled`]): another one goes on where it
+//!   stood, once Kafka names a leader for every partition. In librdkafka 2.12.1 an instance that fetches from a broker
 //!   which does not know the leaders yet (it has just started) takes what is in fresh memory
 //!   for a partition's leader and epoch; then it refuses to hear of any other for good.
 //! * Each offset goes with the leader epoch of the record before it, so that Kafka tells when
 //!   the log has been cut meanwhile (KIP-320).
-//! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the
-//!   latest, or [`LEADERS_WITHIN`] while no broker answers; while the tail's queue is full or its sink is busy it does not poll,
-//!   and librdkafka stops fetching at its own bound.
+//! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the latest, or
+//!   [`LEADERS_WITHIN`] while no broker answers; while the tail's queue is full or its sink is
+//!   busy it does not poll, and librdkafka stops fetching at its own bound.
 
 use super::client::{self, Trouble, Watch, refusal};
 use super::stalled::Stalled;
@@ -24,6 +24,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,20 +169,32 @@ fn edges(
     let Some(list) = retried(cluster, trouble, cluster.settings.timeout, asked)? else {
         return Err(absent(cluster, consumer, partitions));
     };
-    let mut edges = BTreeMap::new();
+    let mut edges = told(cluster, &list, partitions);
     for &(topic, partition) in partitions {
-        let found = list.find_partition(cluster.name(topic), partition as i32).map(|element| element.offset());
-        match found {
-            Some(Offset::Offset(offset)) if offset >= 0 => edges.insert((topic, partition), offset as u64),
-            // An empty partition's "time" has no offset on some brokers; its watermarks do.
-            _ => {
-                let timeout = cluster.settings.timeout;
-                let (first, next) = bounds(cluster, consumer.client(), trouble, topic, partition, timeout)?;
-                edges.insert((topic, partition), if edge == Offset::End { next } else { first })
-            }
-        };
+        // An empty partition's "time" has no offset on some brokers; its watermarks do.
+        if let Entry::Vacant(edge_of) = edges.entry((topic, partition)) {
+            let timeout = cluster.settings.timeout;
+            let (first, next) = bounds(cluster, consumer.client(), trouble, topic, partition, timeout)?;
+            edge_of.insert(if edge == Offset::End { next } else { first });
+        }
     }
     Ok(edges)
+}
+
+/// The offsets that an answer gives, without the partitions for which it has none.
+fn told(
+    cluster: &Cluster,
+    list: &TopicPartitionList,
+    partitions: &[(Topic, u32)],
+) -> BTreeMap<(Topic, u32), u64> {
+    let offset = |&(topic, partition): &(Topic, u32)| {
+        let found = list.find_partition(cluster.name(topic), partition as i32)?;
+        match (found.error(), found.offset()) {
+            (Ok(()), Offset::Offset(offset)) => Some(((topic, partition), u64::try_from(offset).ok()?)),
+            _ => None,
+        }
+    };
+    partitions.iter().filter_map(offset).collect()
 }
 
 /// Log lines and errors come with polling; no record does before something is assigned.
@@ -413,14 +426,7 @@ impl Reader {
     fn ends(&self) -> Result<BTreeMap<(Topic, u32), u64>, KafkaError> {
         let partitions: Vec<(Topic, u32)> = self.next.keys().copied().collect();
         let ends = ask_edges(&self.cluster, &self.consumer, &partitions, Offset::End, LOOK_MAX)?;
-        let end = |(topic, partition): (Topic, u32)| {
-            let found = ends.find_partition(self.cluster.name(topic), partition as i32)?;
-            match (found.error(), found.offset()) {
-                (Ok(()), Offset::Offset(offset)) => Some(((topic, partition), u64::try_from(offset).ok()?)),
-                _ => None,
-            }
-        };
-        Ok(partitions.into_iter().filter_map(end).collect())
+        Ok(told(&self.cluster, &ends, &partitions))
     }
 
     /// Looks at the log's ends, if it was not done for so long, and reads anew what stands still before them.
