@@ -12,9 +12,13 @@ use std::time::Duration;
 const BOUND: Duration = Duration::from_secs(60);
 
 async fn next(tail: &mut Tail) -> Record {
+    next_in_time(tail).await.expect("a record in time")
+}
+
+async fn next_in_time(tail: &mut Tail) -> Option<Record> {
     loop {
-        match tokio::time::timeout(BOUND, tail.next()).await.expect("a record in time").expect("the log goes on") {
-            Ok(record) => return record,
+        match tokio::time::timeout(BOUND, tail.next()).await.ok()?.expect("the log goes on") {
+            Ok(record) => return Some(record),
             // An outage is told once; reading goes on by itself.
             Err(LogError::Unreachable { .. }) => {}
             Err(error) => panic!("{error}"),
@@ -152,14 +156,8 @@ fn readers_of_many_partitions_all_go_on_after_a_broker_has_restarted() {
             for (number, tail) in tails.iter_mut().enumerate() {
                 let mut missing: BTreeSet<u32> = partitions.clone().collect();
                 while !missing.is_empty() {
-                    let item = tokio::time::timeout(BOUND, tail.next()).await;
-                    let Ok(Some(item)) = item else {
+                    let Some(record) = next_in_time(tail).await else {
                         panic!("after restart {restart} tail {number} reads nothing more of {missing:?}");
-                    };
-                    let record = match item {
-                        Ok(record) => record,
-                        Err(LogError::Unreachable { .. }) => continue,
-                        Err(error) => panic!("{error}"),
                     };
                     if record.value == restart.to_string() {
                         missing.remove(&record.partition);

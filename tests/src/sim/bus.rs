@@ -81,7 +81,6 @@ struct State {
     appends: u64,
     /// What nobody can read any more, for the checks: trimmed, or lost.
     trimmed: Vec<Record>,
-    has_lost: BTreeSet<Topic>,
 }
 
 #[derive(Default)]
@@ -135,7 +134,6 @@ impl Bus {
             has_append_time,
             appends: 0,
             trimmed: Vec::new(),
-            has_lost: BTreeSet::new(),
         };
         let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
         Bus { shared: Arc::new(shared) }
@@ -248,16 +246,11 @@ impl Bus {
         let lost: BTreeSet<Topic> = Topic::ALL.into_iter().filter(|topic| is_lost(*topic)).collect();
         let told: Vec<&str> = lost.iter().map(|topic| topic.suffix()).collect();
         self.shared.trace.line(self.now_us(), format_args!("all is gone that the log held of {}", told.join(", ")));
-        let mut ends = BTreeMap::new();
-        for (place, partition) in std::mem::take(&mut state.partitions) {
-            if lost.contains(&place.0) {
-                ends.insert(place, partition.next());
-                state.trimmed.extend(partition.records);
-            } else {
-                state.partitions.insert(place, partition);
-            }
-        }
-        state.has_lost.clone_from(&lost);
+        let (gone, kept): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut state.partitions).into_iter().partition(|((topic, _), _)| lost.contains(topic));
+        state.partitions = kept;
+        let ends: BTreeMap<_, _> = gone.iter().map(|(place, partition)| (*place, partition.next())).collect();
+        state.trimmed.extend(gone.into_values().flat_map(|partition| partition.records));
         state.events.retain(|_, event| match event {
             Event::Deliver { record, .. } => !lost.contains(&record.topic),
             _ => true,
@@ -276,8 +269,7 @@ impl Bus {
 
     /// Whether anything of the topic has been deleted.
     pub fn has_trimmed(&self, topic: Topic) -> bool {
-        let state = self.shared.state();
-        state.has_lost.contains(&topic) || state.trimmed.iter().any(|record| record.topic == topic)
+        self.shared.state().trimmed.iter().any(|record| record.topic == topic)
     }
 
     /// The first offset that the partition still has.

@@ -50,10 +50,7 @@ pub(crate) fn quotes(op: &Op) -> BTreeSet<ChunkName> {
 }
 
 /// Lets a request quote the new names, or gives the chunk whose content is gone.
-pub(crate) fn rename(
-    op: &mut Op,
-    names: &BTreeMap<ChunkName, Option<ChunkName>>,
-) -> Result<(), ChunkName> {
+pub(crate) fn rename(op: &mut Op, names: &BTreeMap<ChunkName, Option<ChunkName>>) -> Result<(), ChunkName> {
     let Op::Upload(Upload::Write { pieces, .. }) = op else { return Ok(()) };
     for piece in pieces {
         if let Source::Chunk(name) = &mut piece.source

@@ -182,11 +182,7 @@ fn edges(
 }
 
 /// The offsets that an answer gives, without the partitions for which it has none.
-fn told(
-    cluster: &Cluster,
-    list: &TopicPartitionList,
-    partitions: &[(Topic, u32)],
-) -> BTreeMap<(Topic, u32), u64> {
+fn told(cluster: &Cluster, list: &TopicPartitionList, partitions: &[(Topic, u32)]) -> BTreeMap<(Topic, u32), u64> {
     let offset = |&(topic, partition): &(Topic, u32)| {
         let found = list.find_partition(cluster.name(topic), partition as i32)?;
         match (found.error(), found.offset()) {

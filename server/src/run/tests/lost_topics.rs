@@ -22,6 +22,21 @@ fn begin_epoch(place: &Place) -> Result<(), ServerError> {
     server.stop()
 }
 
+/// The log as it is now needs a new epoch; then the server works, with that content and with more.
+async fn goes_on_in_a_new_epoch(place: &Place, ino: Ino, kept: ChunkName) {
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("kfs-server epoch --from"), "{error}");
+    begin_epoch(place).expect("begins");
+
+    let server = place.start();
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    assert_eq!(client.download(kept).await.0, Served::Chunk(kept));
+    let later = client.upload(&[8; 100_000]).await;
+    assert!(client.call(quote(ino, 0, later)).await.result.is_ok());
+    assert_eq!(client.download(later).await.0, Served::Chunk(later));
+    server.stop().expect("stops cleanly");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn content_that_no_server_has_ingested_is_kept_where_only_requests_are_lost() {
     let mut place = Place::new();
@@ -38,17 +53,7 @@ async fn content_that_no_server_has_ingested_is_kept_where_only_requests_are_los
     assert!(tokio::time::timeout(Duration::from_millis(200), unanswered).await.is_err());
     let other = (client.done.partition + 1) % Topic::Requests.partitions();
     place.log = without(&place.log, |topic, partition| topic == Topic::Requests && partition == other).await;
-    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
-    assert!(error.contains("kfs-server epoch --from"), "{error}");
-    begin_epoch(&place).expect("begins");
-
-    let server = place.start();
-    let mut client = Client::open(&place.log, "ann", b"secret").await;
-    assert_eq!(client.download(name).await.0, Served::Chunk(name));
-    let later = client.upload(&[8; 100_000]).await;
-    assert!(client.call(quote(ino, 0, later)).await.result.is_ok());
-    assert_eq!(client.download(later).await.0, Served::Chunk(later));
-    server.stop().expect("stops cleanly");
+    goes_on_in_a_new_epoch(&place, ino, name).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,16 +69,7 @@ async fn an_epoch_goes_on_where_only_uploads_are_lost() {
     server.stop().expect("stops cleanly");
 
     place.log = without(&place.log, |topic, _| topic == Topic::Chunks).await;
-    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
-    assert!(error.contains("kfs-server epoch --from"), "{error}");
-    begin_epoch(&place).expect("begins");
-    let server = place.start();
-    let mut client = Client::open(&place.log, "ann", b"secret").await;
-    assert_eq!(client.download(kept).await.0, Served::Chunk(kept));
-    let later = client.upload(&[8; 100_000]).await;
-    assert!(client.call(quote(ino, 0, later)).await.result.is_ok());
-    assert_eq!(client.download(later).await.0, Served::Chunk(later));
-    server.stop().expect("stops cleanly");
+    goes_on_in_a_new_epoch(&place, ino, kept).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
