@@ -119,6 +119,10 @@ struct Live {
     /// Whose history is looked at next.
     #[serde(default)]
     history_turn: NamespaceId,
+    /// Sessions of the epoch before may rely on their promises until then, so nobody is
+    /// told before that a session is open.
+    #[serde(default)]
+    grace_until: Option<LogTime>,
 }
 
 /// A machine's in-memory part at one moment. Taking it costs little, since what is
@@ -186,6 +190,7 @@ impl Machine {
             servers: BTreeMap::new(),
             quotable: BTreeMap::new(),
             history_turn: NamespaceId(0),
+            grace_until: None,
         };
         Machine::of(partition, secrets, live)
     }
@@ -299,7 +304,8 @@ impl Machine {
     /// Whether something here can expire, so that log time must move.
     pub fn needs_ticks(&self) -> bool {
         let live = &self.live;
-        !live.sessions.is_empty() || !live.ended.is_empty() || !live.held.is_empty() || !live.buckets.is_empty()
+        let is_quiet = live.sessions.is_empty() && live.ended.is_empty() && live.held.is_empty();
+        !is_quiet || !live.buckets.is_empty() || live.grace_until.is_some()
     }
 
     pub fn log_time(&self) -> LogTime {

@@ -62,6 +62,9 @@ impl Machine {
             self.live.ended_order.remove(&(at, id));
             self.live.ended.remove(&id);
         }
+        if self.live.grace_until.is_some_and(|until| now >= until) {
+            self.end_grace(turn);
+        }
         users::forget_buckets(&mut self.live.buckets, now);
         self.forget_old_results(turn);
         self.expire_quotes(turn);

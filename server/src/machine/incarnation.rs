@@ -5,6 +5,7 @@
 //! incarnation that never opened here.
 
 use super::rows::{Key, Turn, after, table};
+use super::session::LEASE_MS;
 use super::{Machine, Stop};
 use proto::frame::Frame;
 use proto::message::ServerRecord;
@@ -118,7 +119,18 @@ impl Machine {
     }
 
     /// Starts an epoch: every session and incarnation of the one before is over.
+    ///
+    /// Their promises cannot be broken: who holds them hears nothing of this epoch. So they
+    /// get the time of a lease to lapse, as after a restart of an NFS server (RFC 8881,
+    /// section 8.4.2), also where this state knows of none, since it may lack the last that
+    /// was applied. A volatile log lacks only what its server's end cut short.
     fn begin_epoch(&mut self, turn: &mut Turn, epoch: Epoch, append_time: bool, volatile: bool) {
+        let nobody_relies = self.live.epoch == Epoch(0) || (volatile && self.live.sessions.is_empty());
+        if !nobody_relies {
+            self.live.grace_until = Some(self.live.now.plus_ms(LEASE_MS));
+        }
+        // They wait for confirmations that will not come; whoever asked is told by its next session.
+        self.drop_held();
         let sessions: Vec<SessionId> = self.live.sessions.keys().copied().collect();
         for id in sessions {
             self.end_session(turn, id);

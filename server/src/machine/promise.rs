@@ -301,12 +301,38 @@ impl Machine {
         for held_id in self.things.waiting.remove(&(id, number)).unwrap_or_default() {
             let Some(held) = self.live.held.get_mut(&held_id) else { continue };
             held.waits.remove(&(id, number));
-            if held.waits.is_empty()
-                && let Some(held) = self.live.held.remove(&held_id)
-            {
-                self.things.held_bytes = self.things.held_bytes.saturating_sub(held.bytes);
-                self.send(turn, held.to, held.answer, held.payload);
+            let (to, is_free) = (held.to, held.waits.is_empty());
+            if is_free && !self.is_in_grace(to) {
+                self.release(turn, held_id);
             }
+        }
+    }
+
+    /// Answers that are held never leave.
+    pub(super) fn drop_held(&mut self) {
+        self.live.held.clear();
+        self.things.waiting.clear();
+        self.things.held_bytes = 0;
+    }
+
+    fn release(&mut self, turn: &mut Turn, held_id: u64) {
+        let Some(held) = self.live.held.remove(&held_id) else { return };
+        self.things.held_bytes = self.things.held_bytes.saturating_sub(held.bytes);
+        self.send(turn, held.to, held.answer, held.payload);
+    }
+
+    /// Whether this opens a session while some of the epoch before rely on their promises.
+    fn is_in_grace(&self, to: To) -> bool {
+        to.number == RequestNo(0) && self.live.grace_until.is_some()
+    }
+
+    /// Promises of the epoch before have lapsed: who waited for that is told that its session is open.
+    pub(super) fn end_grace(&mut self, turn: &mut Turn) {
+        self.live.grace_until = None;
+        let free: Vec<u64> =
+            self.live.held.iter().filter(|(_, held)| held.waits.is_empty()).map(|(id, _)| *id).collect();
+        for held_id in free {
+            self.release(turn, held_id);
         }
     }
 
@@ -320,7 +346,7 @@ impl Machine {
         mut waits: BTreeSet<(SessionId, PushNo)>,
     ) {
         waits.retain(|(session, number)| self.is_open(*session, *number) && !planted(Bug::AnswerBeforeConfirmed));
-        if waits.is_empty() {
+        if waits.is_empty() && !self.is_in_grace(to) {
             return self.send(turn, to, answer, payload);
         }
         let encoded = rmp_serde::to_vec(&answer).expect("an answer has an encoding").len();

@@ -17,6 +17,7 @@ mod view;
 
 use super::effect::{Applied, Effect};
 use super::kv::MemoryKv;
+use super::session::LEASE_MS;
 use super::{Machine, seal_ticket};
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
@@ -142,6 +143,12 @@ impl World {
             left -= step;
         }
         effects
+    }
+
+    /// Lets sessions be opened in an epoch that is not the first.
+    fn after_grace(&mut self) {
+        self.tick(0);
+        self.pass_ms(LEASE_MS);
     }
 
     fn ticket(&self, id: u8) -> Ticket {

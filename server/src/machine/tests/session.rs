@@ -180,6 +180,7 @@ fn an_epoch_ends_every_session() {
     let old = world.sealed(&c, 2, lookup(ROOT, "a"), &[]);
     world.begin_epoch(2);
     assert!(matches!(world.apply(&old), Applied::Skipped("of another epoch")));
+    world.after_grace();
     let mut d = world.open(2);
     assert!(world.call(&mut d, lookup(ROOT, "a")).is_ok());
     assert_eq!(world.machine.epoch(), Epoch(2));
@@ -188,4 +189,63 @@ fn an_epoch_ends_every_session() {
     let after = world.mkfile(&mut d, ROOT, "b");
     assert!(after.0 - before.0 > 1 << 20, "{before:?} {after:?}");
     assert_eq!(world.mkfile(&mut d, ROOT, "c").0, after.0 + 1);
+}
+
+/// Nobody hears of an epoch at once: who has been promised to hear of changes relies on that for a lease.
+#[test]
+fn no_session_is_open_before_those_of_the_epoch_before_have_lapsed() {
+    let mut world = World::new();
+    let c = world.open(1);
+    world.begin_epoch(2);
+    world.tick(0);
+    let ticket = world.ticket(2);
+    let open = world.sealed_open(&ticket, &[c.id]);
+    assert!(answers(&world.effects(&open), ticket.session).is_empty());
+    assert!(world.machine.needs_ticks());
+    let early = world.pass_ms(LEASE_MS - 500);
+    assert!(answers(&early, ticket.session).is_empty());
+    assert!(answers(&world.effects(&open), ticket.session).is_empty(), "it is asked for again");
+    let in_time = world.pass_ms(500);
+    assert_eq!(answers(&in_time, ticket.session).len(), 1);
+    assert!(!answers(&world.effects(&open), ticket.session).is_empty(), "it is told again from here on");
+    // From then on it takes no longer than ever.
+    world.open(3);
+    world.assert_replayable();
+}
+
+/// What others have not confirmed when an epoch begins they never will.
+#[test]
+fn an_answer_that_waits_for_others_does_not_leave_when_an_epoch_begins() {
+    for ids in [[1, 2], [2, 1]] {
+        let mut world = World::new();
+        let [mut holder, mut c] = ids.map(|id| world.open(id));
+        assert!(world.call(&mut holder, lookup(ROOT, "a")).is_err());
+        c.number = 1;
+        let change = world.sealed(&c, 1, create(ROOT, "a", FileKind::File), &[]);
+        assert!(answers(&world.effects(&change), c.id).is_empty(), "the holder is told first");
+        assert!(answers(&world.begin_epoch(2), c.id).is_empty());
+        let ticket = world.ticket(3);
+        let open = world.sealed_open(&ticket, &[c.id]);
+        world.effects(&open);
+        let told = [world.tick(0), world.pass_ms(LEASE_MS)].concat();
+        let (_, opened) = answers(&told, ticket.session).remove(0);
+        let Ok(Outcome::Opened { ended, .. }) = opened.result else { panic!("{opened:?}") };
+        assert!(ended[0].results[0].1.result.is_ok(), "the change took effect");
+        world.assert_replayable();
+    }
+}
+
+/// The state may lack sessions, unless the log ends with its server.
+#[test]
+fn only_a_volatile_log_that_had_no_sessions_begins_an_epoch_without_waiting() {
+    for volatile in [false, true] {
+        let mut world = World::new();
+        let (server, from) = (world.server, None);
+        world.epoch = Epoch(2);
+        (world.incarnation, world.server_number) = (IncarnationId([2; 16]), 0);
+        world.server_record(ServerRecord::Epoch { server, supports: 1, append_time: true, volatile, from });
+        let ticket = world.ticket(1);
+        let open = world.sealed_open(&ticket, &[]);
+        assert_eq!(answers(&world.effects(&open), ticket.session).is_empty(), !volatile);
+    }
 }
