@@ -446,8 +446,8 @@ impl Apply {
             self.state.deliveries.remove(&decision);
             drop(self.own.append(0, ServerRecord::Landed { decision }));
         }
-        if number == 0 && self.partitions.iter().all(|partition| partition.opened) {
-            self.opened(now);
+        if number == 0 {
+            self.watch_when_open(now);
         }
     }
 
@@ -554,9 +554,11 @@ impl Apply {
                 }
                 // A checkpoint has brought the content to disk as well.
                 self.answering.ingested = self.packs.ingested()?;
+                let now = Instant::now();
                 if let Some(cut) = cut {
-                    self.packs.covered(cut, Instant::now());
+                    self.packs.covered(cut, now);
                 }
+                self.watch_when_open(now);
             }
             Control::Failed(error) => return Err(error),
             Control::OpenAgain(partition) => self.open_partition(partition),
@@ -565,7 +567,6 @@ impl Apply {
         Ok(())
     }
 
-    /// Begins a checkpoint wherever one is left to take. Whether any is under way.
     /// Everything is on disk: so is the epoch that has begun here.
     fn end_epoch(&self) -> Result<(), ServerError> {
         if self.opening.new_epoch && self.state.ready {
@@ -574,6 +575,7 @@ impl Apply {
         Ok(())
     }
 
+    /// Begins a checkpoint wherever one is left to take. Whether any is under way.
     fn checkpoint_all(&mut self) -> bool {
         self.begin_checkpoints(|_| true);
         self.partitions.iter().any(|partition| partition.store.is_frozen())

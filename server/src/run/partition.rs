@@ -90,6 +90,7 @@ impl Partition {
         next_offset: u64,
         last_hash: Option<[u8; 32]>,
         existing_end: u64,
+        is_foreign: bool,
     ) -> Partition {
         Partition {
             number,
@@ -100,11 +101,12 @@ impl Partition {
             last: None,
             last_hash,
             changed: None,
-            safe_offset: next_offset,
+            // Of a log that is not the one applied nothing is on disk before the epoch's first checkpoint.
+            safe_offset: if is_foreign { 0 } else { next_offset },
             writing: None,
             awaiting: Vec::new(),
             sync_since: None,
-            is_foreign: false,
+            is_foreign,
             opened: false,
             opened_again: false,
             ticked: None,
@@ -156,7 +158,15 @@ impl Partition {
     pub fn pass(&mut self, record: &Record, now: Instant) {
         self.next_offset = record.offset + 1;
         self.last = Some(record.value.clone());
-        self.changed.get_or_insert((now, false));
+        // The state of another log must not be kept as if it had come from this one.
+        if self.opened || !self.is_foreign {
+            self.changed.get_or_insert((now, false));
+        }
+    }
+
+    /// Whether a restart would go on in this log.
+    pub fn is_of_this_log(&self) -> bool {
+        !self.is_foreign || self.safe_offset > 0
     }
 
     /// A restart begins here: the first offset that the last checkpoint does not cover.

@@ -81,15 +81,14 @@ pub fn plan(
             return Err(ServerError::Restore { partition: number, reason });
         }
         let machine = machine.knowing(config.supports);
+        let is_foreign = changed.contains_key(&number);
         let (next, last_hash) = match checkpoint {
             // Nothing that such a log holds already belongs to the epoch that begins.
-            _ if changed.contains_key(&number) => (end, None),
+            _ if is_foreign => (end, None),
             Some(checkpoint) => (checkpoint.next_offset, checkpoint.last_hash),
             None => (first, None),
         };
-        let mut partition = Partition::new(number, store, machine, next, last_hash, end);
-        partition.is_foreign = changed.contains_key(&number);
-        partitions.push(partition);
+        partitions.push(Partition::new(number, store, machine, next, last_hash, end, is_foreign));
     }
     let starts: Vec<_> = partitions
         .iter()

@@ -178,8 +178,13 @@ impl Apply {
         }
     }
 
-    /// This incarnation is open in every partition.
-    pub(super) fn opened(&mut self, now: Instant) {
+    /// Once this incarnation is open in every partition: looks who answers. Nothing is said in
+    /// an epoch that the next start of this server would not know of.
+    pub(super) fn watch_when_open(&mut self, now: Instant) {
+        let is_open = self.partitions.iter().all(|partition| partition.opened && partition.is_of_this_log());
+        if !is_open || self.answering.replica.is_some() {
+            return;
+        }
         let answering = &mut self.answering;
         let servers = self.partitions[0].machine.servers();
         let (ms, incarnation) = (answering.ms(now), self.own.incarnation());
