@@ -1,7 +1,7 @@
 //! Which pushes have come, which are missing, which are to be confirmed.
 //!
-//! A push is acted on and confirmed whenever it comes: dropping a promise too
-//! often is harmless. Its number only shows whether one has been lost. One that is
+//! A push is acted on whenever it comes: dropping a promise too often is harmless. It is
+//! confirmed once, by a record that is sent until it is answered. Its number only shows whether one has been lost. One that is
 //! spoken of before it has come costs all promises of the partition at once, since the
 //! answer that speaks of it may show what it takes back. A little later the server is
 //! asked to repeat, and what it does not repeat (nobody waits for it any more) is passed over.
@@ -21,6 +21,9 @@ const MAX_BEYOND: usize = 1024;
 /// Pushes confirmed in one record, at most.
 const MAX_CONFIRM: usize = 1024;
 
+/// Confirmed pushes remembered, at most; older ones are confirmed again if they come again.
+const MAX_CONFIRMED: usize = 4096;
+
 #[derive(Default)]
 pub(crate) struct Pushes {
     /// Every push up to here has come or was passed over.
@@ -31,6 +34,8 @@ pub(crate) struct Pushes {
     missing_since: Option<u64>,
     repeat: Repeat,
     confirm: Vec<PushNo>,
+    /// Confirmed, or to be confirmed. Servers that restart say again what they said before.
+    confirmed: BTreeSet<PushNo>,
 }
 
 #[derive(Default, PartialEq)]
@@ -68,8 +73,11 @@ impl Pushes {
             self.floor = self.beyond.pop_first().unwrap_or(self.floor);
         }
         self.settle(now_ms);
-        if self.confirm.last() != Some(&number) {
+        if self.confirmed.insert(number) {
             self.confirm.push(number);
+        }
+        if self.confirmed.len() > MAX_CONFIRMED {
+            self.confirmed.pop_first();
         }
         // What was lost can be asked for at once: there is nothing to wait for.
         if lost && let Some(since) = &mut self.missing_since {
@@ -142,8 +150,23 @@ mod tests {
         let mut p = Pushes::default();
         assert!(!p.came(0, PushNo(1)) && !p.came(0, PushNo(2)) && !p.came(1, PushNo(1)));
         assert!(p.complete_up_to(PushNo(2)));
-        assert_eq!(p.take_confirmations(), Some(vec![PushNo(1), PushNo(2), PushNo(1)]));
+        assert_eq!(p.take_confirmations(), Some(vec![PushNo(1), PushNo(2)]));
         assert_eq!((p.take_confirmations(), p.deadline_ms()), (None, None));
+    }
+
+    /// One that was passed over has never been confirmed; whatever else comes again has.
+    #[test]
+    fn a_push_is_confirmed_once() {
+        let mut p = Pushes::default();
+        p.came(0, PushNo(2));
+        p.ask_to_repeat(100);
+        p.repeated(100, PushNo(2));
+        p.ask_to_repeat(400);
+        assert_eq!(p.take_confirmations(), Some(vec![PushNo(2)]));
+        p.came(500, PushNo(2));
+        p.came(500, PushNo(1));
+        p.came(501, PushNo(1));
+        assert_eq!(p.take_confirmations(), Some(vec![PushNo(1)]));
     }
 
     #[test]
