@@ -15,10 +15,10 @@ use crate::machine::quotes_over;
 use crate::packs::{PackError, Packs};
 use crate::run::{Ask, Asker};
 use bytes::Bytes;
-use proto::chunk::ChunkName;
+use proto::chunk::{ChunkName, INLINE_BYTES};
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
-use proto::log::{Log, Start, Topic};
+use proto::log::{Log, LogError, Start, Topic};
 use proto::{LogTime, SessionId, task};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,7 +70,9 @@ impl Keeper {
                 let packs = self.packs.clone();
                 offload(move || packs.rewrite(sparse)).await?;
             }
-            self.packs.scrub(SCRUB_BYTES).await?;
+            self.scrub().await?;
+            // While the log still has it.
+            self.heal().await?;
             if swept.elapsed() >= limits().sweep_every {
                 swept = Instant::now();
                 if self.sweep().await?.is_none() {
@@ -78,6 +80,19 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Reads on where the last round stopped, over as many packs as that takes.
+    async fn scrub(&self) -> Result<(), ServerError> {
+        let mut left = SCRUB_BYTES;
+        while left > 0 {
+            let scrubbed = self.packs.scrub(left).await?;
+            if scrubbed.end {
+                break;
+            }
+            left = left.saturating_sub(scrubbed.bytes);
+        }
+        Ok(())
     }
 
     /// Looks for uploads that nothing quotes and nothing will. `None` when the server ends.
@@ -148,37 +163,83 @@ impl Keeper {
 
     /// Gets damaged content from the log, as far as that still has it.
     pub(crate) async fn heal(&self) -> Result<(), ServerError> {
-        for name in self.packs.take_damaged() {
-            match self.logged(&name).await {
-                Some(content) => {
+        let mut damaged = self.packs.take_damaged().into_iter();
+        while let Some(name) = damaged.next() {
+            // It may have been dropped meanwhile.
+            let Some(bytes) = self.packs.packed_bytes(&name)? else { continue };
+            match self.logged(&name, bytes).await {
+                Logged::Content(content) => {
                     self.packs.heal(name, content)?;
                     tracing::info!("the chunk {name} was damaged, and is kept anew as the log has it");
                 }
-                None => {
+                Logged::Gone => {
                     self.packs.give_up(name);
                     tracing::error!("the chunk {name} is damaged, and the log has it no longer; it is not served");
+                }
+                Logged::Unknown(reason) => {
+                    tracing::warn!("cannot ask the log yet for the damaged chunk {name}: {reason}");
+                    for name in damaged.by_ref().chain([name]) {
+                        self.packs.note_damaged(name);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    async fn logged(&self, name: &ChunkName) -> Option<Bytes> {
-        let (first, end) = self.log.bounds(name.topic, name.partition).ok()?;
-        if !(first..end).contains(&name.offset) {
-            return None;
-        }
-        let mut tail = self.log.read_from(&[(name.topic, name.partition, Start::At(name.offset))]).ok()?;
-        let record = timeout(HEAL_WAIT, tail.next()).await.ok()??.ok()?;
-        let content = if name.topic == Topic::Chunks {
-            let (_, found, content) = ingest::verified(&record, &self.cluster, name.epoch..=name.epoch).ok()?;
-            (found == *name).then_some(content)?
-        } else {
-            // All of the request's payload; which part a piece was only the request's session knows.
-            Frame::parse(record.value).ok()?.payload()
+    /// The content of a chunk of `bytes` bytes, as the log has it.
+    pub(crate) async fn logged(&self, name: &ChunkName, bytes: usize) -> Logged {
+        let tail = match self.log.bounds(name.topic, name.partition) {
+            Ok((first, end)) if !(first..end).contains(&name.offset) => return Logged::Gone,
+            Ok(_) => self.log.read_from(&[(name.topic, name.partition, Start::At(name.offset))]),
+            Err(error) => Err(error),
         };
-        (*blake3::hash(&content).as_bytes() == name.hash).then_some(content)
+        let record = match tail {
+            Ok(mut tail) => timeout(HEAL_WAIT, tail.next()).await,
+            Err(error) => return Logged::Unknown(error.to_string()),
+        };
+        let record = match record {
+            Ok(Some(Ok(record))) => record,
+            Ok(Some(Err(LogError::OutOfRange { .. }))) => return Logged::Gone,
+            Ok(Some(Err(error))) => return Logged::Unknown(error.to_string()),
+            Ok(None) => return Logged::Unknown("the log has ended".into()),
+            Err(_) => return Logged::Unknown(format!("no record came within {} s", HEAL_WAIT.as_secs())),
+        };
+        let found = if name.topic == Topic::Chunks {
+            let verified = ingest::verified(&record, &self.cluster, name.epoch..=name.epoch);
+            verified.ok().filter(|(_, found, _)| found == name).map(|(.., content)| content)
+        } else if let Ok(frame) = Frame::parse(record.value) {
+            let (payload, hash) = (frame.payload(), name.hash);
+            match task::offload(move || piece(&payload, bytes, &hash)).await {
+                Ok(found) => found,
+                Err(error) => return Logged::Unknown(error.to_string()),
+            }
+        } else {
+            None
+        };
+        let whole = found.filter(|content| *blake3::hash(content).as_bytes() == name.hash);
+        whole.map_or(Logged::Gone, Logged::Content)
     }
+}
+
+/// What the log says of a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Logged {
+    Content(Bytes),
+    /// It does not hold it any more.
+    Gone,
+    /// It cannot be asked now, for this reason.
+    Unknown(String),
+}
+
+/// The part of a request's payload that has this length and hash. Where it began only the
+/// request's session knew: one piece is all of it, the first of several is in front, and so on.
+fn piece(payload: &Bytes, bytes: usize, hash: &[u8; 32]) -> Option<Bytes> {
+    let last = payload.len().checked_sub(bytes)?;
+    // No mount puts more into a request; each place costs a hash of the piece.
+    let between = if payload.len() <= 2 * INLINE_BYTES { 1..last } else { 0..0 };
+    let mut places = [0, last].into_iter().chain(between).map(|from| payload.slice(from..from + bytes));
+    places.find(|part| blake3::hash(part) == *hash)
 }
 
 /// What waits for a disk does so elsewhere.

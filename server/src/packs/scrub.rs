@@ -54,8 +54,13 @@ impl Packs {
     }
 
     /// This chunk cannot be served as it stands.
-    pub(super) fn note_damaged(&self, name: ChunkName) {
+    pub(crate) fn note_damaged(&self, name: ChunkName) {
         note(&self.shared.damaged, name);
+    }
+
+    /// How long a chunk is that stands in a pack.
+    pub(crate) fn packed_bytes(&self, name: &ChunkName) -> Result<Option<usize>, PackError> {
+        Ok(self.shared.index.find(name)?.map(|place| place.bytes as usize))
     }
 
     /// Nobody has a damaged chunk's content any more.
@@ -81,6 +86,7 @@ impl Packs {
         }
         if buffers.find(&name).is_none() && *blake3::hash(&content).as_bytes() == name.hash {
             buffers.add(name, content);
+            self.shared.given_up.lock().expect("nobody panics while holding it").remove(&name);
         }
         Ok(())
     }

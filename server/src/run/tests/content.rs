@@ -3,9 +3,11 @@
 
 use super::*;
 use crate::disk::full::Full;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Logged};
 use crate::limits::{Limits, limits, set_limits};
+use proto::Position;
 use proto::chunk::WrappedKey;
+use proto::log::LogError;
 use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Upload, WriteAt};
 
 fn create(dir: Ino, name: &str) -> Op {
@@ -210,5 +212,89 @@ async fn damage_is_healed_from_the_log_and_never_served() {
     keeper.heal().await.expect("heals");
     assert_eq!(client.download(*name).await, (Served::Chunk(*name), Bytes::from(content.clone())));
     server.packs.flush().expect("flushed");
+    server.stop().expect("stops cleanly");
+}
+
+/// Mounts send several ranges of a file in one request, each its own piece.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_piece_of_a_request_is_healed() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    let payload: Vec<u8> = (0..33_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (mut pieces, mut parts) = (Vec::new(), Vec::new());
+    for (offset, payload_from, payload_len) in [(0, 6000, 20_000), (50_000, 26_000, 7000), (90_000, 0, 6000)] {
+        let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
+        let source = Source::Inline { payload_from, payload_len };
+        pieces.push(Piece { offset, len: 5000, source, chunk_from: 0, key });
+        parts.push(payload[payload_from as usize..][..payload_len as usize].to_vec());
+    }
+    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces });
+    client.number += 1;
+    let request = Request { acked: Acked::default(), time: Time::from_millis(0), op: write };
+    let answer = client.send(Kind::Request, client.number, &request, &payload).await;
+    assert!(answer.result.is_ok(), "{answer:?}");
+    let Position { epoch, partition, offset, .. } = answer.at;
+    assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    let keeper = keeper(&place, &server);
+    for (index, part) in (0..).zip(parts) {
+        let (topic, session, hash) = (Topic::Requests, client.done.session, hash_of(&part));
+        let name = ChunkName { topic, epoch, partition, offset, index, session, hash };
+        assert_eq!(client.download(name).await.1, part);
+        assert_eq!(keeper.logged(&name, part.len()).await, Logged::Content(part.into()));
+        let other = ChunkName { hash: hash_of(b"other"), ..name };
+        assert_eq!(keeper.logged(&other, 7000).await, Logged::Gone);
+    }
+    server.stop().expect("stops cleanly");
+}
+
+/// A log that is away.
+struct Away;
+
+impl Log for Away {
+    fn append(&self, _: Topic, _: u32, _: Bytes) -> proto::log::Appended {
+        Box::pin(std::future::ready(Err(Away::error())))
+    }
+
+    fn read_from(&self, _: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        Err(Away::error())
+    }
+
+    fn bounds(&self, _: Topic, _: u32) -> Result<(u64, u64), LogError> {
+        Err(Away::error())
+    }
+
+    fn trim(&self, _: Topic, _: u32, _: u64) -> Result<(), LogError> {
+        Err(Away::error())
+    }
+}
+
+impl Away {
+    fn error() -> LogError {
+        LogError::Unreachable { brokers: "kafka".into(), reason: "nobody answers".into() }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_not_given_up_while_the_log_is_away() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let names: Vec<_> = a_pack_of(&mut client).await.into_iter().map(|(name, _)| name).collect();
+    let is_packed = |name: &&ChunkName| server.packs.packed_bytes(name).expect("reads").is_some();
+    let packed: Vec<_> = names.iter().filter(is_packed).take(2).copied().collect();
+    assert_eq!(packed.len(), 2);
+    packed.iter().for_each(|name| server.packs.note_damaged(*name));
+    let there = keeper(&place, &server);
+    let away = Keeper { log: Arc::new(Away), ..keeper(&place, &server) };
+    away.heal().await.expect("tries");
+    assert_eq!(server.packs.take_damaged(), packed, "all are still to be healed");
+    assert!(packed.iter().all(|name| !server.packs.is_given_up(name)));
+    packed.iter().for_each(|name| server.packs.note_damaged(*name));
+    there.heal().await.expect("heals");
+    assert!(server.packs.take_damaged().is_empty());
     server.stop().expect("stops cleanly");
 }
