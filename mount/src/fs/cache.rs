@@ -8,6 +8,7 @@
 //!   [`VALUES_BYTES`].
 
 use super::bytes_lru::BytesLru;
+use super::changing::Concerned;
 use super::extents::{ExtentMap, Part};
 use super::stamps::{Life, Stamps};
 use crate::client::{Continued, Grant, Promises, Reply};
@@ -80,6 +81,8 @@ pub struct Inner {
     stamps: Stamps,
     /// Own changes to these that are on their way.
     changing: BTreeMap<Promise, u32>,
+    /// Own changes on their way to inodes that were not known.
+    changing_any: u32,
     attrs: BytesLru<Ino, KnownAttr>,
     dirs: BytesLru<Ino, KnownDir>,
     maps: BytesLru<Ino, KnownMap>,
@@ -126,6 +129,7 @@ impl Cache {
             inner: Mutex::new(Inner {
                 stamps: Stamps::default(),
                 changing: BTreeMap::new(),
+                changing_any: 0,
                 attrs: BytesLru::new(ATTRS_BYTES),
                 dirs: BytesLru::new(NAMES_BYTES),
                 maps: BytesLru::new(MAPS_BYTES),
@@ -161,17 +165,19 @@ impl Cache {
     }
 
     /// From now on names and attributes that these cover are not answered for.
-    pub fn begin_changing(&self, things: &[Promise]) {
+    pub fn begin_changing(&self, concerned: &Concerned) {
         let mut inner = self.inner();
-        for thing in things {
+        inner.changing_any += u32::from(concerned.any_inode);
+        for thing in &concerned.things {
             *inner.changing.entry(*thing).or_default() += 1;
         }
     }
 
     /// One change less is on its way.
-    pub fn end_changing(&self, things: &[Promise]) {
+    pub fn end_changing(&self, concerned: &Concerned) {
         let mut inner = self.inner();
-        for thing in things {
+        inner.changing_any -= u32::from(concerned.any_inode);
+        for thing in &concerned.things {
             if let Some(count) = inner.changing.get_mut(thing) {
                 *count -= 1;
                 if *count == 0 {
@@ -284,7 +290,7 @@ impl Inner {
 
     /// The life of names and attributes that the promise covers.
     fn life(&self, promises: &Promises, promise: &Promise) -> Option<Life> {
-        if self.changing.contains_key(promise) {
+        if self.changing_any > 0 || self.changing.contains_key(promise) {
             return None;
         }
         self.stamps.life(promises, promise)
