@@ -11,7 +11,7 @@
 use super::rng::Rng;
 use super::trace::Trace;
 use bytes::Bytes;
-use proto::frame::{HEADER_BYTES, Header};
+use proto::frame::{Frame, HEADER_BYTES, Header};
 use proto::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
 use proto::simulation::Node;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -75,6 +75,8 @@ struct State {
     cut_until_us: u64,
     /// Nothing is appended any more.
     is_frozen: bool,
+    /// Nothing is trimmed.
+    keeps_all: bool,
     /// Added to virtual time in append times, in milliseconds.
     clock_ms: i64,
     has_append_time: bool,
@@ -130,6 +132,7 @@ impl Bus {
             down_until_us: 0,
             cut_until_us: 0,
             is_frozen: false,
+            keeps_all: false,
             clock_ms,
             has_append_time,
             appends: 0,
@@ -267,9 +270,20 @@ impl Bus {
         }
     }
 
-    /// Whether anything of the topic has been deleted.
-    pub fn has_trimmed(&self, topic: Topic) -> bool {
-        self.shared.state().trimmed.iter().any(|record| record.topic == topic)
+    /// From now on nothing is trimmed.
+    pub fn keep_all(&self) {
+        self.shared.state().keeps_all = true;
+    }
+
+    /// Whether a record is gone that held content which servers keep in packs.
+    pub fn has_lost_content(&self) -> bool {
+        self.shared.state().trimmed.iter().any(|record| match record.topic {
+            Topic::Chunks => true,
+            // What is smaller lives in the rows.
+            Topic::Requests => Frame::parse(record.value.clone())
+                .is_ok_and(|frame| frame.payload().len() > server::machine::STATE_CONTENT_BYTES),
+            _ => false,
+        })
     }
 
     /// The first offset that the partition still has.
@@ -569,6 +583,9 @@ impl Log for SimLog {
 
     fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
         let mut state = self.bus.shared.state();
+        if state.keeps_all {
+            return Ok(());
+        }
         let found = state.partitions.entry((topic, partition)).or_default();
         let mut trimmed = Vec::new();
         while found.first < before && !found.records.is_empty() {

@@ -201,6 +201,9 @@ impl<'a> World<'a> {
         trace.read_with(template.cluster.clone());
         let bus = Bus::new(plan.net.clone(), Rng::new(plan.seed, "net"), clock_ms, plan.append_time, trace.clone());
         bus.preload(&template.firsts, &template.records);
+        if plan.servers.keeps_log {
+            bus.keep_all();
+        }
         tokio::spawn(bus.clone().run());
         let history = History::traced(bus.clone());
         let observer = history.clone();

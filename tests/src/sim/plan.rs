@@ -262,6 +262,7 @@ impl Plan {
         let they_differ = faults.iter().any(|fault| fault.what.is_of_servers_that_differ());
         if !is_calm && !they_differ && kind == Kind::Large && flips.chance(400) {
             // What flips can be healed, since the log keeps everything.
+            servers.keeps_log = true;
             servers.upkeep_ms = 3_600_000;
             for _ in 0..flips.range(1, 4) {
                 let (at_ms, server) = (flips.range(500, 20_000), flips.below(u64::from(servers.count)) as u8);

@@ -15,10 +15,11 @@ use epoch::{First, NewEpoch};
 use kept::{is_of_version, kept, same};
 use proto::ServerId;
 use proto::clock::Clock;
-use proto::log::{Log, Topic};
+use proto::log::Log;
 use proto::simulation::Node;
 use server::admin::{Admin, epoch_of};
 use server::data::{DataError, Identity};
+use server::machine::effect::NotApplied;
 use server::replica::Rules;
 use server::snapshot::take::take;
 use server::{ServerConfig, ServerError, Tasks};
@@ -200,15 +201,23 @@ impl Servers {
 
     /// One that finds records gone that it needs takes a snapshot instead, where that may be.
     fn start(&mut self, number: usize) -> Result<(), String> {
+        self.start_from(number, false)
+    }
+
+    fn start_from(&mut self, number: usize, snapshot: bool) -> Result<(), String> {
         self.machines[number].again_at_us = None;
         match self.epoch_first(number) {
             First::Nothing => {}
             First::BeginEpoch => return self.begin_epoch(number),
             First::Wait => return Ok(()),
         }
-        self.bus.trace(format_args!("server {number} starts"));
         let node = Node::new();
         let log = self.bus.log(&format!("server{number}"), node.clone());
+        if snapshot {
+            self.take_snapshot(number, node, log);
+            return Ok(());
+        }
+        self.bus.trace(format_args!("server {number} starts"));
         let config = self.config(number);
         match node.enter(|| Tasks::start(&config, Arc::new(log.clone()))) {
             Ok(tasks) => {
@@ -218,7 +227,6 @@ impl Servers {
             }
             Err(error) if self.needs_snapshot(number, &error) => {
                 // Without the error, which can name this run's directory.
-                self.bus.trace(format_args!("server {number} takes a snapshot"));
                 self.take_snapshot(number, node, log);
                 Ok(())
             }
@@ -240,6 +248,7 @@ impl Servers {
     }
 
     fn take_snapshot(&mut self, number: usize, node: Node, log: SimLog) {
+        self.bus.trace(format_args!("server {number} takes a snapshot"));
         // What it had is of no use.
         self.machines[number].disk = SimDisk::new();
         let (config, outcome) = (self.config(number), Arc::new(Mutex::new(None)));
@@ -295,7 +304,9 @@ impl Servers {
         }
         self.bus.trace(format_args!("server {number}: {error}"));
         self.kill(number);
-        self.start(number)
+        // A log that has all since the epoch began lets any state start, and stops it there.
+        let other_state = matches!(error, ServerError::NotApplied(NotApplied::OtherState { .. }));
+        self.start_from(number, other_state && self.needs_snapshot(number, error))
     }
 
     fn snapshot_taken(&mut self, number: usize, taken: Result<(), String>) -> Result<(), String> {
@@ -441,7 +452,7 @@ impl Servers {
 
     /// Whether content may have been damaged and be in no log any more.
     pub fn may_have_lost(&self) -> bool {
-        self.has_flipped && self.bus.has_trimmed(Topic::Chunks)
+        self.has_flipped && self.bus.has_lost_content()
     }
 
     /// Damage is found and healed meanwhile, as far as the log goes.
@@ -510,8 +521,11 @@ impl Servers {
         // The version is raised at one of the next looks.
         tokio::time::sleep(4 * Duration::from_millis(self.rules.upkeep_every_ms.min(1_000))).await;
         self.bus.freeze();
-        tokio::time::sleep(ARRIVES_WITHIN).await;
-        self.look_after()?;
+        for _ in 0..2 {
+            // Whoever has ended meanwhile is started again, and reads what there is before all are stopped.
+            tokio::time::sleep(ARRIVES_WITHIN).await;
+            self.look_after()?;
+        }
         for tasks in self.machines.iter().filter_map(Machine::tasks) {
             tasks.stop();
         }

@@ -13,6 +13,8 @@ pub struct Servers {
     pub count: u8,
     /// Between looks at what of the log nobody needs any more.
     pub upkeep_ms: u64,
+    /// Nothing of the log goes, whatever servers need of it.
+    pub keeps_log: bool,
     /// Between checkpoints of what clients change.
     pub checkpoint_ms: u64,
     /// A server that brings nothing to disk for longer is given up.
@@ -34,6 +36,7 @@ impl Servers {
     pub const ONE: Servers = Servers {
         count: 1,
         upkeep_ms: 30_000,
+        keeps_log: false,
         checkpoint_ms: 5_000,
         deregister_ms: 24 * 3_600_000,
         pause_ms: None,
@@ -117,9 +120,9 @@ impl Servers {
     pub fn smaller(&self) -> Vec<Servers> {
         let mut out = Vec::new();
         if self.count > 1 {
-            out.push(Servers::ONE);
+            out.push(Servers { keeps_log: self.keeps_log, ..Servers::ONE });
             out.push(Servers { count: self.count - 1, ..self.clone() });
-            out.push(Servers { count: self.count, ..Servers::ONE });
+            out.push(Servers { count: self.count, keeps_log: self.keeps_log, ..Servers::ONE });
         }
         out.retain(|smaller| smaller != self);
         out
