@@ -12,6 +12,7 @@ pub mod command;
 pub mod kafka;
 pub mod process;
 pub mod programs;
+pub mod recorded;
 pub mod run;
 pub mod servers;
 pub mod sim;
