@@ -12,6 +12,10 @@ use std::collections::BTreeMap;
 /// Between words about servers that hold up the trimming.
 const WARN_EVERY_MS: u64 = 3_600_000;
 
+/// A log that brings nothing of this server's own for so long was away; more than an idle
+/// heartbeat and the time between two looks.
+const AWAY_MS: u64 = 60_000;
+
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Due {
@@ -29,6 +33,8 @@ pub struct Upkeep {
     done_ms: Option<u64>,
     /// Which progress each server was seen with, and since when by this server's clock.
     watched: BTreeMap<ServerId, (i64, u64)>,
+    /// The log's time as last seen, and when it was first seen so by this server's clock.
+    log_time: Option<(i64, u64)>,
     warned_ms: Option<u64>,
     trimmed: BTreeMap<(Topic, u32), u64>,
 }
@@ -63,6 +69,14 @@ impl Upkeep {
             return due;
         }
         self.watched.retain(|id, _| known.servers.contains_key(id));
+        let seen = self.log_time.get_or_insert((known.time_ms, now_ms));
+        if now_ms > seen.1 + AWAY_MS {
+            // Nobody could show progress, or start, meanwhile.
+            self.watched.values_mut().for_each(|(_, since_ms)| *since_ms = now_ms);
+        }
+        if seen.0 != known.time_ms {
+            *seen = (known.time_ms, now_ms);
+        }
         let may_warn = self.warned_ms.is_none_or(|warned| now_ms >= warned + WARN_EVERY_MS);
         for (id, server) in known.servers.iter().filter(|(id, _)| **id != known.me) {
             let watched = self.watched.entry(*id).or_insert((server.progressed_ms, now_ms));
@@ -161,5 +175,25 @@ mod tests {
         assert_eq!(due(&mut upkeep, &servers, 120, 9_999_999).deregister, vec![slow]);
         servers.clear();
         assert_eq!(due(&mut upkeep, &servers, 150, 99_999), Due::default());
+    }
+
+    #[test]
+    fn while_the_log_is_away_nobody_is_given_up() {
+        let (me, slow) = (ServerId([1; 16]), ServerId([2; 16]));
+        let servers = BTreeMap::from([(me, server(1, 0, &[])), (slow, server(1, 0, &[]))]);
+        let rules = Rules::default();
+        let mut upkeep = Upkeep::default();
+        // In looks, of half a minute each.
+        let mut due = |look: u64, log_look: u64| {
+            let time_ms = log_look as i64 * 30_000;
+            let known = Known { me, servers: &servers, time_ms, version: 1, trims: true };
+            upkeep.due(look * 30_000, &rules, &known).deregister
+        };
+        let (hour, day) = (120, 24 * 120);
+        assert!((0..=50).all(|look| due(look, look).is_empty()));
+        assert!((51..=50 + day).all(|look| due(look, 50).is_empty()), "Kafka is away for a day");
+        // It is back, and they have an hour to show progress.
+        assert!((51 + day..50 + day + hour).all(|look| due(look, look).is_empty()));
+        assert_eq!(due(51 + day + hour, 51 + day + hour), [slow]);
     }
 }
