@@ -539,7 +539,7 @@ impl Log for SimLog {
     }
 
     fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
-        let mut state = self.bus.shared.state();
+        let mut state = self.reached()?;
         let number = state.next_reader;
         let mut wanted = Vec::new();
         for &(topic, partition, start) in starts {
@@ -577,12 +577,12 @@ impl Log for SimLog {
     }
 
     fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
-        let state = self.bus.shared.state();
+        let state = self.reached()?;
         Ok(state.partitions.get(&(topic, partition)).map_or((0, 0), |found| (found.first, found.next())))
     }
 
     fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
-        let mut state = self.bus.shared.state();
+        let mut state = self.reached()?;
         if state.keeps_all {
             return Ok(());
         }
@@ -599,6 +599,18 @@ impl Log for SimLog {
             .line(now_us, format_args!("{} trims {}/{partition} before {before}", self.machine, topic.suffix()));
         state.trimmed.extend(trimmed);
         Ok(())
+    }
+}
+
+impl SimLog {
+    /// The broker, if it answers.
+    fn reached(&self) -> Result<MutexGuard<'_, State>, LogError> {
+        let now_us = self.bus.now_us();
+        let state = self.bus.shared.state();
+        if now_us < state.down_until_us {
+            return Err(LogError::Unreachable { brokers: "the broker".into(), reason: "it is down".into() });
+        }
+        Ok(state)
     }
 }
 

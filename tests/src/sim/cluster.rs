@@ -311,7 +311,7 @@ impl<'a> World<'a> {
         let clock = client_clock(&self.bus, FRESH as u32, Arc::default());
         let config = client_config(log, &self.template.credential, clock, None);
         let history = self.history.clone();
-        let may_have_lost = self.servers.may_have_lost();
+        let may_have_lost = self.servers.may_have_lost() || self.servers.has_lost_uploads();
         let looking = node.spawn(&tokio::runtime::Handle::current(), async move {
             let client = Client::connect(config).await.map_err(|error| format!("cannot log in any more: {error}"))?;
             let fs = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await;
@@ -423,10 +423,10 @@ impl<'a> World<'a> {
                 self.bus.down_for(for_ms * 1000);
                 Ok(None)
             }
-            Due::Begin(_, What::LogLost { but_uploads }) => {
+            Due::Begin(_, What::LogLost { lost }) => {
                 self.history.log_is_lost();
-                self.bus.lose(|topic| topic != Topic::Chunks || !but_uploads);
-                self.servers.log_is_lost();
+                self.bus.lose(|topic| lost.takes(topic));
+                self.servers.log_is_lost(lost);
                 Ok(None)
             }
             Due::Begin(_, What::BrokerClock { by_ms }) => {

@@ -7,6 +7,7 @@ mod servers;
 use super::bus::Net;
 use super::rng::Rng;
 use super::workload::Kind;
+use proto::log::Topic;
 use serde::{Deserialize, Serialize};
 pub use servers::Servers;
 
@@ -198,10 +199,30 @@ pub enum What {
     BitFlips {
         count: u8,
     },
-    /// The broker comes back without anything that it had, or only with what was uploaded.
+    /// The broker comes back without some of what it had.
     LogLost {
-        but_uploads: bool,
+        lost: Lost,
     },
+}
+
+/// What a broker comes back without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lost {
+    All,
+    /// All but what was uploaded.
+    ButUploads,
+    /// Only what was uploaded.
+    Uploads,
+}
+
+impl Lost {
+    pub fn takes(self, topic: Topic) -> bool {
+        match self {
+            Lost::All => true,
+            Lost::ButUploads => topic != Topic::Chunks,
+            Lost::Uploads => topic == Topic::Chunks,
+        }
+    }
 }
 
 impl What {
@@ -271,9 +292,9 @@ impl Plan {
         }
         let mut log = Rng::new(seed, "log");
         if !is_calm && !they_differ {
-            for but_uploads in [false, true] {
+            for lost in [Lost::All, Lost::ButUploads, Lost::Uploads] {
                 if log.chance(60) {
-                    let what = What::LogLost { but_uploads };
+                    let what = What::LogLost { lost };
                     faults.push(Fault { at_ms: log.range(100, 5000), server: 0, what });
                     break;
                 }

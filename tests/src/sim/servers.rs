@@ -15,7 +15,7 @@ use epoch::{First, NewEpoch};
 use kept::{is_of_version, kept, same};
 use proto::ServerId;
 use proto::clock::Clock;
-use proto::log::Log;
+use proto::log::{Log, LogError};
 use proto::simulation::Node;
 use server::admin::{Admin, epoch_of};
 use server::data::{DataError, Identity};
@@ -190,7 +190,12 @@ impl Servers {
     /// Whoever cannot use its disk ends, and is started again a while later.
     fn failed(&mut self, number: usize, error: &ServerError, what: &str) -> Result<(), String> {
         let had_trouble = self.machines[number].disk.take_trouble();
-        if !had_trouble || !matches!(error, ServerError::Store(_) | ServerError::Packs(_)) {
+        let is_expected = match error {
+            ServerError::Store(_) | ServerError::Packs(_) => had_trouble,
+            ServerError::Log(LogError::Unreachable { .. }) => true,
+            _ => false,
+        };
+        if !is_expected {
             return Err(format!("server {number} {what}: {error}"));
         }
         self.bus.trace(format_args!("server {number} {what}: {error}"));

@@ -1,8 +1,10 @@
-//! The log has lost all that it held: every server stops, and an administrator begins a new
+//! The log has lost what it held, or some of it: every server stops, and an administrator begins a new
 //! epoch from the one whose state is the newest. The others take snapshots of it.
 
 use super::kept::reached;
 use super::{Doing, Life, Servers};
+use crate::sim::plan::Lost;
+use proto::log::Topic;
 use proto::simulation::Node;
 use server::machine::effect::NotApplied;
 use server::{NewLog, ServerConfig, ServerError, Tasks};
@@ -23,6 +25,7 @@ pub struct NewEpoch {
     has_begun: bool,
     /// By partition, the first offset of the lost log that the new epoch's state lacks.
     kept: BTreeMap<u32, u64>,
+    lost: Lost,
 }
 
 /// What comes before a server is started again.
@@ -45,14 +48,20 @@ fn concerns_the_log(error: &ServerError) -> bool {
 }
 
 impl Servers {
-    pub fn log_is_lost(&mut self) {
+    pub fn log_is_lost(&mut self, lost: Lost) {
         self.new_epoch = Some(NewEpoch {
             stopped_at_us: None,
             from: None,
             is_ready: false,
             has_begun: false,
             kept: BTreeMap::new(),
+            lost,
         });
+    }
+
+    /// Whether content that no server had ingested may have gone, though requests quote it.
+    pub fn has_lost_uploads(&self) -> bool {
+        self.new_epoch.as_ref().is_some_and(|epoch| epoch.lost == Lost::Uploads)
     }
 
     pub(super) fn is_epoch_due(&self) -> bool {
@@ -132,7 +141,8 @@ impl Servers {
         let Some((_, number, kept)) = best else { return Ok(()) };
         if let Some(epoch) = &mut self.new_epoch {
             epoch.from = Some(number);
-            epoch.kept = kept;
+            // What the log still has is applied before the epoch begins.
+            epoch.kept = if epoch.lost.takes(Topic::Requests) { kept } else { BTreeMap::new() };
         }
         self.begin_epoch(number)
     }
