@@ -410,15 +410,19 @@ impl Inner {
             self.transfers.quoted(&entry.op);
         }
         match &result {
-            Ok(Reply { outcome: Outcome::Removed(attr), .. }) if attr.nlink == 0 && attr.kind != FileKind::Dir => {
-                self.last_name_gone(attr.ino);
-            }
-            Ok(Reply { outcome: Outcome::Renamed { last_name_gone: Some(ino), .. }, .. }) => self.last_name_gone(*ino),
+            Ok(Reply { outcome: Outcome::Removed(gone), .. }) => self.lost_a_name(gone),
+            Ok(Reply { outcome: Outcome::Renamed { other: Some(gone), .. }, .. }) => self.lost_a_name(gone),
             _ => {}
         }
         if let Some(Caller(caller)) = entry.waiter {
             // A caller that has given up does not look.
             let _ = caller.send(result);
+        }
+    }
+
+    fn lost_a_name(&self, attr: &Attr) {
+        if attr.nlink == 0 && attr.kind != FileKind::Dir {
+            self.last_name_gone(attr.ino);
         }
     }
 

@@ -364,17 +364,6 @@ impl Lesson<'_> {
         self.sized(dir);
     }
 
-    /// The name has changed, and the answer does not say to what.
-    pub fn name_changed(&mut self, dir: Ino, name: &Name) {
-        let Some(known) = self.dir(dir) else { return };
-        let cursor = Cursor::of(name);
-        if known.names.remove(&(cursor.hash, cursor.name)).is_some() {
-            known.bytes -= NAME_BYTES + name.as_bytes().len();
-        }
-        known.listed = Reach::Nothing;
-        self.sized(dir);
-    }
-
     /// A page of a listing: all names after `after` up to the last one.
     pub fn page(&mut self, dir: &Attr, after: Option<&Cursor>, entries: &[Listed], end: bool) {
         self.attr(dir);

@@ -210,57 +210,45 @@ impl Fs {
         if how == RenameHow::Exchange {
             self.before_publishing_name(to_dir, &to, patience).await?;
         }
-        // What stands there is either replaced or goes the other way.
-        let replaced = self.cache().lookup(self.promises(), to_dir, &to);
         let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
         let (reply, _changing) = self.change(Op::Upload(op), patience).await?;
-        let Outcome::Renamed { moved, .. } = &reply.outcome else {
+        let Outcome::Renamed { moved, other } = &reply.outcome else {
             return Err(FsError::WrongAnswer { op: "rename" });
         };
         self.cache().learn(self.promises(), &reply, |l| {
-            let place = (from_dir, &from, to_dir, &to);
-            renamed(l, place, moved, replaced, how == RenameHow::Exchange);
+            renamed(l, (from_dir, &from), (to_dir, &to), how, moved, other.as_deref());
         });
         Ok(())
     }
 }
 
+/// What a rename says of the names and inodes that it has touched.
 fn renamed(
     l: &mut Lesson<'_>,
-    (from_dir, from, to_dir, to): (Ino, &Name, Ino, &Name),
+    from: (Ino, &Name),
+    to: (Ino, &Name),
+    how: RenameHow,
     moved: &Attr,
-    replaced: Option<Found>,
-    exchange: bool,
+    other: Option<&Attr>,
 ) {
-    if (from_dir, from) == (to_dir, to) {
-        // A name onto itself, which changes nothing.
-        l.attr(moved);
-        return l.name(to_dir, to, Some((moved.ino, moved.kind)));
-    }
-    let same = matches!(&replaced, Some(Found::Entry(attr)) if attr.ino == moved.ino);
+    let is_dir = |attr: &Attr| attr.kind == FileKind::Dir;
     l.attr(moved);
     if !planted(Bug::RenameForgetsTarget) {
-        l.name(to_dir, to, Some((moved.ino, moved.kind)));
+        l.name(to.0, to.1, Some((moved.ino, moved.kind)));
     }
-    match (&replaced, exchange) {
-        // Two names of one inode: POSIX lets both stay.
-        (Some(Found::Entry(_)), false) if same => {}
-        (Some(Found::Entry(other)), true) => l.name(from_dir, from, Some((other.ino, other.kind))),
-        (_, true) => l.name_changed(from_dir, from),
-        (Some(Found::Inode(_)) | None, false) if moved.nlink > 1 => l.name_changed(from_dir, from),
-        (_, false) => l.name(from_dir, from, None),
+    // Two names of one inode, or one name: POSIX lets all stay.
+    if other.is_some_and(|other| other.ino == moved.ino) {
+        return;
     }
-    match &replaced {
-        Some(Found::Entry(other)) if !same => l.attr_changed(other.ino),
-        Some(Found::Inode(ino)) => l.attr_changed(*ino),
-        _ => {}
+    if let Some(other) = other {
+        l.attr(other);
     }
-    // Links of directories move only where a directory is involved, which is
-    // rare; then they are asked about again.
-    let dirs_involved = moved.kind == FileKind::Dir
-        || !matches!(&replaced, Some(Found::Absent) | Some(Found::Entry(Attr { kind: FileKind::File, .. })));
-    for dir in [from_dir, to_dir] {
-        match dirs_involved {
+    let left = other.filter(|_| how == RenameHow::Exchange);
+    l.name(from.0, from.1, left.map(|other| (other.ino, other.kind)));
+    for dir in [from.0, to.0] {
+        // Links of directories move only where a directory is involved, which is
+        // rare; then they are asked about again.
+        match is_dir(moved) || other.is_some_and(is_dir) {
             true => l.attr_changed(dir),
             false => l.dir_changed(dir, moved.ctime, 0),
         }

@@ -6,7 +6,7 @@ use super::refusal::Refusal;
 use super::session::Ended;
 use super::view::Cursor;
 use crate::chunk::{ChunkName, SealedValue, WrappedKey};
-use crate::ids::{Ino, LogTime, Name, Position, PushNo, RequestNo};
+use crate::ids::{LogTime, Name, Position, PushNo, RequestNo};
 use serde::{Deserialize, Serialize};
 
 /// The body of a frame of kind `Answer`, whose number is the request's.
@@ -45,10 +45,11 @@ pub enum Outcome {
         extents: Vec<StoredExtent>,
         end: bool,
     },
-    /// The moved inode; and what it replaced, if that was its last name.
+    /// The moved inode; and what stood at its new name: replaced (`nlink` 0 means that this was
+    /// its last name), moved the other way, or the same inode, and then nothing has changed.
     Renamed {
         moved: Attr,
-        last_name_gone: Option<Ino>,
+        other: Option<Box<Attr>>,
     },
     /// What was removed; `nlink` 0 means that this was its last name.
     Removed(Attr),

@@ -59,7 +59,7 @@ impl Turn<'_> {
             if target.dirent.ino == moved.dirent.ino {
                 // Two names of one inode: POSIX wants nothing to happen.
                 let attr = self.shown(moved.inode.attr);
-                return Ok(Outcome::Renamed { moved: attr, last_name_gone: None });
+                return Ok(Outcome::Renamed { moved: attr.clone(), other: Some(attr.into()) });
             }
             if !exchange {
                 match (moved.is_dir(), target.is_dir()) {
@@ -85,23 +85,23 @@ impl Turn<'_> {
         }
         let subdir = i64::from(moved.is_dir());
         self.update_dir_of(from.dir, -1, -subdir);
-        let mut last_name_gone = None;
-        match target {
+        let other = match target {
             Some(target) => {
                 self.leave(to.dir, to.name, &target.dirent);
                 let replaced_subdir = i64::from(target.is_dir());
                 let gone = self.lose_name(target.inode);
-                last_name_gone = (gone.nlink == 0).then_some(gone.ino);
                 self.enter(to.dir, to.name, moved.dirent.ino);
                 self.update_dir_of(to.dir, 0, subdir - replaced_subdir);
+                Some(gone.into())
             }
             None => {
                 self.enter(to.dir, to.name, moved.dirent.ino);
                 self.update_dir_of(to.dir, 1, subdir);
+                None
             }
-        }
+        };
         let moved = self.moved(moved.inode, to.dir);
-        Outcome::Renamed { moved, last_name_gone }
+        Outcome::Renamed { moved, other }
     }
 
     fn exchange(&mut self, from: Place, to: Place, moved: Found, target: Found) -> Outcome {
@@ -112,9 +112,9 @@ impl Turn<'_> {
         let gained = i64::from(target.is_dir()) - i64::from(moved.is_dir());
         self.update_dir_of(from.dir, 0, gained);
         self.update_dir_of(to.dir, 0, -gained);
-        self.moved(target.inode, from.dir);
+        let other = Some(self.moved(target.inode, from.dir).into());
         let moved = self.moved(moved.inode, to.dir);
-        Outcome::Renamed { moved, last_name_gone: None }
+        Outcome::Renamed { moved, other }
     }
 
     /// An inode after one of its names has moved to `dir`.

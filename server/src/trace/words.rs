@@ -253,8 +253,10 @@ impl Words {
                     }),
                 )
                 .with("end", *end),
-            Outcome::Renamed { moved, last_name_gone } => {
-                attributes("renamed", moved).with_some("last_name_gone", *last_name_gone)
+            Outcome::Renamed { moved, other } => {
+                let of = |what: fn(&Attr) -> Part| other.as_deref().map(what);
+                let names = of(|other| other.nlink.into());
+                attributes("renamed", moved).with_some("other", of(|other| other.ino.into())).with_some("left", names)
             }
             Outcome::Removed(attr) => attributes("removed", attr),
             Outcome::Opened { root, ended, now } => {

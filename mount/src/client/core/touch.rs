@@ -34,11 +34,9 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
     match outcome {
         Outcome::Entry(entry) => attr(&mut out, entry),
         Outcome::Removed(removed) => attr(&mut out, removed),
-        Outcome::Renamed { moved, last_name_gone } => {
+        Outcome::Renamed { moved, other } => {
             attr(&mut out, moved);
-            if let Some(ino) = last_name_gone {
-                inode(&mut out, *ino);
-            }
+            other.iter().for_each(|other| attr(&mut out, other));
         }
         _ => {}
     }

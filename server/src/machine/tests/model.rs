@@ -57,7 +57,10 @@ impl Seen {
                 }
                 Seen::Content(Brief::of(attr), bytes)
             }
-            Outcome::Renamed { moved, last_name_gone } => Seen::Renamed(Brief::of(moved), *last_name_gone),
+            Outcome::Renamed { moved, other } => {
+                let gone = other.as_ref().filter(|other| other.nlink == 0);
+                Seen::Renamed(Brief::of(moved), gone.map(|gone| gone.ino))
+            }
             _ => Seen::Other,
         }
     }

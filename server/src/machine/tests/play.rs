@@ -196,7 +196,10 @@ impl Player {
 fn shown_attrs(answer: &Answer) -> Vec<Attr> {
     match &answer.result {
         Ok(Outcome::Entry(attr) | Outcome::Extents { attr, .. }) => vec![attr.clone()],
-        Ok(Outcome::Renamed { moved, .. }) => vec![moved.clone()],
+        Ok(Outcome::Renamed { moved, other }) => {
+            let other = other.as_deref().filter(|other| other.nlink > 0 && other.ino != moved.ino);
+            other.into_iter().chain([moved]).cloned().collect()
+        }
         Ok(Outcome::Removed(attr)) if attr.nlink > 0 => vec![attr.clone()],
         Ok(Outcome::Listing { dir, entries, .. }) => {
             entries.iter().map(|listed| listed.attr.clone()).chain([dir.clone()]).collect()

@@ -48,13 +48,12 @@ fn refusals_are_linux_s() {
 #[test]
 fn a_directory_takes_its_links_along() {
     let Tree { mut world, mut c, dir, sub, .. } = tree();
-    let Ok(Outcome::Renamed { moved, last_name_gone: gone }) =
-        world.call(&mut c, rename(dir, "sub", ROOT, "empty", Replace))
+    let Ok(Outcome::Renamed { moved, other: gone }) = world.call(&mut c, rename(dir, "sub", ROOT, "empty", Replace))
     else {
         panic!()
     };
     assert_eq!((moved.ino, moved.parent), (sub, Some(ROOT)));
-    assert!(gone.is_some());
+    assert_eq!(gone.expect("it was there").nlink, 0);
     assert_eq!(world.getattr(&mut c, dir).nlink, 2);
     assert_eq!(world.getattr(&mut c, ROOT).nlink, 4);
     assert!(world.call(&mut c, lookup(sub, "deep")).is_ok());
@@ -87,11 +86,12 @@ fn a_replaced_file_that_nobody_has_open_is_gone() {
     let Tree { mut world, mut c, file, .. } = tree();
     let other = world.mkfile(&mut c, ROOT, "other");
     world.send(&mut c, Op::Session(SessionOp::Release { inos: vec![file] }));
-    let Ok(Outcome::Renamed { last_name_gone, .. }) = world.call(&mut c, rename(ROOT, "other", ROOT, "file", Replace))
+    let Ok(Outcome::Renamed { other: Some(gone), .. }) =
+        world.call(&mut c, rename(ROOT, "other", ROOT, "file", Replace))
     else {
         panic!()
     };
-    assert_eq!(last_name_gone, Some(file));
+    assert_eq!((gone.ino, gone.nlink), (file, 0));
     assert_eq!(world.entry(&mut c, lookup(ROOT, "file")).ino, other);
     assert_eq!(world.call(&mut c, Op::View(View::Getattr { ino: file })), Err(Refusal::Stale));
 }
