@@ -523,8 +523,16 @@ impl Servers {
         if self.machines.len() == 1 {
             return Ok(());
         }
-        // The version is raised at one of the next looks.
-        tokio::time::sleep(4 * Duration::from_millis(self.rules.upkeep_every_ms.min(1_000))).await;
+        loop {
+            // The version is raised at one of the next looks.
+            tokio::time::sleep(4 * Duration::from_millis(self.rules.upkeep_every_ms.min(1_000))).await;
+            let has_ended = |machine: &Machine| machine.tasks().is_none_or(|tasks| tasks.ended().is_some());
+            if !self.machines.iter().any(has_ended) {
+                break;
+            }
+            self.look_after()?;
+            self.settle().await?;
+        }
         self.bus.freeze();
         for _ in 0..2 {
             // Whoever has ended meanwhile is started again, and reads what there is before all are stopped.
