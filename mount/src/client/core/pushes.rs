@@ -1,10 +1,11 @@
 //! Which pushes have come, which are missing, which are to be confirmed.
 //!
 //! A push is acted on whenever it comes: dropping a promise too often is harmless. It is
-//! confirmed once, by a record that is sent until it is answered. Its number only shows whether one has been lost. One that is
-//! spoken of before it has come costs all promises of the partition at once, since the
-//! answer that speaks of it may show what it takes back. A little later the server is
-//! asked to repeat, and what it does not repeat (nobody waits for it any more) is passed over.
+//! confirmed once, by a record that is sent until it is answered. Its number only shows
+//! whether one has been lost. One that is spoken of before it has come costs all promises of
+//! the partition at once, since the answer that speaks of it may show what it takes back. A
+//! little later the server is asked to repeat, and what it does not repeat (nobody waits for
+//! it any more) is passed over.
 
 use proto::PushNo;
 use std::collections::BTreeSet;
