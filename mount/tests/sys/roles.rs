@@ -174,6 +174,11 @@ fn say(line: &str) {
 
 fn catch(signal: OsString) {
     let signal: libc::c_int = signal.to_string_lossy().parse().expect("a number");
+    for ends in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+        // A shell that starts the tests in the background, and nohup, leave them ignored.
+        // SAFETY: this program has no handlers yet.
+        unsafe { libc::signal(ends, libc::SIG_DFL) };
+    }
     if signal != 0 {
         // SAFETY: the handler only calls write.
         unsafe {
