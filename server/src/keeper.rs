@@ -41,6 +41,11 @@ const UPLOADS_AT_ONCE: usize = 1000;
 /// How long the log may take to give a record that content is to be healed from.
 const HEAL_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the loop may take to apply what is in the log: where much goes on, some of it is
+/// always on its way.
+const APPLY_WAIT: Duration = Duration::from_secs(10);
+const APPLY_LOOK: Duration = Duration::from_millis(100);
+
 pub(crate) struct Keeper {
     pub log: Arc<dyn Log>,
     pub packs: Arc<Packs>,
@@ -128,10 +133,18 @@ impl Keeper {
                 return Ok(Some(()));
             }
         };
-        let ids = sessions.iter().map(|(session, _)| *session).collect();
-        let ask = |reply| Ask::Live { partition, applied: end, sessions: ids, reply };
-        let Some(answer) = self.asker.ask(ask).await else { return Ok(None) };
-        let Some((now, live)) = answer else { return Ok(Some(())) };
+        let ids: Vec<SessionId> = sessions.iter().map(|(session, _)| *session).collect();
+        let until = Instant::now() + APPLY_WAIT;
+        let (now, live) = loop {
+            let ask = |reply| Ask::Live { partition, applied: end, sessions: ids.clone(), reply };
+            match self.asker.ask(ask).await {
+                None => return Ok(None),
+                Some(Some(answer)) => break answer,
+                Some(None) if Instant::now() < until => sleep(APPLY_LOOK).await,
+                // Uploads are looked at later.
+                Some(None) => return Ok(Some(())),
+            }
+        };
 
         let (mut seen, mut due) = (Vec::new(), Vec::new());
         for ((session, mark), live) in sessions.iter().zip(live) {
