@@ -12,6 +12,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A broker with all topics of one cluster; gone when dropped.
 ///
@@ -26,6 +27,7 @@ pub struct EmbeddedBroker {
 enum Order {
     Down,
     Up,
+    RoundTrip(Duration),
 }
 
 /// An order and where its outcome goes.
@@ -61,6 +63,11 @@ impl EmbeddedBroker {
     /// Takes connections again; what was appended before is still there.
     pub fn up(&self) -> Result<(), LogError> {
         self.order(Order::Up)
+    }
+
+    /// Answers this much later from here on, as over a long way.
+    pub fn round_trip(&self, time: Duration) -> Result<(), LogError> {
+        self.order(Order::RoundTrip(time))
     }
 
     fn order(&self, order: Order) -> Result<(), LogError> {
@@ -102,6 +109,7 @@ fn serve(topics: &[(String, i32)], started: &Sender<Result<String, KafkaError>>,
         let outcome = match order {
             Order::Down => cluster.broker_down(-1),
             Order::Up => cluster.broker_up(-1),
+            Order::RoundTrip(time) => cluster.broker_round_trip_time(-1, time),
         };
         let _ = answer.send(outcome);
     }
@@ -112,7 +120,7 @@ fn open(topics: &[(String, i32)]) -> Result<MockCluster<'static, DefaultProducer
     for (name, partitions) in topics {
         // An order that comes while the mock cluster's thread is still ending the last one
         // is sometimes noticed a second late.
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
         cluster.create_topic(name, *partitions, 1)?;
     }
     Ok(cluster)

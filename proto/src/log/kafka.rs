@@ -27,6 +27,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -84,18 +85,24 @@ pub(crate) fn is_secret(property: &str) -> bool {
     ["password", "secret", "key.pem", "oauthbearer.config", "jaas", "token"].iter().any(|word| property.contains(word))
 }
 
+/// How long one attempt to be answered takes: at least, since answers come sooner, and at most.
+const SLICE_MIN: Duration = Duration::from_millis(250);
+const SLICE_MAX: Duration = Duration::from_secs(8);
+
 /// What lanes and tails share.
 pub(crate) struct Cluster {
     settings: KafkaSettings,
     names: BTreeMap<Topic, String>,
     /// Told by the cluster id; see the module's own words.
     embedded: bool,
+    /// How long the last answer that [`retried`] got was waited for.
+    slice_ms: AtomicU64,
 }
 
 impl Cluster {
     fn new(settings: KafkaSettings) -> Self {
         let names = Topic::ALL.iter().map(|&topic| (topic, settings.topic_name(topic))).collect();
-        Cluster { settings, names, embedded: false }
+        Cluster { settings, names, embedded: false, slice_ms: AtomicU64::new(SLICE_MIN.as_millis() as u64) }
     }
 
     fn name(&self, topic: Topic) -> &str {
@@ -242,19 +249,23 @@ fn bounds<C: ClientContext>(
 }
 
 /// Asks again until there is an answer, the timeout has passed, or Kafka has
-/// refused for good. In slices, so that a refusal is noticed at once.
+/// refused for good. In slices, so that a refusal is noticed soon. Each is twice as long as
+/// the one before: an answer that comes later than its slice is lost, and the connection with
+/// it (librdkafka's `socket.max.fails`), so a broker that is far away or busy would never
+/// be heard. What was enough is begun with the next time.
 fn retried<T>(
     cluster: &Cluster,
     trouble: &Trouble,
     timeout: Duration,
     mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
 ) -> Result<T, LogError> {
-    const SLICE: Duration = Duration::from_millis(250);
     let deadline = Instant::now() + timeout;
+    let mut slice = Duration::from_millis(cluster.slice_ms.load(Ordering::Relaxed));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let error = match ask(left.min(SLICE)) {
+        let error = match ask(left.min(slice)) {
             Ok(answer) => {
+                cluster.slice_ms.store(slice.as_millis() as u64, Ordering::Relaxed);
                 trouble.clear();
                 return Ok(answer);
             }
@@ -270,6 +281,7 @@ fn retried<T>(
         if Instant::now() >= deadline {
             return Err(cluster.unreachable(trouble));
         }
+        slice = (slice * 2).min(SLICE_MAX);
         // Some failures come back at once; this keeps the loop from spinning.
         std::thread::sleep(Duration::from_millis(10).min(left));
     }

@@ -10,7 +10,7 @@
 //! * Each offset goes with the leader epoch of the record before it, so that Kafka tells when
 //!   the log has been cut meanwhile (KIP-320).
 //! * The thread ends within [`STOP_SEEN`] after the tail was dropped, at the latest, or
-//!   [`LEADERS_WITHIN`] while no broker answers; while the tail's queue is full or its sink is
+//!   [`LEADERS_WITHIN`] or [`LOOK_MAX`] while no broker answers; while the tail's queue is full or its sink is
 //!   busy it does not poll, and librdkafka stops fetching at its own bound.
 
 use super::client::{self, Trouble, Watch, refusal};
@@ -41,8 +41,10 @@ const LEADERS_WITHIN: Duration = Duration::from_secs(1);
 /// fetches, each of which librdkafka waits for up to 10 s: what is still on its way has not stalled.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// How long a look may take; without an answer it is left to the next one.
-const LOOK_MAX: Duration = Duration::from_millis(500);
+/// How long a look may take; without an answer it is left to the next one. Kafka answers it
+/// after the fetch under way, so this is more than a fetch waits and its content takes on a slow
+/// link: a look that is not answered in time costs the connection, and what was on its way.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// The offset that comes next in a partition, and the leader epoch of the record before it, if
 /// that has been read.

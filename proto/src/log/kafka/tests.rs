@@ -43,6 +43,20 @@ fn a_dropped_tail_ends_its_thread_though_its_queue_is_full() {
 }
 
 #[test]
+fn a_broker_far_away_is_only_slow() {
+    let broker = EmbeddedBroker::start("t").expect("a broker starts");
+    broker.round_trip(Duration::from_millis(600)).expect("it can be slow");
+    let settings = KafkaSettings::new(broker.bootstrap_servers(), "t");
+    let log = KafkaLog::connect(settings).expect("the broker answers");
+    let appended = block_on(log.append(Topic::Requests, 3, Bytes::from_static(b"x"))).expect("appended");
+    assert_eq!((appended, log.bounds(Topic::Requests, 3).expect("it answers")), (0, (0, 1)));
+    let starts: Vec<_> = (0..Topic::Requests.partitions()).map(|n| (Topic::Requests, n, Start::At(0))).collect();
+    let mut tail = log.read_from(&starts).expect("readable");
+    let record = tail.blocking_next().expect("it does not end").expect("no trouble");
+    assert_eq!((record.partition, record.offset), (3, 0));
+}
+
+#[test]
 fn appends_that_are_queued_outlive_the_log() {
     let (_broker, log) = connected();
     let appends: Vec<_> = (0..100).map(|_| log.append(Topic::Chunks, 0, Bytes::from_static(b"x"))).collect();
