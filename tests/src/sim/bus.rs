@@ -178,6 +178,13 @@ impl Bus {
         SimLog { bus: self.clone(), machine: machine.to_owned(), node, way: Arc::new(Mutex::new(way)) }
     }
 
+    /// When all that is on its way now will have arrived.
+    pub fn arrived_by_us(&self) -> u64 {
+        let state = self.shared.state();
+        let arrives = state.events.iter().filter(|(_, event)| !matches!(event, Event::Ack { .. }));
+        arrives.map(|((at_us, _), _)| *at_us).max().unwrap_or(0)
+    }
+
     /// Virtual microseconds since the beginning.
     pub fn now_us(&self) -> u64 {
         (Instant::now() - self.shared.begun).as_micros() as u64

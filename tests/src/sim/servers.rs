@@ -524,6 +524,9 @@ impl Servers {
             return Ok(());
         }
         loop {
+            // What was sent while the network was slow holds up what follows it.
+            let arrives_us = self.bus.arrived_by_us().saturating_sub(self.bus.now_us());
+            tokio::time::sleep(Duration::from_micros(arrives_us)).await;
             // The version is raised at one of the next looks.
             tokio::time::sleep(4 * Duration::from_millis(self.rules.upkeep_every_ms.min(1_000))).await;
             let has_ended = |machine: &Machine| machine.tasks().is_none_or(|tasks| tasks.ended().is_some());

@@ -120,9 +120,11 @@ impl Servers {
     pub fn smaller(&self) -> Vec<Servers> {
         let mut out = Vec::new();
         if self.count > 1 {
-            out.push(Servers { keeps_log: self.keeps_log, ..Servers::ONE });
+            // What they do now and then is done often enough for what was drawn with it.
+            let one = Servers { keeps_log: self.keeps_log, upkeep_ms: self.upkeep_ms, ..Servers::ONE };
+            out.push(one.clone());
             out.push(Servers { count: self.count - 1, ..self.clone() });
-            out.push(Servers { count: self.count, keeps_log: self.keeps_log, ..Servers::ONE });
+            out.push(Servers { count: self.count, ..one });
         }
         out.retain(|smaller| smaller != self);
         out
