@@ -6,7 +6,8 @@
 //! * The first start adds a user of the caller's name with a device credential; a
 //!   start that finds the user missing (killed before the first checkpoint) adds
 //!   it again.
-//! * The end is the mount's: drained, detached; then the server's: a checkpoint.
+//! * The end is the mount's: drained, detached; then the server's: a checkpoint. If the
+//!   server ends first, by a full disk for one, so does everything, and says why.
 
 mod data;
 
@@ -72,6 +73,9 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
     let brokers = broker.bootstrap_servers().to_owned();
     let server = Server::start(ServerConfig::embedded(data.server()), connect(&brokers)?)?;
     server.ready()?;
+    let (tell, server_failed) = tokio::sync::oneshot::channel();
+    let waiter = server.waiter();
+    std::thread::Builder::new().name("kfs-watch".into()).spawn(move || tell.send(waiter.failed()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen().context("cannot listen for signals")?;
@@ -80,7 +84,13 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
         let fs = open(&data, &brokers, credential.clone(), &options).await?;
         let mounted = Mounted::start(fs, &source, &dir, &options, UMOUNT_TIMEOUT_DEFAULT, &mut guardian)?;
         println!("{}", greeting(&data, &dir, &source, &brokers)?);
-        anyhow::Ok(mounted.until_end(&mut signals, |line| crate::logs::say(format_args!("kfs dev: {line}"))).await)
+        let say = |line: &str| crate::logs::say(format_args!("kfs dev: {line}"));
+        let lost = async {
+            if let Ok(error) = server_failed.await {
+                say(&format!("the server has ended: {error}"));
+            }
+        };
+        anyhow::Ok(mounted.until_end(&mut signals, lost, say).await)
     });
     // Kernel requests that still wait have nobody to wait for.
     runtime.shutdown_background();

@@ -98,10 +98,16 @@ impl Mounted {
         }
     }
 
-    /// Serves until unmounted or told to stop, then sends what is left. `say` is
-    /// for a person who watches.
-    pub async fn until_end(mut self, signals: &mut Signals, say: impl Fn(&str)) -> End {
+    /// Serves until unmounted or told to stop, then sends what is left; or until `lost`, when
+    /// there is nobody left to send it to. `say` is for a person who watches.
+    pub async fn until_end(mut self, signals: &mut Signals, lost: impl Future<Output = ()>, say: impl Fn(&str)) -> End {
         tokio::select! {
+            () = lost => {
+                if let Err(error) = detach(&self.identity, How::Lazy) {
+                    say(&error.to_string());
+                }
+                return End::Left(self.left().await);
+            }
             ended = &mut self.over => {
                 if let Ok(Err(error)) = ended {
                     tracing::error!("the mount ended: {error}");

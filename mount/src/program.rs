@@ -278,7 +278,11 @@ fn serve(call: &Call, prepared: Prepared, readiness: Readiness, mut guardian: Gu
             mounted.give_up().await;
             return Err(());
         }
-        Ok(mounted.until_end(&mut signals, |line| crate::logs::say(format_args!("{}: {line}", call.name))).await)
+        Ok(mounted
+            .until_end(&mut signals, std::future::pending(), |line| {
+                crate::logs::say(format_args!("{}: {line}", call.name))
+            })
+            .await)
     });
     // Kernel requests that still wait have nobody to wait for.
     runtime.shutdown_background();

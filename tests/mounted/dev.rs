@@ -1,6 +1,6 @@
 //! `kfs dev`: everything in one process, files that stay, and an end that cleans up.
 
-use crate::executable;
+use crate::{executable, needs_root};
 use harness::cluster::is_mounted;
 use harness::programs::Programs;
 use harness::tree::{self, Depth};
@@ -126,6 +126,34 @@ fn a_killed_dev_is_cleaned_up_by_the_next_one() {
     for i in 0..50 {
         assert_eq!(fs::read_to_string(dev.dir().join(format!("file{i}"))).unwrap(), format!("content {i}"));
     }
+    dev.end(process, libc::SIGTERM);
+}
+
+#[test]
+fn when_the_server_ends_so_does_everything() {
+    if !needs_root("mount a small file system") {
+        return;
+    }
+    let dev = Dev::new();
+    let disk = dev.scratch.join("share");
+    fs::create_dir(&disk).unwrap();
+    sh(dev.scratch.path(), "mount -t tmpfs -o size=40m,mode=700 kfs-test share", &[]).unwrap();
+    let (mut process, _) = dev.start();
+    fs::write(dev.dir().join("file"), "content").unwrap();
+    fs::File::open(dev.dir().join("file")).unwrap().sync_all().unwrap();
+    sh(&disk, "cat /dev/zero > ballast || true", &[]).unwrap();
+    // Whether this is told of depends on what comes first.
+    let _ = fs::create_dir(dev.dir().join("late"));
+
+    let status = process.wait(Duration::from_secs(60)).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", process.output());
+    assert!(process.output().contains("the server has ended: "), "{}", process.output());
+    assert!(process.output().contains("No space left on device"), "{}", process.output());
+    assert!(!is_mounted(&dev.dir()));
+
+    fs::remove_file(disk.join("ballast")).unwrap();
+    let (process, _) = dev.start();
+    assert_eq!(fs::read_to_string(dev.dir().join("file")).unwrap(), "content");
     dev.end(process, libc::SIGTERM);
 }
 
