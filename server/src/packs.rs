@@ -10,8 +10,9 @@
 //! * How far the `chunks` topic has been ingested is kept in the same transaction
 //!   as the index, so ingesting goes on exactly where content is safe; what comes
 //!   twice is recognised by its name.
-//! * Memory: at most two buffers of [`PACK_BYTES`] and a record each; whoever adds
-//!   waits for the writer beyond that.
+//! * Memory: at most three buffers of [`PACK_BYTES`] and a record each. One is being
+//!   written, uploads fill another one; then they wait for the writer, and what comes in
+//!   requests has the third, so that a slow disk does not stop the loop at once.
 //!
 //! What nothing refers to any more is dropped from the index once a checkpoint is
 //! past its freeing (`garbage.rs`), mostly dead packs are written anew
@@ -136,10 +137,10 @@ impl Packs {
         Ok(Packs { shared, writer: Some(writer) })
     }
 
-    /// Keeps content; a name that is kept already changes nothing. Waits while
-    /// both buffers are full.
+    /// Keeps content that has come in a request; a name that is kept already changes
+    /// nothing. Waits while there is twice as much as would make a pack.
     pub fn keep(&self, name: ChunkName, content: Bytes) -> Result<(), PackError> {
-        let buffers = self.room()?;
+        let buffers = self.room(Buffers::is_overfull)?;
         self.keep_in(buffers, name, content)
     }
 
@@ -152,7 +153,7 @@ impl Packs {
         next_offset: u64,
         chunk: Option<(NamespaceId, ChunkName, Bytes)>,
     ) -> Result<(), PackError> {
-        let mut buffers = self.room()?;
+        let mut buffers = self.room(Buffers::is_full)?;
         buffers.note_ingested(partition, epoch, next_offset);
         match chunk {
             Some((namespace, name, content)) => {
@@ -165,23 +166,21 @@ impl Packs {
         Ok(())
     }
 
-    /// Whether the record that this upload stands in has been ingested.
-    pub fn has_ingested(&self, name: &ChunkName) -> bool {
-        self.shared.lock().has_ingested(name.partition, name.epoch, name.offset.saturating_add(1))
+    /// Whether a partition of `chunks` has been ingested before this offset.
+    pub fn has_ingested(&self, partition: u32, epoch: Epoch, next_offset: u64) -> bool {
+        self.shared.lock().has_ingested(partition, epoch, next_offset)
     }
 
-    /// Waits until a partition of `chunks` has been ingested before this offset;
-    /// whoever calls bounds the time.
-    pub async fn ingested_before(&self, partition: u32, epoch: Epoch, next_offset: u64) {
-        loop {
-            let arrival = self.shared.arrived.notified();
-            tokio::pin!(arrival);
-            arrival.as_mut().enable();
-            if self.shared.lock().has_ingested(partition, epoch, next_offset) {
-                return;
-            }
+    /// Waits until a partition of `chunks` has been ingested before this offset (`true`), or
+    /// anything else has arrived; whoever calls bounds the time.
+    pub async fn ingested_before(&self, partition: u32, epoch: Epoch, next_offset: u64) -> bool {
+        let arrival = self.shared.arrived.notified();
+        tokio::pin!(arrival);
+        arrival.as_mut().enable();
+        if !self.has_ingested(partition, epoch, next_offset) {
             arrival.await;
         }
+        self.has_ingested(partition, epoch, next_offset)
     }
 
     /// How far each partition of `chunks` had been ingested at the last flush.
@@ -241,11 +240,11 @@ impl Packs {
     }
 
     /// The lock, when there is room for one more record.
-    fn room(&self) -> Result<MutexGuard<'_, Buffers>, PackError> {
+    fn room(&self, is_full: fn(&Buffers) -> bool) -> Result<MutexGuard<'_, Buffers>, PackError> {
         let mut buffers = self.shared.lock();
         loop {
             buffers.failure()?;
-            if !buffers.is_full() {
+            if !is_full(&buffers) {
                 return Ok(buffers);
             }
             buffers = self.shared.write_some(buffers);

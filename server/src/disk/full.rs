@@ -1,4 +1,4 @@
-//! Databases in files whose disk can be full, for tests.
+//! Databases in files whose disk can be full or slow, for tests.
 
 use super::{Databases, Disk};
 use redb::backends::FileBackend;
@@ -6,12 +6,16 @@ use redb::{Database, DatabaseError, StorageBackend};
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 /// Clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub struct Full(Arc<AtomicBool>);
+pub struct Full {
+    full: Arc<AtomicBool>,
+    /// Held for reading while what was written is brought to disk.
+    goes: Arc<RwLock<()>>,
+}
 
 impl Full {
     pub fn disk(&self) -> Disk {
@@ -20,11 +24,16 @@ impl Full {
 
     /// From now on nothing can be written, or everything again.
     pub fn set(&self, full: bool) {
-        self.0.store(full, Ordering::SeqCst);
+        self.full.store(full, Ordering::SeqCst);
+    }
+
+    /// Until this is dropped nothing comes to disk.
+    pub fn stick(&self) -> RwLockWriteGuard<'_, ()> {
+        self.goes.write().expect("nobody panics while writing")
     }
 
     fn room(&self) -> io::Result<()> {
-        if self.0.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 
@@ -62,6 +71,7 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let _goes = self.disk.goes.read();
         self.disk.room()?;
         self.file.sync_data()
     }

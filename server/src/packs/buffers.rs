@@ -106,9 +106,14 @@ impl Buffers {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Whether whoever adds must wait for the writer.
+    /// Whether there is enough for a pack: uploads wait for the writer then.
     pub fn is_full(&self) -> bool {
         self.filling.bytes >= limits().pack_bytes
+    }
+
+    /// Whether everybody waits for the writer.
+    pub fn is_overfull(&self) -> bool {
+        self.filling.bytes >= 2 * limits().pack_bytes
     }
 
     /// Bytes that wait to be written as a pack.

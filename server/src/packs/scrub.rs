@@ -2,6 +2,7 @@
 //! with its hash. What is damaged is told of, never served, and waits to be healed
 //! by whoever can get the content from elsewhere.
 
+use super::buffers::Buffers;
 use super::{PackError, Packs};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
@@ -80,7 +81,7 @@ impl Packs {
 
     /// Puts content in the place of damaged content. It must have the name's hash.
     pub fn heal(&self, name: ChunkName, content: Bytes) -> Result<(), PackError> {
-        let mut buffers = self.room()?;
+        let mut buffers = self.room(Buffers::is_full)?;
         if planted(Bug::NeverHeal) {
             return Ok(());
         }

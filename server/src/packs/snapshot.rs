@@ -1,5 +1,6 @@
 //! Content on its way from one server's packs into another's, name by name.
 
+use super::buffers::Buffers;
 use super::{Cut, PackError, Packs};
 use bytes::Bytes;
 use proto::chunk::ChunkName;
@@ -33,7 +34,7 @@ impl Packs {
     /// Keeps what another server has kept.
     pub fn adopt(&self, name: ChunkName, fresh: Option<NamespaceId>, content: Bytes) -> Result<(), PackError> {
         if let Some(namespace) = fresh {
-            self.room()?.note_fresh(namespace, name);
+            self.room(Buffers::is_full)?.note_fresh(namespace, name);
         }
         self.keep(name, content)
     }

@@ -5,6 +5,7 @@ mod garbage;
 
 use super::*;
 use crate::disk::Databases;
+use crate::disk::full::Full;
 use proto::SessionId;
 use proto::log::Topic;
 
@@ -111,6 +112,35 @@ async fn full_buffers_become_packs_by_themselves_and_memory_stays_bounded() {
     for name in hashes {
         assert!(packs.read(&name).await.expect("reads").is_some());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_in_requests_does_not_wait_for_a_slow_disk_as_uploads_do() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let slow = Full::default();
+    let packs = Packs::open(dir.path(), CLUSTER, &slow.disk(), tokio::runtime::Handle::current()).expect("opens");
+    let packs = Arc::new(packs);
+    // While a database makes its file larger nobody reads it.
+    packs.ingest(3, Epoch(1), 1, Some(up(&chunk(0, TAIL_BYTES)))).expect("kept");
+    packs.flush().expect("flushed");
+    let stuck = slow.stick();
+    // The writer takes the first of these, the other one fills the next buffer.
+    for offset in 1..3 {
+        packs.ingest(3, Epoch(1), offset + 1, Some(up(&chunk(offset, PACK_BYTES)))).expect("kept");
+        while offset == 1 && packs.shared.lock().is_full() {
+            std::thread::yield_now();
+        }
+    }
+    let uploads = packs.clone();
+    let upload = std::thread::spawn(move || uploads.ingest(3, Epoch(1), 4, Some(up(&chunk(3, 10)))));
+    for small in 100..200 {
+        let (name, content) = chunk(small, 10);
+        packs.keep(name, content).expect("kept");
+    }
+    assert!(!packs.has_ingested(3, Epoch(1), 4), "an upload waits");
+    drop(stuck);
+    upload.join().expect("no panic").expect("kept");
+    packs.flush().expect("flushed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
