@@ -213,7 +213,7 @@ impl Serving {
                 None => false,
             }
         } else {
-            self.packs.has_ingested(name)
+            self.packs.has_ingested(name.partition, name.epoch, name.offset.saturating_add(1))
         };
         if has_come {
             // It may have come just now; otherwise it has gone, and nothing brings it back.

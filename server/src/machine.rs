@@ -85,6 +85,8 @@ pub struct Machine {
     things: Things,
     /// Ended sessions that may be quoted from, by when that ends; follows from [`Live::quotable`].
     quotable_order: BTreeSet<(LogTime, SessionId)>,
+    /// The uploads that have been quoted since this program began stand before this.
+    quoted: (Epoch, u64),
 }
 
 /// The part of the state that lives in memory.
@@ -197,7 +199,8 @@ impl Machine {
 
     fn of(partition: u32, secrets: Arc<ClusterKey>, live: Live) -> Machine {
         let (holders, things, quotable_order) = (BTreeSet::new(), Things::default(), BTreeSet::new());
-        Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order }
+        let quoted = (Epoch(0), 0);
+        Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order, quoted }
     }
 
     /// The in-memory part as it is now, to be kept with the rows as they are now.
@@ -262,6 +265,7 @@ impl Machine {
         match done {
             Ok(()) => {
                 self.mark_freed(&mut turn);
+                self.quoted = self.quoted.max((at.epoch, turn.quoted_before));
                 let (hash, effects) = turn.finish();
                 self.live.hash = self.chained(hash);
                 self.live.applied = Some(at);
@@ -325,6 +329,12 @@ impl Machine {
     /// Where the last record given to [`Machine::apply`] stood, skipped or not.
     pub fn last_applied(&self) -> Option<Position> {
         self.live.applied
+    }
+
+    /// Up to where content must have been ingested for all that was quoted since this program
+    /// began to be on this server: an epoch, and an offset of its chunks.
+    pub fn quoted(&self) -> (Epoch, u64) {
+        self.quoted
     }
 
     /// Whether the log may forget what it has acknowledged.

@@ -272,7 +272,7 @@ pub struct Waiter {
 impl Waiter {
     /// As [`Server::ready`].
     pub fn ready(&self) -> Result<(), ServerError> {
-        self.phases.wait(|phase| phase.loop_ready && phase.services_ready)
+        self.phases.wait(|phase| phase.ready)
     }
 
     /// Blocks until the server has ended, and says why: [`ServerError::Stopped`] if it was told to.
@@ -417,7 +417,11 @@ impl Services {
         // The loop has ended before it came so far, and has said why.
         let Ok(epoch) = epoch.await else { return };
         let ended = match self.begin(epoch) {
-            Ok(chunks) => self.ingest(chunks, epoch).await,
+            Ok(chunks) => {
+                // The loop may have ended already.
+                let _ = self.control.send(Control::Serving).await;
+                self.ingest(chunks, epoch).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
@@ -473,7 +477,6 @@ impl Services {
         };
         task::spawn_on(&self.runtime, keeper::run(keeper));
         self.data.note_epoch(epoch)?;
-        self.phases.services_ready();
         Ok(chunks)
     }
 
@@ -496,10 +499,17 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<Join
 
 /// What the loop is told by the server's other parts.
 pub(crate) enum Control {
-    Checkpointed(u32, Result<Written, ServerError>),
+    Checkpointed {
+        partition: u32,
+        written: Result<Written, ServerError>,
+        /// Whether everything that answers may wait for is on disk: see [`checkpoints`].
+        with_uploads: bool,
+    },
     Ask(Ask),
     /// The record that opens this incarnation in a partition may not have been appended.
     OpenAgain(u32),
+    /// Content is ingested, downloads and logins are served.
+    Serving,
     Failed(ServerError),
 }
 
@@ -532,19 +542,13 @@ pub(crate) struct Phases {
 
 #[derive(Default)]
 struct Phase {
-    loop_ready: bool,
-    services_ready: bool,
+    ready: bool,
     ended: Option<Result<(), ServerError>>,
 }
 
 impl Phases {
-    fn loop_ready(&self) {
-        self.lock().loop_ready = true;
-        self.changed.notify_all();
-    }
-
-    fn services_ready(&self) {
-        self.lock().services_ready = true;
+    fn ready(&self) {
+        self.lock().ready = true;
         self.changed.notify_all();
     }
 

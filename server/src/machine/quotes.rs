@@ -98,11 +98,15 @@ impl Turn<'_> {
         }
         // What came in a request was referred to by that very request. Of an epoch that is over
         // only what was referred to is known to be on a disk.
-        name.topic == Topic::Chunks
+        let may = name.topic == Topic::Chunks
             && name.epoch == self.at.epoch
             && name.partition == self.at.partition
             && self.lineage.contains(&name.session)
-            && self.get_bytes(&freed_key(name)).is_none()
+            && self.get_bytes(&freed_key(name)).is_none();
+        if may {
+            self.quoted_before = self.quoted_before.max(name.offset.saturating_add(1));
+        }
+        may
     }
 }
 

@@ -260,6 +260,8 @@ pub(super) struct Turn<'a> {
     pub effects: Vec<Effect>,
     /// Chunks that nothing refers to any more.
     pub freed: Vec<ChunkName>,
+    /// The uploads that are quoted stand before this offset of the partition's chunks.
+    pub quoted_before: u64,
     /// Rows that went to history so far, and those that have been made room for.
     pub(super) remembered: usize,
     pub(super) bounded: usize,
@@ -291,6 +293,7 @@ impl<'a> Turn<'a> {
             nameless: Vec::new(),
             effects: Vec::new(),
             freed: Vec::new(),
+            quoted_before: 0,
             remembered: 0,
             bounded: 0,
             references: BTreeMap::new(),

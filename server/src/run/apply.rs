@@ -94,6 +94,8 @@ pub struct State {
     /// Whether those that were open when this server began to answer have been asked for.
     deliveries_known: bool,
     opening_sent: bool,
+    /// Whether content is ingested, and downloads and logins are served.
+    serving: bool,
     ready: bool,
     skipped: u64,
     skipped_told: Option<Instant>,
@@ -545,10 +547,10 @@ impl Apply {
 
     fn control(&mut self, control: Control) -> Result<(), ServerError> {
         match control {
-            Control::Checkpointed(partition, written) => {
+            Control::Checkpointed { partition, written, with_uploads } => {
                 let partition = &mut self.partitions[partition as usize];
                 let epoch = partition.machine.epoch();
-                let (answers, cut) = partition.end_checkpoint(written?);
+                let (answers, cut) = partition.end_checkpoint(written?, with_uploads);
                 for answer in answers {
                     self.speak(epoch, answer);
                 }
@@ -562,6 +564,10 @@ impl Apply {
             }
             Control::Failed(error) => return Err(error),
             Control::OpenAgain(partition) => self.open_partition(partition),
+            Control::Serving => {
+                self.state.serving = true;
+                self.watch_when_open(Instant::now());
+            }
             Control::Ask(ask) => self.asked(ask)?,
         }
         Ok(())

@@ -179,7 +179,8 @@ impl Partition {
         self.awaiting.first().map_or(self.next_offset, |(offset, _)| offset.saturating_sub(1))
     }
 
-    /// Keeps an answer until a checkpoint covers what has been applied up to now.
+    /// Keeps an answer until a checkpoint covers what has been applied up to now, and on a
+    /// volatile log what had been uploaded.
     pub fn await_checkpoint(&mut self, answer: Effect, now: Instant) {
         self.awaiting.push((self.next_offset, answer));
         self.checkpoint_soon(now);
@@ -231,13 +232,15 @@ impl Partition {
         Some(Begun { cut, last_hash, machine, rows: self.store.freeze() })
     }
 
-    /// Ends it; gives the answers that waited for it, and up to where it reaches.
-    pub fn end_checkpoint(&mut self, written: Written) -> (Vec<Effect>, Option<Cut>) {
+    /// Ends it; gives the answers that waited for it, and up to where it reaches. Where uploads
+    /// are missing in it those answers are dropped: whoever waits asks again.
+    pub fn end_checkpoint(&mut self, written: Written, with_uploads: bool) -> (Vec<Effect>, Option<Cut>) {
         self.store.thaw(written);
         let cut = self.writing.take();
         self.safe_offset = cut.map_or(self.safe_offset, |cut| cut.upto);
         let covered = self.awaiting.partition_point(|(offset, _)| *offset <= self.safe_offset);
-        (self.awaiting.drain(..covered).map(|(_, answer)| answer).collect(), cut)
+        let answers = self.awaiting.drain(..covered).map(|(_, answer)| answer);
+        (answers.filter(|_| with_uploads).collect(), cut)
     }
 
     /// Takes a checkpoint in its time though no record has changed anything.

@@ -46,7 +46,7 @@ impl Tasks {
     /// Whether it has caught up, and somebody answers.
     pub fn is_ready(&self) -> bool {
         let phase = self.phases.lock();
-        phase.loop_ready && phase.services_ready && phase.ended.is_none()
+        phase.ready && phase.ended.is_none()
     }
 
     /// How it ended, if it has.

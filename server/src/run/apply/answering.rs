@@ -165,7 +165,7 @@ impl Apply {
 
     fn voice(&mut self, partition: u32, epoch: Epoch, effect: Effect, now: Instant) {
         let waits = match &effect {
-            Effect::Answer { after_checkpoint, .. } => after_checkpoint.is_some(),
+            Effect::Answer { after_checkpoint, .. } => after_checkpoint.is_some() || self.lacks_content(partition),
             // Where the log itself may be lost, a user who was told of must be safe: one added
             // again after a crash has other keys, and could not open what the first one wrote.
             Effect::Admin { .. } => self.opening.volatile,
@@ -178,11 +178,19 @@ impl Apply {
         }
     }
 
+    /// Whether content that requests have quoted is still to be ingested, from a log that forgets:
+    /// an answer lets its client upload more.
+    fn lacks_content(&self, partition: u32) -> bool {
+        let (epoch, next_offset) = self.partitions[partition as usize].machine.quoted();
+        self.opening.volatile && next_offset > 0 && !self.packs.has_ingested(partition, epoch, next_offset)
+    }
+
     /// Once this incarnation is open in every partition: looks who answers. Nothing is said in
-    /// an epoch that the next start of this server would not know of.
+    /// an epoch that the next start of this server would not know of, nor by one that does not
+    /// ingest yet: answers let clients upload more, and the embedded broker forgets.
     pub(super) fn watch_when_open(&mut self, now: Instant) {
         let is_open = self.partitions.iter().all(|partition| partition.opened && partition.is_of_this_log());
-        if !is_open || self.answering.replica.is_some() {
+        if !is_open || !self.state.serving || self.answering.replica.is_some() {
             return;
         }
         let answering = &mut self.answering;
@@ -224,7 +232,7 @@ impl Apply {
         }
         if !self.state.ready && self.answering.replica.as_ref().is_some_and(Replica::is_settled) {
             self.state.ready = true;
-            self.phases.loop_ready();
+            self.phases.ready();
         }
         Ok(())
     }

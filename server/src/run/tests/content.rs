@@ -120,6 +120,68 @@ async fn a_full_disk_stops_the_server_and_nothing_is_lost() {
     server.stop().expect("stops cleanly");
 }
 
+/// A log whose content is given out once that is allowed.
+struct Slow {
+    log: MemoryLog,
+    gives: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Log for Slow {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> proto::log::Appended {
+        self.log.append(topic, partition, value)
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        let mut tail = self.log.read_from(starts)?;
+        if starts.iter().all(|(topic, ..)| *topic != Topic::Chunks) {
+            return Ok(tail);
+        }
+        let (queue, items) = tokio::sync::mpsc::channel(Tail::QUEUE_BULK_RECORDS);
+        let mut gives = self.gives.clone();
+        tokio::spawn(async move {
+            let _ = gives.wait_for(|gives| *gives).await;
+            while let Some(item) = tail.next().await {
+                if queue.send(item).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Tail::queue(items))
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        self.log.bounds(topic, partition)
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        self.log.trim(topic, partition, before)
+    }
+}
+
+/// An answer lets the mount upload more, and a log in memory has room for a few MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_a_volatile_log_may_forget_is_ingested_before_its_request_is_answered() {
+    let place = Place::new();
+    let (give, gives) = tokio::sync::watch::channel(false);
+    let log = Slow { log: place.log.clone(), gives };
+    let server = Server::start(ServerConfig::embedded(place.data()), Arc::new(log)).expect("starts");
+    server.ready().expect("becomes ready");
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    let name = client.upload(&[7; 100_000]).await;
+    {
+        let written = client.call(quote(ino, 0, name));
+        tokio::pin!(written);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut written).await.is_err());
+        give.send_replace(true);
+        assert!(written.await.result.is_ok());
+    }
+    server.crash();
+    let report = crate::check::check(&place.data(), None, &Disk::default()).expect("checks");
+    assert_eq!(report.violations().told, Vec::<String>::new());
+}
+
 pub(super) fn keeper(place: &Place, server: &Server) -> Keeper {
     Keeper {
         log: Arc::new(place.log.clone()),
