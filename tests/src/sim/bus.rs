@@ -11,8 +11,10 @@
 use super::rng::Rng;
 use super::trace::Trace;
 use bytes::Bytes;
+use proto::chunk::ChunkName;
 use proto::frame::{Frame, HEADER_BYTES, Header};
 use proto::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
+use proto::seal::hash_of;
 use proto::simulation::Node;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,6 +85,8 @@ struct State {
     appends: u64,
     /// What nobody can read any more, for the checks: trimmed, or lost.
     trimmed: Vec<Record>,
+    /// Partition, offset and hash of content that was lost.
+    lost: BTreeSet<(u32, u64, [u8; 32])>,
 }
 
 #[derive(Default)]
@@ -137,6 +141,7 @@ impl Bus {
             has_append_time,
             appends: 0,
             trimmed: Vec::new(),
+            lost: BTreeSet::new(),
         };
         let shared = Shared { begun: Instant::now(), state: Mutex::new(state), changed: Notify::new(), trace };
         Bus { shared: Arc::new(shared) }
@@ -260,7 +265,13 @@ impl Bus {
             std::mem::take(&mut state.partitions).into_iter().partition(|((topic, _), _)| lost.contains(topic));
         state.partitions = kept;
         let ends: BTreeMap<_, _> = gone.iter().map(|(place, partition)| (*place, partition.next())).collect();
-        state.trimmed.extend(gone.into_values().flat_map(|partition| partition.records));
+        let records: Vec<Record> = gone.into_values().flat_map(|partition| partition.records).collect();
+        for record in records.iter().filter(|record| record.topic == Topic::Chunks) {
+            if let Ok(frame) = Frame::parse(record.value.clone()) {
+                state.lost.insert((record.partition, record.offset, hash_of(&frame.payload())));
+            }
+        }
+        state.trimmed.extend(records);
         state.events.retain(|_, event| match event {
             Event::Deliver { record, .. } => !lost.contains(&record.topic),
             _ => true,
@@ -280,6 +291,11 @@ impl Bus {
     /// From now on nothing is trimmed.
     pub fn keep_all(&self) {
         self.shared.state().keeps_all = true;
+    }
+
+    /// Whether content that was uploaded there was lost.
+    pub fn has_lost(&self, name: &ChunkName) -> bool {
+        self.shared.state().lost.contains(&(name.partition, name.offset, name.hash))
     }
 
     /// Whether a record is gone that held content which servers keep in packs.

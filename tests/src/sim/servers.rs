@@ -573,7 +573,7 @@ impl Servers {
         // Their tasks are dropped meanwhile, and let go of their data.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let may_have_lost = self.may_have_lost();
-        let check = |machine: &Machine| check_server(machine.data.path(), &machine.disk, settled);
+        let check = |machine: &Machine| check_server(machine.data.path(), &machine.disk, settled, &self.bus);
         if may_have_lost { Ok(()) } else { self.machines.iter().try_for_each(check) }
     }
 
