@@ -7,13 +7,15 @@
 #![allow(clippy::disallowed_methods)] // When skipped records were last told of.
 
 use crate::error::ServerError;
-use crate::packs::Packs;
+use crate::packs::{Packs, Reached};
+use crate::run::last;
+use bytes::Bytes;
 use proto::chunk::{ChunkName, verify_chunk};
-use proto::frame::Frame;
+use proto::frame::{Frame, record_hash};
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
 use proto::{Epoch, NamespaceId, SessionId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -29,19 +31,46 @@ pub(crate) struct Uploads {
     earlier: BTreeMap<u32, (Epoch, u64)>,
 }
 
-/// The first partition that cannot be the one which was ingested in the newest epoch that was.
-pub(crate) fn changed(log: &dyn Log, packs: &Packs) -> Result<Option<ServerError>, ServerError> {
+/// The partitions that cannot be those which were ingested, and why.
+#[derive(Default)]
+pub(crate) struct Changed {
+    partitions: BTreeSet<u32>,
+    /// The first one of the newest epoch that was ingested: only there it was not to be expected.
+    pub of_newest: Option<ServerError>,
+}
+
+/// Compares the log with what was ingested.
+pub(crate) fn changed(log: &dyn Log, packs: &Packs) -> Result<Changed, ServerError> {
     let ingested = packs.ingested()?;
-    let newest = ingested.values().map(|(epoch, _)| *epoch).max();
-    for (partition, (epoch, next)) in ingested {
-        let bounds = log.bounds(Topic::Chunks, partition)?;
-        if Some(epoch) == newest
-            && let Err(error) = holds(partition, bounds, next)
-        {
-            return Ok(Some(error));
+    let newest = ingested.values().map(|reached| reached.epoch).max();
+    let mut errors = BTreeMap::new();
+    let mut lasts = BTreeMap::new();
+    for (partition, reached) in &ingested {
+        let (first, end) = log.bounds(Topic::Chunks, *partition)?;
+        match (holds(*partition, (first, end), reached.next_offset), reached.last) {
+            (Err(error), _) => {
+                errors.insert(*partition, error);
+            }
+            (Ok(()), Some(last)) if reached.next_offset > first => {
+                lasts.insert(*partition, (reached.next_offset - 1, last));
+            }
+            // What stood there before was trimmed, or not seen.
+            (Ok(()), _) => {}
         }
     }
-    Ok(None)
+    errors.extend(last::compare(log, Topic::Chunks, lasts, mark)?);
+    let of_newest = |partition: &u32| Some(ingested[partition].epoch) == newest;
+    let first = errors.keys().find(|partition| of_newest(partition)).copied();
+    let partitions = errors.keys().copied().collect();
+    Ok(Changed { partitions, of_newest: first.and_then(|first| errors.remove(&first)) })
+}
+
+/// What tells a record apart from any other: of a chunk what is sealed, which names its content.
+fn mark(record: &Bytes) -> [u8; 32] {
+    match Frame::parse(record.clone()) {
+        Ok(frame) => record_hash(&record[..record.len() - frame.payload().len()]),
+        Err(_) => record_hash(record),
+    }
 }
 
 /// Whether a partition holds what comes next.
@@ -59,33 +88,43 @@ fn holds(partition: u32, (first, end): (u64, u64), next: u64) -> Result<(), Serv
 
 /// All partitions of `chunks`, each from where it was ingested to, also in an earlier epoch:
 /// requests that stand before this one may quote what is not ingested yet. Where a partition
-/// cannot be the one that was ingested, it is read from its beginning. `begins` says that this
-/// server begins the epoch, and so with whatever there is.
-pub(crate) fn start(log: &dyn Log, packs: &Packs, epoch: Epoch, begins: bool) -> Result<Uploads, ServerError> {
+/// has `changed`, it is read from its beginning. `begins` says that this server begins the
+/// epoch, and so with whatever there is.
+pub(crate) fn start(
+    log: &dyn Log,
+    packs: &Packs,
+    epoch: Epoch,
+    begins: bool,
+    changed: &Changed,
+) -> Result<Uploads, ServerError> {
     let ingested = packs.ingested()?;
     let mut starts = Vec::new();
     let mut earlier = BTreeMap::new();
     for partition in 0..Topic::Chunks.partitions() {
         let (first, end) = log.bounds(Topic::Chunks, partition)?;
         let next = match ingested.get(&partition) {
-            Some(&(of, next)) if of == epoch => {
-                holds(partition, (first, end), next)?;
-                next
+            Some(reached) if reached.epoch == epoch => {
+                holds(partition, (first, end), reached.next_offset)?;
+                reached.next_offset
             }
-            Some(&(of, next)) => {
-                let next = if holds(partition, (first, end), next).is_ok() { next } else { first };
-                if next < end {
-                    earlier.insert(partition, (of, end));
-                } else {
-                    packs.ingest(partition, epoch, next, None)?;
+            Some(reached) => {
+                let mut reached = *reached;
+                if changed.partitions.contains(&partition) {
+                    reached = Reached { next_offset: first, last: None, ..reached };
+                    packs.ingest(partition, reached, None)?;
                 }
-                next
+                if reached.next_offset < end {
+                    earlier.insert(partition, (reached.epoch, end));
+                } else {
+                    packs.ingest(partition, Reached { epoch, ..reached }, None)?;
+                }
+                reached.next_offset
             }
             None => {
                 if !begins {
                     holds(partition, (first, end), 0)?;
                 }
-                packs.ingest(partition, epoch, first, None)?;
+                packs.ingest(partition, Reached { epoch, next_offset: first, last: None }, None)?;
                 first
             }
         };
@@ -125,7 +164,8 @@ pub(crate) async fn run(
                 if let Err(reason) = &chunk {
                     skipped.tell(&record, reason);
                 }
-                packs.ingest(record.partition, reached, next, chunk.ok())?;
+                let reached = Reached { epoch: reached, next_offset: next, last: Some(mark(&record.value)) };
+                packs.ingest(record.partition, reached, chunk.ok())?;
             }
             Some(Err(LogError::OutOfRange { partition, offset, first, .. })) => {
                 let topic = Topic::Chunks.suffix();
@@ -146,7 +186,7 @@ pub(crate) fn verified(
     record: &Record,
     cluster: &ClusterKey,
     epochs: RangeInclusive<Epoch>,
-) -> Result<(NamespaceId, ChunkName, bytes::Bytes), String> {
+) -> Result<(NamespaceId, ChunkName, Bytes), String> {
     let frame = Frame::parse(record.value.clone()).map_err(|e| e.to_string())?;
     let epoch = frame.header().epoch;
     if !epochs.contains(&epoch) {

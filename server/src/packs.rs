@@ -27,6 +27,7 @@ mod scrub;
 mod snapshot;
 mod writer;
 
+pub use buffers::Reached;
 pub use check::{PacksReport, check};
 pub use index::Cut;
 
@@ -144,17 +145,16 @@ impl Packs {
         self.keep_in(buffers, name, content)
     }
 
-    /// Notes that a partition of `chunks` has been ingested before `next_offset`,
-    /// with what its last record held, and the namespace that it says it is for.
+    /// Notes how far a partition of `chunks` has been ingested, with what its last
+    /// record held, and the namespace that it says it is for.
     pub fn ingest(
         &self,
         partition: u32,
-        epoch: Epoch,
-        next_offset: u64,
+        reached: Reached,
         chunk: Option<(NamespaceId, ChunkName, Bytes)>,
     ) -> Result<(), PackError> {
         let mut buffers = self.room(Buffers::is_full)?;
-        buffers.note_ingested(partition, epoch, next_offset);
+        buffers.note_ingested(partition, reached);
         match chunk {
             Some((namespace, name, content)) => {
                 buffers.note_fresh(namespace, name);
@@ -184,7 +184,7 @@ impl Packs {
     }
 
     /// How far each partition of `chunks` had been ingested at the last flush.
-    pub fn ingested(&self) -> Result<BTreeMap<u32, (Epoch, u64)>, PackError> {
+    pub fn ingested(&self) -> Result<BTreeMap<u32, Reached>, PackError> {
         self.shared.index.ingested()
     }
 

@@ -14,6 +14,7 @@ mod answers;
 mod apply;
 mod asks;
 mod checkpoints;
+pub(crate) mod last;
 pub(crate) mod own;
 mod partition;
 mod start;
@@ -324,6 +325,7 @@ impl Parts {
             own: own.clone(),
             halted: halted.clone(),
             begins_epoch: plan.new_epoch,
+            uploads_changed: plan.uploads,
             clock: config.clock.clone(),
             speaks,
             runtime,
@@ -400,6 +402,7 @@ struct Services {
     own: Arc<OwnRecords>,
     halted: watch::Receiver<Halt>,
     begins_epoch: bool,
+    uploads_changed: ingest::Changed,
     clock: Clock,
     /// Whether this server is the one that answers.
     speaks: watch::Receiver<bool>,
@@ -435,7 +438,7 @@ impl Services {
         let asker = Asker { control: self.control.clone() };
         let reads = Live::open(self.log.clone(), Topic::Reads)?;
         let auth = Live::open(self.log.clone(), Topic::Auth)?;
-        let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.begins_epoch)?;
+        let chunks = ingest::start(self.log.as_ref(), &self.packs, epoch, self.begins_epoch, &self.uploads_changed)?;
         let (pulls, pulled) = mpsc::channel(give::PULLS_WAITING);
         let giver = give::Giver {
             server: self.data.identity.server,

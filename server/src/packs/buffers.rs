@@ -11,8 +11,25 @@ use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// How far partitions of `chunks` have been ingested.
-pub(super) type Ingested = BTreeMap<u32, (Epoch, u64)>;
+/// How far a partition of `chunks` has been ingested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The epoch in which its records are.
+    pub epoch: Epoch,
+    /// The first offset that is not ingested.
+    pub next_offset: u64,
+    /// What tells the record before that one, if it has been seen: see `ingest::mark`.
+    pub last: Option<[u8; 32]>,
+}
+
+impl Reached {
+    pub fn is_before(&self, epoch: Epoch, next_offset: u64) -> bool {
+        (self.epoch, self.next_offset) < (epoch, next_offset)
+    }
+}
+
+/// By partition.
+pub(super) type Ingested = BTreeMap<u32, Reached>;
 
 #[derive(Default)]
 pub(super) struct Buffers {
@@ -133,16 +150,17 @@ impl Buffers {
         self.added += 1;
     }
 
-    pub fn note_ingested(&mut self, partition: u32, epoch: Epoch, next_offset: u64) {
-        let next_offset = next_offset + u64::from(planted(Bug::IngestOffByOne));
-        self.notes.ingested.insert(partition, (epoch, next_offset));
-        self.reached.insert(partition, (epoch, next_offset));
+    pub fn note_ingested(&mut self, partition: u32, reached: Reached) {
+        let next_offset = reached.next_offset + u64::from(planted(Bug::IngestOffByOne));
+        let reached = Reached { next_offset, ..reached };
+        self.notes.ingested.insert(partition, reached);
+        self.reached.insert(partition, reached);
         self.added += 1;
     }
 
     /// Whether a partition has been ingested before this offset.
     pub fn has_ingested(&self, partition: u32, epoch: Epoch, next_offset: u64) -> bool {
-        self.reached.get(&partition).is_some_and(|reached| *reached >= (epoch, next_offset))
+        self.reached.get(&partition).is_some_and(|reached| !reached.is_before(epoch, next_offset))
     }
 
     /// Notes that an upload has been added, by a session in this namespace.

@@ -28,6 +28,8 @@ pub struct PacksReport {
     pub orphan_bytes: u64,
     /// Referred to, and still to be ingested from the log.
     pub awaited: u64,
+    /// Referred to, and neither kept nor to come: a violation each.
+    pub missing: Vec<ChunkName>,
     pub violations: Violations,
 }
 
@@ -135,10 +137,13 @@ impl Check<'_> {
         let ingested = self.index.ingested()?;
         for (name, _) in self.referred.iter().zip(found).filter(|(_, found)| !**found) {
             let reached = ingested.get(&name.partition);
-            let to_come =
-                name.topic == Topic::Chunks && reached.is_none_or(|reached| (name.epoch, name.offset) >= *reached);
+            let to_come = name.topic == Topic::Chunks
+                && reached.is_none_or(|reached| reached.is_before(name.epoch, name.offset + 1));
             self.report.awaited += u64::from(to_come);
-            self.report.violations.check(to_come, || format!("the chunk {name} is referred to, and is not kept"));
+            if !to_come {
+                self.report.violations.add(|| format!("the chunk {name} is referred to, and is not kept"));
+                self.report.missing.push(*name);
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ pub use keys::Cut;
 pub(super) use keys::Where;
 
 use super::PackError;
-use super::buffers::Notes;
+use super::buffers::{Notes, Reached};
 use super::snapshot::Listed;
 use crate::disk::Disk;
 use bytes::Bytes;
@@ -30,6 +30,8 @@ const CHUNKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("chunks");
 const TAIL: TableDefinition<&[u8], &[u8]> = TableDefinition::new("tail");
 /// Partition of `chunks` -> epoch and first offset not ingested.
 const INGESTED: TableDefinition<u32, (u32, u64)> = TableDefinition::new("ingested");
+/// Partition of `chunks` -> [`Reached::last`].
+const LAST: TableDefinition<u32, [u8; 32]> = TableDefinition::new("last ingested");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Pack and offset -> the name that stands there.
 const PLACES: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("places");
@@ -81,6 +83,7 @@ impl Index {
             write.open_table(CHUNKS)?;
             write.open_table(TAIL)?;
             write.open_table(INGESTED)?;
+            write.open_table(LAST)?;
             write.open_table(PLACES)?;
             write.open_table(PACKS)?;
             write.open_table(DOOMED)?;
@@ -167,13 +170,17 @@ impl Index {
         Ok((listed, end))
     }
 
-    pub fn ingested(&self) -> Result<BTreeMap<u32, (Epoch, u64)>, PackError> {
+    pub fn ingested(&self) -> Result<BTreeMap<u32, Reached>, PackError> {
         self.read(|read| {
-            let ingested = read.open_table(INGESTED)?;
-            let rows = ingested
-                .iter()?
-                .map(|row| row.map(|(partition, at)| (partition.value(), (Epoch(at.value().0), at.value().1))));
-            Ok(rows.collect::<Result<_, _>>()?)
+            let (ingested, lasts) = (read.open_table(INGESTED)?, read.open_table(LAST)?);
+            let mut all = BTreeMap::new();
+            for row in ingested.iter()? {
+                let (partition, at) = row?;
+                let (partition, (epoch, next_offset)) = (partition.value(), at.value());
+                let last = lasts.get(partition)?.map(|last| last.value());
+                all.insert(partition, Reached { epoch: Epoch(epoch), next_offset, last });
+            }
+            Ok(all)
         })
     }
 
@@ -458,9 +465,13 @@ impl Index {
             write.set_quick_repair(true);
             change(&write)?;
             {
-                let mut table = write.open_table(INGESTED)?;
-                for (partition, (epoch, next_offset)) in &notes.ingested {
-                    table.insert(partition, (epoch.0, *next_offset))?;
+                let (mut ingested, mut lasts) = (write.open_table(INGESTED)?, write.open_table(LAST)?);
+                for (partition, reached) in &notes.ingested {
+                    ingested.insert(partition, (reached.epoch.0, reached.next_offset))?;
+                    match reached.last {
+                        Some(last) => lasts.insert(partition, last)?,
+                        None => lasts.remove(partition)?,
+                    };
                 }
                 let mut fresh = write.open_table(FRESH)?;
                 for (namespace, name) in &notes.fresh {

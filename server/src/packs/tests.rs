@@ -25,6 +25,11 @@ fn open(dir: &Path) -> Packs {
     Packs::open(dir, CLUSTER, &Disk::default(), tokio::runtime::Handle::current()).expect("opens")
 }
 
+/// Partition 3 is ingested up to there.
+fn at(next_offset: u64) -> Reached {
+    Reached { epoch: Epoch(1), next_offset, last: Some([next_offset as u8; 32]) }
+}
+
 /// As it is ingested.
 fn up((name, content): &(ChunkName, Bytes)) -> (NamespaceId, ChunkName, Bytes) {
     (NamespaceId(3), *name, content.clone())
@@ -57,18 +62,18 @@ async fn flushed_content_survives_and_unflushed_does_not() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (small, large, lost) = (chunk(1, 10), chunk(2, TAIL_BYTES), chunk(3, 10));
     let packs = open(dir.path());
-    packs.ingest(3, Epoch(1), 2, Some(up(&small))).expect("kept");
+    packs.ingest(3, at(2), Some(up(&small))).expect("kept");
     packs.flush().expect("flushed");
     assert_eq!(packs_in(dir.path()), 0, "little content waits in the index");
-    packs.ingest(3, Epoch(1), 3, Some(up(&large))).expect("kept");
+    packs.ingest(3, at(3), Some(up(&large))).expect("kept");
     packs.flush().expect("flushed");
     assert_eq!(packs_in(dir.path()), 1);
-    packs.ingest(3, Epoch(1), 4, Some(up(&lost))).expect("kept");
+    packs.ingest(3, at(4), Some(up(&lost))).expect("kept");
     assert_eq!(packs.read(&lost.0).await.expect("reads"), Some(lost.1), "readable before it is flushed");
     drop(packs);
 
     let packs = open(dir.path());
-    assert_eq!(packs.ingested().expect("reads"), BTreeMap::from([(3, (Epoch(1), 3))]));
+    assert_eq!(packs.ingested().expect("reads"), BTreeMap::from([(3, at(3))]));
     assert_eq!(packs.read(&small.0).await.expect("reads"), Some(small.1));
     assert_eq!(packs.read(&large.0).await.expect("reads"), Some(large.1));
     assert_eq!(packs.read(&lost.0).await.expect("reads"), None);
@@ -101,7 +106,7 @@ async fn full_buffers_become_packs_by_themselves_and_memory_stays_bounded() {
     let hashes: Vec<_> = (0..count)
         .map(|offset| {
             let (name, content) = chunk(offset, bytes);
-            packs.ingest(3, Epoch(1), offset + 1, Some(up(&(name, content)))).expect("kept");
+            packs.ingest(3, at(offset + 1), Some(up(&(name, content)))).expect("kept");
             let buffers = packs.shared.lock();
             assert!(buffers.filling_bytes() <= PACK_BYTES + bytes);
             name
@@ -121,18 +126,18 @@ async fn what_comes_in_requests_does_not_wait_for_a_slow_disk_as_uploads_do() {
     let packs = Packs::open(dir.path(), CLUSTER, &slow.disk(), tokio::runtime::Handle::current()).expect("opens");
     let packs = Arc::new(packs);
     // While a database makes its file larger nobody reads it.
-    packs.ingest(3, Epoch(1), 1, Some(up(&chunk(0, TAIL_BYTES)))).expect("kept");
+    packs.ingest(3, at(1), Some(up(&chunk(0, TAIL_BYTES)))).expect("kept");
     packs.flush().expect("flushed");
     let stuck = slow.stick();
     // The writer takes the first of these, the other one fills the next buffer.
     for offset in 1..3 {
-        packs.ingest(3, Epoch(1), offset + 1, Some(up(&chunk(offset, PACK_BYTES)))).expect("kept");
+        packs.ingest(3, at(offset + 1), Some(up(&chunk(offset, PACK_BYTES)))).expect("kept");
         while offset == 1 && packs.shared.lock().is_full() {
             std::thread::yield_now();
         }
     }
     let uploads = packs.clone();
-    let upload = std::thread::spawn(move || uploads.ingest(3, Epoch(1), 4, Some(up(&chunk(3, 10)))));
+    let upload = std::thread::spawn(move || uploads.ingest(3, at(4), Some(up(&chunk(3, 10)))));
     for small in 100..200 {
         let (name, content) = chunk(small, 10);
         packs.keep(name, content).expect("kept");
@@ -179,11 +184,11 @@ async fn without_a_writer_the_caller_writes() {
     let bytes = 512 << 10;
     let count = (2 * PACK_BYTES / bytes) as u64;
     for offset in 0..count {
-        packs.ingest(3, Epoch(1), offset + 1, Some(up(&chunk(offset, bytes)))).expect("kept");
+        packs.ingest(3, at(offset + 1), Some(up(&chunk(offset, bytes)))).expect("kept");
     }
     packs.keep(chunk(count, 10).0, chunk(count, 10).1).expect("kept");
     packs.flush().expect("flushed");
-    assert_eq!(packs.ingested().expect("reads"), BTreeMap::from([(3, (Epoch(1), count))]));
+    assert_eq!(packs.ingested().expect("reads"), BTreeMap::from([(3, at(count))]));
     for offset in 0..count {
         let (name, content) = chunk(offset, bytes);
         assert_eq!(packs.read(&name).await.expect("reads"), Some(content));

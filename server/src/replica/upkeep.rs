@@ -121,8 +121,8 @@ fn needed(servers: &BTreeMap<ServerId, Registered>, partition: u32) -> [(Topic, 
     };
     let checkpointed = least(Bug::TrimIgnoresSlowest, |progress| progress.checkpointed);
     let ingested = least(Bug::TrimUningested, |progress| progress.ingested);
-    // The last applied record is read again, and compared, at a server's start.
-    [(Topic::Requests, checkpointed.saturating_sub(1)), (Topic::Chunks, ingested)]
+    // The last record of each is read again, and compared, at a server's start.
+    [(Topic::Requests, checkpointed.saturating_sub(1)), (Topic::Chunks, ingested.saturating_sub(1))]
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
         };
         let first = due(&mut upkeep, &servers, 0, 1400);
         assert_eq!(first.warn, [(slow, 100)]);
-        assert_eq!(first.trims, [(Topic::Requests, 0, 19), (Topic::Chunks, 0, 50)]);
+        assert_eq!(first.trims, [(Topic::Requests, 0, 19), (Topic::Chunks, 0, 49)]);
         assert_eq!((first.deregister, first.version), (vec![], None));
         assert_eq!(due(&mut upkeep, &servers, 29, 9999), Due::default(), "too soon");
         let second = due(&mut upkeep, &servers, 30, 1500);

@@ -1,6 +1,7 @@
 //! Before the loop: opens every partition at its checkpoint and compares it with
 //! the log. A log that is not the one applied before is never applied on top of it.
 
+use super::last;
 use super::partition::Partition;
 use super::{NewLog, ServerConfig};
 use crate::data::{DataDir, DataError};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub new_epoch: bool,
     /// An epoch that was begun from here before, and may not be whole.
     pub begun: Option<Epoch>,
+    /// Where `chunks` is not what was ingested.
+    pub uploads: ingest::Changed,
     /// Epoch and next offset of every partition's last checkpoint.
     pub checkpoints: BTreeMap<u32, (Epoch, u64)>,
 }
@@ -55,10 +58,10 @@ pub fn plan(
         .collect();
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let mut changed = compare(&checkpoints, &bounds, log)?;
-    let uploads_changed = ingest::changed(log, packs)?;
-    let new_epoch = !changed.is_empty() || uploads_changed.is_some() || begun.is_some();
+    let mut uploads = ingest::changed(log, packs)?;
+    let new_epoch = !changed.is_empty() || uploads.of_newest.is_some() || begun.is_some();
     if config.on_new_log == NewLog::Refuse {
-        if let Some(error) = changed.pop_first().map(|(_, error)| error).or(uploads_changed) {
+        if let Some(error) = changed.pop_first().map(|(_, error)| error).or(uploads.of_newest.take()) {
             return Err(error);
         }
         if begun.is_some() {
@@ -95,7 +98,7 @@ pub fn plan(
         .map(|partition| (Topic::Requests, partition.number, Start::At(partition.next_offset)))
         .collect();
     let tail = log.read_from(&starts)?;
-    Ok(Plan { partitions, tail, new_epoch, begun, checkpoints: reached })
+    Ok(Plan { partitions, tail, new_epoch, begun, checkpoints: reached, uploads })
 }
 
 /// The partitions whose log does not hold any more what was applied: it does not reach as far,
@@ -123,30 +126,6 @@ fn compare(
         }
     }
 
-    if hashes.is_empty() {
-        return Ok(changed);
-    }
-    let starts: Vec<_> =
-        hashes.iter().map(|(partition, (offset, _))| (Topic::Requests, *partition, Start::At(*offset))).collect();
-    let mut tail = log.read_from(&starts)?;
-    while !hashes.is_empty() {
-        let record = match tail.blocking_next() {
-            Some(Ok(record)) => record,
-            Some(Err(error)) => {
-                tracing::warn!("{error}; waiting for Kafka");
-                continue;
-            }
-            None => {
-                return Err(ServerError::System { tried: "read the request log", reason: "it has ended".into() });
-            }
-        };
-        // Later records of partitions that are compared already.
-        let Some((offset, hash)) = hashes.remove(&record.partition) else { continue };
-        if record.offset != offset || record_hash(&record.value) != hash {
-            let reason = format!("the record at offset {offset} is not the one that was applied");
-            let partition = record.partition;
-            changed.insert(partition, ServerError::LogChanged { topic, partition, reason });
-        }
-    }
+    changed.extend(last::compare(log, Topic::Requests, hashes, |record| record_hash(record))?);
     Ok(changed)
 }

@@ -124,7 +124,8 @@ impl Giver {
                 let partitions: Vec<Held> = stores.iter().map(held).collect();
                 let reached: Vec<_> = partitions.iter().map(|held| (held.epoch, held.next_offset)).collect();
                 let freed = self.packs.freed_before(&reached)?;
-                let ingested = ingested.into_iter().map(|(partition, (epoch, next))| (partition, epoch, next));
+                let ingested =
+                    ingested.into_iter().map(|(partition, reached)| (partition, reached.epoch, reached.next_offset));
                 let ingested: Vec<_> = ingested.collect();
                 let hold = name_of(&partitions, &ingested);
                 let begun = Pulled::Begun { hold, partitions, ingested };

@@ -11,7 +11,7 @@ use crate::admin::{self, Admin, AdminError};
 use crate::data::{self, DataDir, DataError};
 use crate::live::next_frame;
 use crate::machine::Machine;
-use crate::packs::{PackError, Packs};
+use crate::packs::{PackError, Packs, Reached};
 use crate::run::ServerConfig;
 use crate::run::own::OwnRecords;
 use crate::store::snapshot::StoreWriter;
@@ -125,7 +125,8 @@ pub async fn take(
     }
     let packs = Packs::open(&data.packs(), cluster.id().0, &config.disk, runtime)?;
     for (partition, epoch, next) in &ingested {
-        packs.ingest(*partition, *epoch, *next, None)?;
+        // What stands before it this server has not seen.
+        packs.ingest(*partition, Reached { epoch: *epoch, next_offset: *next, last: None }, None)?;
     }
     for packed in [false, true] {
         take_content(&packs, &mut pulls, packed, &mut taken, &mut told).await?;

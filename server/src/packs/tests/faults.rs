@@ -6,7 +6,7 @@ use crate::disk::full::Full;
 
 fn up_to(packs: &Packs, from: u64, to: u64, bytes: usize) -> Result<(), PackError> {
     for offset in from..to {
-        packs.ingest(3, Epoch(1), offset + 1, Some(up(&chunk(offset, bytes))))?;
+        packs.ingest(3, at(offset + 1), Some(up(&chunk(offset, bytes))))?;
     }
     packs.flush()
 }
@@ -32,7 +32,7 @@ async fn objects_that_cannot_be_written_stop_the_packs() {
     std::fs::remove_file(&place).expect("removes");
     std::fs::rename(dir.path().join("away"), &place).expect("renames");
     let packs = open();
-    assert_eq!(packs.ingested().expect("reads")[&3], (Epoch(1), 2));
+    assert_eq!(packs.ingested().expect("reads")[&3], at(2));
     up_to(&packs, 2, 4, TAIL_BYTES).expect("kept");
     drop(packs);
     let names: Vec<_> = (0..4).map(|offset| chunk(offset, TAIL_BYTES).0).collect();
@@ -55,7 +55,7 @@ async fn an_index_that_cannot_be_written_stops_the_packs() {
         drop(packs);
         full.set(false);
         packs = open();
-        assert_eq!(packs.ingested().expect("reads")[&3], (Epoch(1), 2));
+        assert_eq!(packs.ingested().expect("reads")[&3], at(2));
         assert_eq!(packs.read(&chunk(2, bytes).0).await.expect("reads"), None);
     }
     up_to(&packs, 2, 4, TAIL_BYTES).expect("kept");

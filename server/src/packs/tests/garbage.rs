@@ -17,7 +17,7 @@ fn cut(upto: u64) -> Cut {
 fn filled(packs: &Packs) -> Vec<(ChunkName, Bytes)> {
     let chunks: Vec<_> = (0..8).map(|offset| chunk(offset, 4 * MIB)).collect();
     for (offset, chunk) in (0..).zip(&chunks) {
-        packs.ingest(3, Epoch(1), offset + 1, Some(up(chunk))).expect("kept");
+        packs.ingest(3, at(offset + 1), Some(up(chunk))).expect("kept");
     }
     packs.flush().expect("flushed");
     chunks
@@ -212,7 +212,7 @@ async fn uploads_are_listed_by_session_until_they_are_settled() {
         let (mut name, content) = chunk(offset, 10);
         name.session = SessionId([offset as u8 % 3; 16]);
         by_session.entry(name.session).or_insert_with(Vec::new).push((NamespaceId(3), name));
-        packs.ingest(3, Epoch(1), offset + 1, Some((NamespaceId(3), name, content))).expect("kept");
+        packs.ingest(3, at(offset + 1), Some((NamespaceId(3), name, content))).expect("kept");
     }
     packs.flush().expect("flushed");
     let ids: Vec<_> = by_session.keys().copied().collect();

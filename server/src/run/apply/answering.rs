@@ -10,6 +10,7 @@ use super::Apply;
 use crate::error::ServerError;
 use crate::machine::Registered;
 use crate::machine::effect::Effect;
+use crate::packs::Reached;
 use crate::replica::hashes::{Differs, Hashes};
 use crate::replica::unsaid::Unsaid;
 use crate::replica::upkeep::{Due, Known, Upkeep};
@@ -47,7 +48,7 @@ pub struct Answering {
     reported: Vec<Option<Progress>>,
     whole: Option<Instant>,
     /// How much of `chunks` is on disk.
-    pub ingested: BTreeMap<u32, (Epoch, u64)>,
+    pub ingested: BTreeMap<u32, Reached>,
     trimming: Arc<AtomicBool>,
     /// Whether this server answers, for logins and downloads.
     speaking: watch::Sender<bool>,
@@ -132,13 +133,13 @@ impl Answering {
         for partition in partitions {
             let number = partition.number;
             let (hash_at, hash) = self.hashes.report(number);
-            let ingested = self.ingested.get(&number).filter(|(epoch, _)| *epoch == partition.machine.epoch());
+            let ingested = self.ingested.get(&number).filter(|reached| reached.epoch == partition.machine.epoch());
             let progress = Progress {
                 partition: number,
                 applied: partition.next_offset,
                 answered: self.answered[number as usize],
                 checkpointed: partition.safe_offset(),
-                ingested: ingested.map_or(0, |(_, next)| *next),
+                ingested: ingested.map_or(0, |reached| reached.next_offset),
                 hash_at,
                 hash,
                 agreed: self.hashes.agreed(number),

@@ -72,6 +72,28 @@ async fn an_epoch_goes_on_where_only_uploads_are_lost() {
     goes_on_in_a_new_epoch(&place, ino, kept).await;
 }
 
+/// What comes after the loss stands where other content has been ingested from.
+#[tokio::test(flavor = "multi_thread")]
+async fn content_at_the_place_of_lost_content_is_not_taken_for_it() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    let lost = client.upload(&[7; 100_000]).await;
+    assert_eq!(client.download(lost).await.0, Served::Chunk(lost));
+    server.stop().expect("stops cleanly");
+
+    let later = client.upload(&[8; 100_000]).await;
+    let record = place.log.records(Topic::Chunks, later.partition).pop().expect("uploaded").value;
+    let name = ChunkName { offset: lost.offset, ..later };
+    let unanswered = client.call(quote(ino, 0, name));
+    assert!(tokio::time::timeout(Duration::from_millis(200), unanswered).await.is_err());
+    place.log = without(&place.log, |topic, _| topic == Topic::Chunks).await;
+    assert_eq!(place.log.append(Topic::Chunks, later.partition, record).await.expect("appended"), lost.offset);
+    goes_on_in_a_new_epoch(&place, ino, name).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_can_heal_is_left_out_of_snapshots() {
     let mut place = Place::new();

@@ -214,8 +214,10 @@ async fn the_log_is_trimmed_behind_all_registered_servers_and_no_further() {
     for n in 0..40 {
         assert!(client.call(mkdir(root, &format!("d{n}"))).await.result.is_ok());
     }
-    let chunk = client.upload(&[7; 10_000]).await;
-    assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+    let (chunk, last) = (client.upload(&[7; 10_000]).await, client.upload(&[8; 10_000]).await);
+    for chunk in [chunk, last] {
+        assert_eq!(client.download(chunk).await.0, Served::Chunk(chunk));
+    }
     let first = |place: &Place, topic| place.log.bounds(topic, partition).expect("bounds").0;
     assert!(first(&place, Topic::Requests) < 10, "only their openings are checkpointed yet");
     // A clean end is a checkpoint.
