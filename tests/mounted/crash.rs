@@ -146,14 +146,14 @@ fn a_broker_that_comes_back_is_used_again() {
 #[test]
 fn while_the_server_is_away_waits_are_bounded_and_interruptible() {
     let mut cluster = cluster_with("waiting");
-    let mount = cluster.mount_with("waiting", "timeout=4").unwrap();
+    let mount = cluster.mount_with("waiting", "timeout=10").unwrap();
     fs::write(mount.join("file"), "content").unwrap();
     cluster.kill_server();
 
     let start = Instant::now();
     let error = fs::create_dir(mount.join("new")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 
     // A process that waits is ended by Ctrl-C (SIGINT, default action) and by kill -9 well before the timeout.
     let patient = cluster.mountpoint().unwrap();
@@ -173,7 +173,7 @@ fn while_the_server_is_away_waits_are_bounded_and_interruptible() {
     // When the server is back, both mounts go on by themselves.
     cluster.start_server().unwrap();
     for mount in [&mount, &hard] {
-        run::wait_for("the mount to go on", Duration::from_secs(30), || {
+        run::wait_for("the mount to go on", Duration::from_secs(60), || {
             fs::write(mount.join("afterwards"), "works").ok()
         })
         .unwrap();

@@ -33,7 +33,7 @@ fn a_broker_that_wants_tls_and_a_password_gets_both_from_the_configuration() {
         let file = cluster.dir().join(format!("wrong-{i}.toml"));
         fs::write(&file, wrong).unwrap();
         let dir = cluster.mountpoint().unwrap();
-        let mounting = cluster.mount_command("secure", "timeout=5", &dir).env("KFS_CONFIG", &file);
+        let mounting = cluster.mount_command("secure", "timeout=15", &dir).env("KFS_CONFIG", &file);
         let line = mounting.refused(1).unwrap();
         assert!(line.to_lowercase().contains(word), "{line}");
         assert!(!line.contains(PASSWORD) && !line.contains("another password"), "{line}");
