@@ -308,8 +308,8 @@ impl Machine {
     /// Whether something here can expire, so that log time must move.
     pub fn needs_ticks(&self) -> bool {
         let live = &self.live;
-        let is_quiet = live.sessions.is_empty() && live.ended.is_empty() && live.held.is_empty();
-        !is_quiet || !live.buckets.is_empty() || live.grace_until.is_some()
+        let has_sessions = !live.sessions.is_empty() || !live.ended.is_empty() || !live.held.is_empty();
+        has_sessions || !live.buckets.is_empty() || live.grace_until.is_some()
     }
 
     pub fn log_time(&self) -> LogTime {

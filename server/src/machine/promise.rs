@@ -301,8 +301,7 @@ impl Machine {
         for held_id in self.things.waiting.remove(&(id, number)).unwrap_or_default() {
             let Some(held) = self.live.held.get_mut(&held_id) else { continue };
             held.waits.remove(&(id, number));
-            let (to, is_free) = (held.to, held.waits.is_empty());
-            if is_free && !self.is_in_grace(to) {
+            if self.may_leave(held_id) {
                 self.release(turn, held_id);
             }
         }
@@ -321,6 +320,10 @@ impl Machine {
         self.send(turn, held.to, held.answer, held.payload);
     }
 
+    fn may_leave(&self, held_id: u64) -> bool {
+        self.live.held.get(&held_id).is_some_and(|held| held.waits.is_empty() && !self.is_in_grace(held.to))
+    }
+
     /// Whether this opens a session while some of the epoch before rely on their promises.
     fn is_in_grace(&self, to: To) -> bool {
         to.number == RequestNo(0) && self.live.grace_until.is_some()
@@ -329,8 +332,7 @@ impl Machine {
     /// Promises of the epoch before have lapsed: who waited for that is told that its session is open.
     pub(super) fn end_grace(&mut self, turn: &mut Turn) {
         self.live.grace_until = None;
-        let free: Vec<u64> =
-            self.live.held.iter().filter(|(_, held)| held.waits.is_empty()).map(|(id, _)| *id).collect();
+        let free: Vec<u64> = self.live.held.keys().copied().filter(|held_id| self.may_leave(*held_id)).collect();
         for held_id in free {
             self.release(turn, held_id);
         }

@@ -138,7 +138,7 @@ impl Check<'_> {
         for (name, _) in self.referred.iter().zip(found).filter(|(_, found)| !**found) {
             let reached = ingested.get(&name.partition);
             let to_come = name.topic == Topic::Chunks
-                && reached.is_none_or(|reached| reached.is_before(name.epoch, name.offset + 1));
+                && reached.is_none_or(|reached| reached.is_before(name.epoch, name.offset.saturating_add(1)));
             self.report.awaited += u64::from(to_come);
             if !to_come {
                 self.report.violations.add(|| format!("the chunk {name} is referred to, and is not kept"));
