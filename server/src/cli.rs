@@ -77,6 +77,9 @@ enum Command {
         /// The data directory of the server with the newest state; it must not be running.
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
+        /// Even if the log is what this server has applied: records are lost that it had not applied.
+        #[arg(long)]
+        anyway: bool,
         #[command(flatten)]
         cluster: Cluster,
     },
@@ -239,7 +242,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Topics { create, print, cluster } => topics(create, print, &cluster),
         Command::User(user) => users(user),
         Command::Log(command) => log::run(command),
-        Command::Epoch { from, cluster } => servers::epoch(from, cluster),
+        Command::Epoch { from, anyway, cluster } => servers::epoch(from, anyway, cluster),
         Command::Bootstrap { cluster } => servers::bootstrap(&cluster),
         Command::Status { json, cluster } => servers::status(json, &cluster),
         Command::Deregister { server, cluster } => servers::deregister(server, &cluster),

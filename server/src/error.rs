@@ -26,6 +26,12 @@ pub enum ServerError {
     )]
     LogChanged { topic: &'static str, partition: u32, reason: String },
     #[error(
+        "{topic}/{partition} ends at offset {end}, but the server {by} has applied it before {applied}: the log has lost \
+         its end. Nothing was changed here; put the topic's old records back, or go on without them from the server that \
+         has the newest state with `kfs-server epoch --from DIR --anyway`, and let the others take a snapshot of it"
+    )]
+    EndLost { topic: &'static str, partition: u32, end: u64, applied: u64, by: ServerId },
+    #[error(
         "{topic}/{partition} begins at offset {first}, but this server has applied it only before {wanted}: records \
          that it needs were deleted (too short a retention, or a server away for too long); nothing was changed here. Take \
          a snapshot of another server with `kfs-server bootstrap`"
@@ -46,7 +52,8 @@ pub enum ServerError {
     )]
     Differs { partition: u32, at: u64, here: [u8; 32], there: [u8; 32], by: ServerId },
     #[error(
-        "the log is the one that this server has applied, so no new epoch is needed: start it with `kfs-server run`"
+        "the log is the one that this server has applied, so no new epoch is needed: start it with `kfs-server run`. If \
+         records are known to be lost that it had not applied, begin one with --anyway"
     )]
     SameLog,
     #[error(

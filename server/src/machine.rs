@@ -161,6 +161,8 @@ pub struct DumpError {
 enum Stop {
     Skip(&'static str),
     NotUnderstood(String),
+    /// A server's record of a later epoch, whose beginning is not in this log.
+    NotBegun(Epoch),
     /// An epoch that begins from a state that is not this one.
     OtherState {
         epoch: Epoch,
@@ -278,6 +280,7 @@ impl Machine {
                 Ok(self.skip(kv, at, why))
             }
             Err(Stop::NotUnderstood(reason)) => Err(NotApplied::NotUnderstood { at, reason }),
+            Err(Stop::NotBegun(epoch)) => Err(NotApplied::NotBegun { at, epoch }),
             Err(Stop::OtherState { epoch, by, from }) => {
                 Err(NotApplied::OtherState { at, epoch, by, from, here: self.live.hash })
             }

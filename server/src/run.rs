@@ -117,6 +117,9 @@ pub enum NewLog {
     /// Likewise, and stop if it is the same log: an administrator wants an epoch, and
     /// needs none.
     NewEpochOnly,
+    /// Begin a new epoch even if it looks like the same log: an administrator knows that
+    /// records are lost which this server had not on disk.
+    NewEpochAnyway,
 }
 
 /// A server in this process. Dropping it stops it as [`Server::stop`] does.

@@ -3,6 +3,8 @@
 
 use super::{LogError, Record, block_on, memory};
 use std::ops::ControlFlow;
+#[cfg(feature = "simulation")]
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{mpsc, watch};
 
 /// What reading gives: a record, or trouble on the way to the next one.
@@ -25,7 +27,39 @@ enum Source {
     /// Filled by a polling thread, which ends when this end is dropped.
     Queue(mpsc::Receiver<Item>),
     Memory(memory::Reader),
+    #[cfg(feature = "simulation")]
+    Cuttable(Cuttable),
     Ended,
+}
+
+/// A queue of which nothing comes any more, not even what waits in it, once it is known how it ends.
+#[cfg(feature = "simulation")]
+struct Cuttable {
+    records: mpsc::Receiver<Item>,
+    end: Arc<OnceLock<LogError>>,
+    ended: bool,
+}
+
+#[cfg(feature = "simulation")]
+impl Cuttable {
+    async fn next(&mut self) -> Option<Item> {
+        match self.end.get() {
+            Some(_) => self.ends(),
+            None => self.records.recv().await.filter(|_| self.end.get().is_none()).or_else(|| self.ends()),
+        }
+    }
+
+    fn try_next(&mut self) -> Option<Item> {
+        match self.end.get() {
+            Some(_) => self.ends(),
+            None => self.records.try_recv().ok(),
+        }
+    }
+
+    fn ends(&mut self) -> Option<Item> {
+        let first = !std::mem::replace(&mut self.ended, true);
+        self.end.get().filter(|_| first).cloned().map(Err)
+    }
 }
 
 /// A reader that has a thread to itself.
@@ -95,6 +129,12 @@ impl Tail {
         Tail { source: Source::Queue(records) }
     }
 
+    /// Likewise; once `end` is set that is the next item and the last one. Whoever sets it drops the sender.
+    #[cfg(feature = "simulation")]
+    pub fn cuttable(records: mpsc::Receiver<Item>, end: Arc<OnceLock<LogError>>) -> Self {
+        Tail { source: Source::Cuttable(Cuttable { records, end, ended: false }) }
+    }
+
     pub(super) fn memory(reader: memory::Reader) -> Self {
         Tail { source: Source::Memory(reader) }
     }
@@ -106,6 +146,8 @@ impl Tail {
         match &mut self.source {
             Source::Queue(records) => records.recv().await,
             Source::Memory(reader) => reader.next().await,
+            #[cfg(feature = "simulation")]
+            Source::Cuttable(queue) => queue.next().await,
             Source::Idle(_) | Source::Ended => None,
         }
     }
@@ -116,6 +158,8 @@ impl Tail {
         match &mut self.source {
             Source::Queue(records) => records.try_recv().ok(),
             Source::Memory(reader) => reader.try_next(),
+            #[cfg(feature = "simulation")]
+            Source::Cuttable(queue) => queue.try_next(),
             Source::Idle(_) | Source::Ended => None,
         }
     }

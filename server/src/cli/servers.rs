@@ -19,9 +19,9 @@ pub fn join(data: &Path, from: &Path, key_file: Option<&Path>) -> anyhow::Result
     Ok(())
 }
 
-pub fn epoch(from: PathBuf, cluster: Cluster) -> anyhow::Result<()> {
+pub fn epoch(from: PathBuf, anyway: bool, cluster: Cluster) -> anyhow::Result<()> {
     let setting = Cluster { data: Some(from), ..cluster }.setting()?;
-    let server = start(&setting, NewLog::NewEpochOnly)?;
+    let server = start(&setting, if anyway { NewLog::NewEpochAnyway } else { NewLog::NewEpochOnly })?;
     server.ready()?;
     server.stop()?;
     println!("began epoch {} from the state in {}", data::epoch(&setting.data)?.0, setting.data.display());

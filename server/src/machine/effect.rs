@@ -201,6 +201,11 @@ pub enum NotApplied {
     #[error("the record at {at} is authentic but cannot be understood ({reason}); run a newer kfs-server")]
     NotUnderstood { at: Position, reason: String },
     #[error(
+        "the record at {at} is of epoch {}, which begins nowhere in the log before it: the log is not the one that \
+         this server has applied; take a snapshot of another server with `kfs-server bootstrap`", .epoch.0
+    )]
+    NotBegun { at: Position, epoch: Epoch },
+    #[error(
         "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}: take a \
          snapshot of that server with `kfs-server bootstrap`",
         .epoch.0, short(.from), short(.here)

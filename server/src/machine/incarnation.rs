@@ -58,7 +58,8 @@ impl Machine {
                 self.begin_incarnation(turn, id, server, supports);
                 return Ok(());
             }
-            _ if !opens => return Err(Stop::Skip("of an epoch that has not begun")),
+            // Whoever wrote it has begun the epoch here, or seen it begin.
+            _ if !opens => return Err(Stop::NotBegun(header.epoch)),
             ServerRecord::Incarnation { server, supports } => {
                 if header.number != 0 || turn.get_bytes(&seen_key(id)).is_some() {
                     return Err(Stop::Skip("an incarnation seen before"));

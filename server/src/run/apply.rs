@@ -94,6 +94,8 @@ pub struct State {
     /// Whether those that were open when this server began to answer have been asked for.
     deliveries_known: bool,
     opening_sent: bool,
+    /// What servers say that they have applied has been compared with the log.
+    compared: bool,
     /// Whether content is ingested, and downloads and logins are served.
     serving: bool,
     ready: bool,
@@ -327,6 +329,9 @@ impl Apply {
         let header = record.value.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
         let by_server = header.as_ref().is_some_and(|header| header.kind == Kind::Server);
         let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
+        if record.partition == 0 && record.offset >= self.partitions[0].existing_end {
+            self.compare_with_servers()?;
+        }
         let partition = &mut self.partitions[record.partition as usize];
         if partition.is_foreign && !partition.opened && own.is_none() {
             // The epoch begins from the state that this server has, not from what others

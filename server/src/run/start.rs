@@ -46,6 +46,7 @@ pub fn plan(
         .map(|number| Ok(PartitionStore::open(&dir, number, cluster.id().0, cache_bytes, &config.disk)?))
         .collect();
     let opened = opened?;
+    // Partition 0 first: what servers say there of the other partitions is compared with where these end.
     let bounds: Result<Vec<_>, LogError> =
         (0..REQUEST_PARTITIONS).map(|number| log.bounds(Topic::Requests, number)).collect();
     let bounds = bounds?;
@@ -59,7 +60,8 @@ pub fn plan(
     let checkpoints: Vec<_> = opened.iter().map(|(_, checkpoint)| checkpoint.as_ref()).collect();
     let mut changed = compare(&checkpoints, &bounds, log)?;
     let mut uploads = ingest::changed(log, packs)?;
-    let new_epoch = !changed.is_empty() || uploads.of_newest.is_some() || begun.is_some();
+    let is_other = !changed.is_empty() || uploads.of_newest.is_some() || begun.is_some();
+    let new_epoch = is_other || config.on_new_log == NewLog::NewEpochAnyway;
     if config.on_new_log == NewLog::Refuse {
         if let Some(error) = changed.pop_first().map(|(_, error)| error).or(uploads.of_newest.take()) {
             return Err(error);

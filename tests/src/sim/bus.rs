@@ -17,7 +17,7 @@ use proto::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail,
 use proto::seal::hash_of;
 use proto::simulation::Node;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -118,6 +118,8 @@ struct Reader {
     machine: String,
     ready_us: BTreeMap<(Topic, u32), u64>,
     queue: mpsc::Sender<Result<Record, LogError>>,
+    /// Once set, the last that it reads, before all that waits in the queue.
+    end: Arc<OnceLock<LogError>>,
 }
 
 impl Bus {
@@ -265,13 +267,7 @@ impl Bus {
             std::mem::take(&mut state.partitions).into_iter().partition(|((topic, _), _)| lost.contains(topic));
         state.partitions = kept;
         let ends: BTreeMap<_, _> = gone.iter().map(|(place, partition)| (*place, partition.next())).collect();
-        let records: Vec<Record> = gone.into_values().flat_map(|partition| partition.records).collect();
-        for record in records.iter().filter(|record| record.topic == Topic::Chunks) {
-            if let Ok(frame) = Frame::parse(record.value.clone()) {
-                state.lost.insert((record.partition, record.offset, hash_of(&frame.payload())));
-            }
-        }
-        state.trimmed.extend(records);
+        state.has_lost(gone.into_values().flat_map(|partition| partition.records).collect());
         state.events.retain(|_, event| match event {
             Event::Deliver { record, .. } => !lost.contains(&record.topic),
             _ => true,
@@ -286,6 +282,38 @@ impl Bus {
             let topic = topic.suffix().to_owned();
             let _ = reader.queue.try_send(Err(LogError::OutOfRange { topic, partition, offset, first: 0, next: 0 }));
         }
+    }
+
+    /// Partitions lose the records with which they end: `len` says how many of a partition's there are. Gives where
+    /// these end now. Who reads such a partition is told before anything else, others go on with what comes.
+    pub fn lose_ends(&self, mut len: impl FnMut(Topic) -> usize) -> BTreeMap<(Topic, u32), u64> {
+        let mut state = self.shared.state();
+        let State { partitions, .. } = &mut *state;
+        let (mut ends, mut gone) = (BTreeMap::new(), Vec::new());
+        for (place, partition) in partitions.iter_mut() {
+            let left = partition.records.len().saturating_sub(len(place.0));
+            if left < partition.records.len() {
+                gone.extend(partition.records.drain(left..));
+                ends.insert(*place, partition.next());
+            }
+        }
+        let is_lost = |record: &Record| {
+            let end = ends.get(&(record.topic, record.partition));
+            end.is_some_and(|end| record.offset >= *end)
+        };
+        state.events.retain(|_, event| !matches!(event, Event::Deliver { record, .. } if is_lost(record)));
+        for ((topic, partition), next) in &ends {
+            self.shared.trace.line(self.now_us(), format_args!("{}/{partition} ends at {next} now", topic.suffix()));
+            for reader in state.subscribed.get(&(*topic, *partition)).cloned().unwrap_or_default() {
+                let Some(reader) = state.readers.remove(&reader) else { continue };
+                let (topic, partition, offset) = (topic.suffix().to_owned(), *partition, next + 1);
+                let error = LogError::OutOfRange { topic, partition, offset, first: 0, next: *next };
+                // It reads several partitions that are shorter now.
+                let _ = reader.end.set(error);
+            }
+        }
+        state.has_lost(gone);
+        ends
     }
 
     /// From now on nothing is trimmed.
@@ -442,6 +470,16 @@ impl State {
         offset
     }
 
+    /// These will never be read again.
+    fn has_lost(&mut self, records: Vec<Record>) {
+        for record in records.iter().filter(|record| record.topic == Topic::Chunks) {
+            if let Ok(frame) = Frame::parse(record.value.clone()) {
+                self.lost.insert((record.partition, record.offset, hash_of(&frame.payload())));
+            }
+        }
+        self.trimmed.extend(records);
+    }
+
     /// A reader comes too late for a record, which is the last that it hears of.
     fn out_of_range(&mut self, reader: u64, record: &Record, first: u64) {
         let Some(reader) = self.readers.remove(&reader) else { return };
@@ -589,14 +627,15 @@ impl Log for SimLog {
         for record in wanted {
             let _ = queue.try_send(Ok(record));
         }
-        let reader = Reader { machine: self.machine.clone(), ready_us: BTreeMap::new(), queue };
+        let end = Arc::default();
+        let reader = Reader { machine: self.machine.clone(), ready_us: BTreeMap::new(), queue, end: Arc::clone(&end) };
         state.readers.insert(number, reader);
         // Nobody reads the others' any more.
         state.forget_readers();
         for &(topic, partition, _) in starts {
             state.subscribed.entry((topic, partition)).or_default().insert(number);
         }
-        Ok(Tail::queue(records))
+        Ok(Tail::cuttable(records, end))
     }
 
     fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {

@@ -32,6 +32,8 @@ pub struct Known<'a> {
     pub fresh: usize,
     /// If the log was lost: by partition, the first offset that the new epoch's state lacks.
     pub kept: Option<&'a BTreeMap<u32, u64>>,
+    /// It has lost ends of partitions only, and the new epoch's state has the rest.
+    pub lost_ends: bool,
     /// Whether a killed client's successor takes over its session.
     pub journal: bool,
     /// Whether a server can have lost what it had applied and not brought to disk.
@@ -75,31 +77,44 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
 /// The whole of it; or, if applied records went with the log, what was before that, and what
 /// is without them.
 fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
+    let kept_before = |at: &Position| known.kept.and_then(|kept| kept.get(&at.partition)).copied();
     let is_gone = |at: &Position| {
-        let kept = known.kept.and_then(|kept| kept.get(&at.partition));
-        at.epoch == FIRST_EPOCH && kept.is_some_and(|kept| at.offset >= *kept)
+        !known.lost_ends && at.epoch == FIRST_EPOCH && kept_before(at).is_some_and(|kept| at.offset >= kept)
     };
     let entered = &history.entered[..];
     let applied = || history.applied.iter().map(|(at, applied)| (*at, applied));
+    let is_kept = |at: &Position| kept_before(at).is_some_and(|kept| at.offset < kept);
+    let lost = |kept: bool| history.lost.iter().filter(move |(at, _)| is_kept(at) == kept);
     let operations = || history.operations.iter().enumerate();
-    let gone: BTreeSet<Time> = applied().filter(|(at, _)| is_gone(at)).map(|(_, applied)| applied.sent).collect();
-    let Some(lost) = history.log_lost.filter(|_| !gone.is_empty()) else {
-        return vec![View { applied: applied().collect(), operations: operations().collect(), entered, gone }];
+    let gone: BTreeSet<Time> = applied()
+        .filter(|(at, _)| is_gone(at))
+        .chain(lost(false).map(|(at, applied)| (*at, applied)))
+        .map(|(_, applied)| applied.sent)
+        .collect();
+    let kept = || applied().filter(|(at, _)| !is_gone(at)).chain(lost(true).map(|(at, applied)| (*at, applied)));
+    let Some(lost_at) = history.log_lost.filter(|_| !gone.is_empty()) else {
+        return vec![View { applied: kept().collect(), operations: operations().collect(), entered, gone }];
     };
     // From when on each client has been heard in the new epoch, and so trusts nothing from before.
     let mut heard: BTreeMap<usize, u64> = BTreeMap::new();
     for (_, applied) in applied().filter(|(at, _)| at.epoch > FIRST_EPOCH) {
         heard.entry(client_of(applied.sent) as usize).or_insert(applied.moment);
     }
+    // What has come after the loss may stand in the place of something that was lost.
+    let was_applied =
+        |at: &Position, applied: &Applied| at.epoch == FIRST_EPOCH && (!known.lost_ends || applied.moment < lost_at);
     let was = View {
-        applied: applied().filter(|(at, _)| at.epoch == FIRST_EPOCH).collect(),
-        operations: operations().filter(|(_, one)| one.returned.is_some_and(|returned| returned < lost)).collect(),
+        applied: applied()
+            .filter(|(at, applied)| was_applied(at, applied))
+            .chain(history.lost.iter().map(|(at, applied)| (*at, applied)))
+            .collect(),
+        operations: operations().filter(|(_, one)| one.returned.is_some_and(|returned| returned < lost_at)).collect(),
         entered,
         gone: BTreeSet::new(),
     };
     let knows = |one: &Operation| heard.get(&one.client).is_some_and(|heard| one.invoked > *heard);
     let is = View {
-        applied: applied().filter(|(at, _)| !is_gone(at)).collect(),
+        applied: kept().collect(),
         operations: operations().filter(|(_, one)| knows(one)).collect(),
         entered,
         gone,

@@ -5,7 +5,7 @@ use super::bus::{Bus, Net, SimLog};
 use super::check::{Known, check};
 use super::disk::SimDisk;
 use super::history::History;
-use super::plan::{Plan, Step, What};
+use super::plan::{Lost, Plan, Step, What};
 use super::rng::Rng;
 use super::servers::{self, Later, Servers};
 use super::sound::{GARBAGE_GOES_WITHIN, SHORT};
@@ -23,6 +23,7 @@ use proto::simulation::{Node, Simulation, observe, plant};
 use server::ServerConfig;
 use server::limits::{Limits, limits, set_limits};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,7 +79,7 @@ pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
     let before = limits();
     set_limits(Limits { checkpoint_every: Duration::from_millis(plan.servers.checkpoint_ms), ..SHORT });
     let run = std::panic::AssertUnwindSafe(|| {
-        let runtime = runtime();
+        let runtime = runtime(plan.seed);
         let done = runtime.block_on(World::run(plan, template, &trace));
         drop(runtime);
         done
@@ -121,9 +122,13 @@ fn note_panics() {
     });
 }
 
-/// A runtime of one thread whose time is virtual.
-pub fn runtime() -> tokio::runtime::Runtime {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+/// A runtime of one thread whose time is virtual, and what it draws by itself the seed's.
+pub fn runtime(seed: u64) -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Whom a `watch` wakes first is drawn from it.
+    #[cfg(tokio_unstable)]
+    runtime.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
+    let runtime = runtime.enable_time().start_paused(true).build();
     runtime.expect("a runtime of one thread can be made")
 }
 
@@ -336,6 +341,7 @@ impl<'a> World<'a> {
             chunks: &chunks,
             fresh: FRESH,
             kept: self.servers.kept_by_epoch(),
+            lost_ends: self.plan.loses_ends(),
             journal: self.plan.journal,
             // Of several, none need be ahead of the others in every partition.
             may_lose: self.plan.servers.count > 1 || self.plan.faults.iter().any(|fault| fault.what.takes_memory()),
@@ -424,9 +430,25 @@ impl<'a> World<'a> {
                 Ok(None)
             }
             Due::Begin(_, What::LogLost { lost }) => {
-                self.history.log_is_lost();
-                self.bus.lose(|topic| lost.takes(topic));
-                self.servers.log_is_lost(lost);
+                let ends = match lost {
+                    Lost::Ends => {
+                        let mut rng = Rng::new(self.plan.seed, "lost");
+                        let most = *rng.pick(&[3, 10, 40]);
+                        self.bus.lose_ends(|topic| {
+                            let loses = lost.takes(topic) && rng.chance(500);
+                            if loses { rng.range(1, most) as usize } else { 0 }
+                        })
+                    }
+                    _ => {
+                        self.bus.lose(|topic| lost.takes(topic));
+                        BTreeMap::new()
+                    }
+                };
+                // No partition may have had anything at its end.
+                if lost != Lost::Ends || !ends.is_empty() {
+                    self.history.log_is_lost(&ends);
+                    self.servers.log_is_lost(lost);
+                }
                 Ok(None)
             }
             Due::Begin(_, What::BrokerClock { by_ms }) => {

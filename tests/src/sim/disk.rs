@@ -39,6 +39,12 @@ struct Wrong {
     was: bool,
 }
 
+impl Wrong {
+    fn is_now(&self) -> bool {
+        self.full || self.failing.is_some()
+    }
+}
+
 impl Trouble {
     /// Whether something new can be written.
     pub fn room(&self) -> io::Result<()> {
@@ -92,10 +98,15 @@ impl SimDisk {
         (wrong.failing, wrong.was) = ((failing > 0).then_some((failing, rng)), true);
     }
 
+    /// Whether anything is wrong now.
+    pub fn is_in_trouble(&self) -> bool {
+        lock(&self.trouble.0).is_now()
+    }
+
     /// Whether anything was wrong since the last call.
     pub fn take_trouble(&self) -> bool {
         let mut wrong = lock(&self.trouble.0);
-        let goes_on = wrong.full || wrong.failing.is_some();
+        let goes_on = wrong.is_now();
         std::mem::replace(&mut wrong.was, goes_on)
     }
 

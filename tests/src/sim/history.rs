@@ -3,6 +3,7 @@
 
 use super::bus::Bus;
 use bytes::Bytes;
+use proto::log::Topic;
 use proto::message::{FileKind, Op, Outcome, Refusal, Upload};
 use proto::simulation::Seen;
 use proto::{Position, SessionId, Time};
@@ -37,8 +38,10 @@ pub struct Inner {
     pub entered: Vec<Entered>,
     /// Which of their lives clients live, counted from 1.
     lives: BTreeMap<usize, usize>,
-    /// When the log lost all that it held.
+    /// When the log lost what it held.
     pub log_lost: Option<u64>,
+    /// What had been applied of the ends that partitions lost: others may come to stand in their places.
+    pub lost: BTreeMap<Position, Applied>,
     /// The first thing that cannot be.
     pub violation: Option<String>,
 }
@@ -197,11 +200,18 @@ impl History {
         }
     }
 
-    /// The log has lost all that it held.
-    pub fn log_is_lost(&self) {
+    /// The log has lost what it held, or only all that stood after these ends of partitions.
+    pub fn log_is_lost(&self, ends: &BTreeMap<(Topic, u32), u64>) {
         let mut inner = self.lock();
         inner.moment += 1;
         inner.log_lost = Some(inner.moment);
+        let is_lost = |at: &Position| {
+            let end = ends.get(&(Topic::Requests, at.partition));
+            end.is_some_and(|end| at.offset >= *end)
+        };
+        let (lost, applied) = std::mem::take(&mut inner.applied).into_iter().partition(|(at, _)| is_lost(at));
+        (inner.lost, inner.applied) = (lost, applied);
+        inner.hashes.retain(|at, _| !is_lost(at));
     }
 
     /// A client begins another life.

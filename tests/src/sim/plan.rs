@@ -224,6 +224,8 @@ impl Lost {
         }
     }
 }
+    /// The last records of some partitions.
+    Ends,
 
 impl What {
     /// Whether a server can lose by it what it has not on disk.
@@ -232,6 +234,7 @@ impl What {
             self,
             What::ServerCrash { .. } | What::DiskFull { .. } | What::DiskFails { .. } | What::ServerCut { .. }
         ) || self.is_of_servers_that_differ()
+            Lost::Ends => topic.is_durable(),
     }
 
     /// Whether one server has not all that there is, or knows more than others: an epoch cannot begin from any.
@@ -329,11 +332,30 @@ fn net(rng: &mut Rng) -> Net {
 fn takes_ms(steps: &[Step], pace_ms: u32) -> u64 {
     let each = steps.iter().map(|step| match step {
         Step::SleepMs(ms) => u64::from(*ms),
+        let mut ends = Rng::new(seed, "ends");
+        let is_lost = faults.iter().any(|fault| matches!(fault.what, What::LogLost { .. }));
+        if !is_calm && !they_differ && !is_lost && ends.chance(80) {
+            let at_ms = ends.range(100, 5000);
+            faults.push(Fault { at_ms, server: 0, what: What::LogLost { lost: Lost::Ends } });
+            if ends.chance(400) {
+                // Whatever took the broker down.
+                for server in 0..servers.count {
+                    let for_ms = *ends.pick(&[50, 3_000]);
+                    let at_ms = at_ms - ends.below(100);
+                    faults.push(Fault { at_ms, server, what: What::ServerCrash { for_ms } });
+                }
+            }
+        }
         Step::Watch { times, every_ms, .. } => u64::from(*times) * u64::from(*every_ms),
         _ => 10,
     });
     each.map(|ms| ms + u64::from(pace_ms) / 2).sum()
 }
+    /// Whether partitions lose their last records, and nothing else.
+    pub fn loses_ends(&self) -> bool {
+        self.faults.iter().any(|fault| matches!(fault.what, What::LogLost { lost: Lost::Ends }))
+    }
+
 
 /// What goes wrong in a run, mostly.
 #[derive(Clone, Copy)]

@@ -44,6 +44,10 @@ const BOOTSTRAPS_WITHIN: Duration = Duration::from_secs(300);
 /// Between a snapshot that was not taken and the next attempt.
 const SNAPSHOT_AGAIN_US: u64 = 1_000_000;
 
+/// A server that is well brings something to disk at least once in this time; whoever waits for one that
+/// is not counts from then.
+const PROGRESSES_WITHIN_MS: u64 = 65_000;
+
 /// How long a program of an administrator's waits for an answer.
 const ADMIN_WAIT: Duration = Duration::from_secs(10);
 
@@ -75,6 +79,8 @@ struct Machine {
     /// Somebody has said, or was to say by himself, that nobody waits for it.
     is_given_up: bool,
     again_at_us: Option<u64>,
+    /// When it last served with a disk that works.
+    well_at_us: u64,
     /// As of the last look.
     is_answering: bool,
 }
@@ -121,9 +127,9 @@ impl Machine {
         self.again_at_us.is_some() || self.life.as_ref().is_some_and(|life| life.tasks().is_none())
     }
 
-    /// Whether records that it needs may have gone.
-    fn may_lack(&self) -> bool {
-        self.is_lost || self.is_given_up
+    /// It checkpoints, or could if there were anything to write.
+    fn is_well(&self) -> bool {
+        self.is_ready() && !self.disk.is_in_trouble()
     }
 }
 
@@ -156,6 +162,7 @@ impl Servers {
                 is_lost: false,
                 is_given_up: false,
                 again_at_us: None,
+                well_at_us: 0,
                 is_answering: false,
             }
         });
@@ -187,6 +194,12 @@ impl Servers {
         ServerConfig { rules: self.rules, supports: machine.supports, ..config }
     }
 
+    /// What a server says, the same whatever directory this run was given.
+    fn said(&self, number: usize, error: &dyn std::fmt::Display) -> String {
+        let path = self.machines[number].data.path().display().to_string();
+        error.to_string().replace(&path, &format!("data-{number}"))
+    }
+
     /// Whoever cannot use its disk ends, and is started again a while later.
     fn failed(&mut self, number: usize, error: &ServerError, what: &str) -> Result<(), String> {
         let had_trouble = self.machines[number].disk.take_trouble();
@@ -196,9 +209,9 @@ impl Servers {
             _ => false,
         };
         if !is_expected {
-            return Err(format!("server {number} {what}: {error}"));
+            return Err(format!("server {number} {what}: {}", self.said(number, error)));
         }
-        self.bus.trace(format_args!("server {number} {what}: {error}"));
+        self.bus.trace(format_args!("server {number} {what}: {}", self.said(number, error)));
         self.kill(number);
         self.machines[number].again_at_us = Some(self.bus.now_us() + START_AGAIN_US);
         Ok(())
@@ -249,7 +262,14 @@ impl Servers {
             ServerError::Data(error) => matches!(**error, DataError::HalfASnapshot { .. }),
             error => self.is_about_lost_log(error),
         };
-        lacks && self.machines[number].may_lack()
+        lacks && self.may_lack(number)
+    }
+
+    /// Whether records that this server needs may have gone.
+    fn may_lack(&self, number: usize) -> bool {
+        let machine = &self.machines[number];
+        let unwell_ms = (self.bus.now_us() - machine.well_at_us) / 1000;
+        machine.is_lost || machine.is_given_up || unwell_ms + PROGRESSES_WITHIN_MS > self.rules.deregister_after_ms
     }
 
     fn take_snapshot(&mut self, number: usize, node: Node, log: SimLog) {
@@ -276,6 +296,9 @@ impl Servers {
         self.look_after_epoch()?;
         for number in 0..self.machines.len() {
             self.tell_of_answering(number);
+            if self.machines[number].is_well() {
+                self.machines[number].well_at_us = self.bus.now_us();
+            }
             if self.machines[number].again_at_us.is_some_and(|at_us| at_us <= self.bus.now_us()) {
                 self.start(number)?;
             }
@@ -307,10 +330,11 @@ impl Servers {
         if !goes_on {
             return self.failed(number, error, "has stopped");
         }
-        self.bus.trace(format_args!("server {number}: {error}"));
+        self.bus.trace(format_args!("server {number}: {}", self.said(number, error)));
         self.kill(number);
         // A log that has all since the epoch began lets any state start, and stops it there.
-        let other_state = matches!(error, ServerError::NotApplied(NotApplied::OtherState { .. }));
+        let other_state =
+            matches!(error, ServerError::NotApplied(NotApplied::OtherState { .. } | NotApplied::NotBegun { .. }));
         self.start_from(number, other_state && self.needs_snapshot(number, error))
     }
 
@@ -323,7 +347,7 @@ impl Servers {
                 self.start(number)
             }
             Err(error) => {
-                self.bus.trace(format_args!("server {number} has no snapshot: {error}"));
+                self.bus.trace(format_args!("server {number} has no snapshot: {}", self.said(number, &error)));
                 self.machines[number].again_at_us = Some(self.bus.now_us() + SNAPSHOT_AGAIN_US);
                 Ok(())
             }
@@ -550,7 +574,9 @@ impl Servers {
             while let Some(tasks) = self.machines[number].tasks() {
                 match tasks.ended() {
                     Some(Ok(())) => drop(self.kill(number)),
-                    Some(Err(error)) => return Err(format!("server {number} does not stop cleanly: {error}")),
+                    Some(Err(error)) => {
+                        return Err(format!("server {number} does not stop cleanly: {}", self.said(number, &error)));
+                    }
                     None => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }

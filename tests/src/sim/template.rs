@@ -59,7 +59,7 @@ pub fn template(servers: u8) -> &'static Template {
         let made = std::thread::spawn(move || {
             let _simulation = Simulation::begin(1);
             server::limits::set_limits(super::sound::SHORT);
-            runtime().block_on(make(servers))
+            runtime(0).block_on(make(servers))
         });
         made.join().expect("a cluster without faults can be made")
     })

@@ -60,6 +60,18 @@ fn a_server_is_registered_from_its_first_heartbeat_until_it_is_deregistered() {
     world.assert_replayable();
 }
 
+/// As where a log was made anew and trimmed to the very offset that comes next here.
+#[test]
+fn a_server_record_of_an_epoch_that_has_not_begun_stops_the_server() {
+    let mut world = World::new();
+    world.epoch = Epoch(2);
+    let record = world.sealed_server_record(ServerRecord::Tick { elapsed_ms: 1 });
+    let (rows, dump) = (world.kv.clone(), world.machine.dump());
+    let error = world.machine.apply(&mut world.kv, 99, 0, &record).expect_err("it must not go on");
+    assert!(matches!(error, NotApplied::NotBegun { epoch: Epoch(2), .. }), "{error}");
+    assert_eq!((world.kv, world.machine.dump()), (rows, dump));
+}
+
 #[test]
 fn an_epoch_from_another_state_stops_the_server() {
     let mut world = World::new();

@@ -15,6 +15,7 @@ impl Apply {
         if self.state.opening_sent || !self.partitions.iter().all(Partition::is_caught_up) {
             return Ok(());
         }
+        self.compare_with_servers()?;
         self.state.opening_sent = true;
         let known = self.partitions.iter().map(|partition| partition.machine.epoch()).max().unwrap_or_default();
         if known == Epoch(0)
@@ -44,6 +45,25 @@ impl Apply {
             let _ = told.send(epoch);
         }
         tracing::info!("replayed the log; opening incarnation {} in epoch {}", self.own.incarnation(), epoch.0);
+        Ok(())
+    }
+
+    /// No server can have applied more than the log has. Of what they had said when this one started: later on
+    /// they may be ahead of it.
+    pub(super) fn compare_with_servers(&mut self) -> Result<(), ServerError> {
+        if std::mem::replace(&mut self.state.compared, true) || self.opening.new_epoch {
+            return Ok(());
+        }
+        for (by, server) in self.partitions[0].machine.servers() {
+            for progress in server.progress.values() {
+                let Some(partition) = self.partitions.get(progress.partition as usize) else { continue };
+                let (end, applied) = (partition.existing_end, progress.applied);
+                if applied > end {
+                    let (topic, partition) = (Topic::Requests.suffix(), partition.number);
+                    return Err(ServerError::EndLost { topic, partition, end, applied, by: *by });
+                }
+            }
+        }
         Ok(())
     }
 

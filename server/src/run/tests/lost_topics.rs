@@ -1,15 +1,22 @@
 //! Not all of the log is lost: a new epoch keeps what the rest of it holds.
 
 use super::content::{a_pack_of, file, flip_a_bit, keeper, quote};
+use super::replicas::while_time_passes;
 use super::*;
 
 /// The log with all that it holds but these partitions, which begin anew.
 async fn without(log: &MemoryLog, is_lost: impl Fn(Topic, u32) -> bool) -> MemoryLog {
+    only(log, |record| !is_lost(record.topic, record.partition)).await
+}
+
+/// The log with these records, of which each partition must keep the first ones.
+async fn only(log: &MemoryLog, is_kept: impl Fn(&Record) -> bool) -> MemoryLog {
     let rest = MemoryLog::new();
     for topic in Topic::ALL {
-        for partition in (0..topic.partitions()).filter(|partition| !is_lost(topic, *partition)) {
-            for record in log.records(topic, partition) {
-                rest.append(topic, partition, record.value).await.expect("appended");
+        for partition in 0..topic.partitions() {
+            for record in log.records(topic, partition).into_iter().filter(&is_kept) {
+                let offset = rest.append(topic, partition, record.value).await.expect("appended");
+                assert_eq!(offset, record.offset);
             }
         }
     }
@@ -70,6 +77,47 @@ async fn an_epoch_goes_on_where_only_uploads_are_lost() {
 
     place.log = without(&place.log, |topic, _| topic == Topic::Chunks).await;
     goes_on_in_a_new_epoch(&place, ino, kept).await;
+}
+
+/// The other server had applied what is lost, this one had not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_has_lost_its_end_is_known_by_what_another_server_has_said() {
+    let mut place = Place::new();
+    let dirs = [place.data(), place.joined(2)];
+    // With the rules of production: nothing is trimmed so soon.
+    let run = |place: &Place, dir: &Path, on_new_log: NewLog| -> Result<Server, ServerError> {
+        let config = ServerConfig { on_new_log, ..ServerConfig::new(dir) };
+        let server = Server::start(config, Arc::new(place.log.clone()))?;
+        server.ready()?;
+        Ok(server)
+    };
+    let [a, b] = dirs.each_ref().map(|dir| run(&place, dir, NewLog::Refuse).expect("becomes ready"));
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let (root, partition) = (Ino::root(client.done.namespace), client.done.partition);
+    b.stop().expect("stops cleanly");
+    let end = place.log.records(Topic::Requests, partition).len() as u64;
+    assert!(client.call(mkdir(root, "a")).await.result.is_ok());
+    a.stop().expect("stops cleanly");
+
+    let is_lost = |record: &Record| (record.topic, record.partition) == (Topic::Requests, partition);
+    place.log = only(&place.log, |record| !is_lost(record) || record.offset < end).await;
+    let refused = |on_new_log: NewLog| run(&place, &dirs[1], on_new_log).err().expect("refused").to_string();
+    let error = refused(NewLog::Refuse);
+    assert!(error.contains(&format!("the server {} has applied it", place.id(&dirs[0]))), "{error}");
+    assert!(error.contains("kfs-server epoch --from DIR --anyway"), "{error}");
+    let error = refused(NewLog::NewEpochOnly);
+    assert!(error.contains("--anyway"), "{error}");
+    run(&place, &dirs[1], NewLog::NewEpochAnyway).expect("begins").stop().expect("stops cleanly");
+
+    let b = run(&place, &dirs[1], NewLog::Refuse).expect("becomes ready");
+    assert!(run(&place, &dirs[0], NewLog::Refuse).is_err());
+    place.bootstrap(&dirs[0]).await.expect("takes it");
+    let a = run(&place, &dirs[0], NewLog::Refuse).expect("becomes ready");
+    let mut client = while_time_passes(&place.log, Client::open(&place.log, "ann", b"secret")).await;
+    assert!(client.call(mkdir(root, "a")).await.result.is_ok());
+    b.stop().expect("stops cleanly");
+    a.stop().expect("stops cleanly");
 }
 
 /// What comes after the loss stands where other content has been ingested from.

@@ -51,7 +51,7 @@ impl Place {
         data::unhex(&answering.server).map(ServerId).expect("an id")
     }
 
-    fn id(&self, data: &Path) -> ServerId {
+    pub(super) fn id(&self, data: &Path) -> ServerId {
         Identity::read(data, None).expect("reads").server
     }
 
@@ -362,7 +362,7 @@ async fn half_a_snapshot_is_no_state_to_start_from() {
 }
 
 /// The log's own time stands still otherwise.
-async fn while_time_passes<T>(log: &MemoryLog, work: impl Future<Output = T>) -> T {
+pub(super) async fn while_time_passes<T>(log: &MemoryLog, work: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let mut work = std::pin::pin!(work);
     loop {

@@ -41,9 +41,10 @@ fn concerns_the_log(error: &ServerError) -> bool {
     matches!(
         error,
         ServerError::LogChanged { .. }
+            | ServerError::EndLost { .. }
             | ServerError::RecordsGone { .. }
             | ServerError::EpochOver { .. }
-            | ServerError::NotApplied(NotApplied::OtherState { .. })
+            | ServerError::NotApplied(NotApplied::OtherState { .. } | NotApplied::NotBegun { .. })
     )
 }
 
@@ -61,7 +62,7 @@ impl Servers {
 
     /// Whether content that no server had ingested may have gone, though requests quote it.
     pub fn has_lost_uploads(&self) -> bool {
-        self.new_epoch.as_ref().is_some_and(|epoch| epoch.lost == Lost::Uploads)
+        self.new_epoch.as_ref().is_some_and(|epoch| matches!(epoch.lost, Lost::Uploads | Lost::Ends))
     }
 
     pub(super) fn is_epoch_due(&self) -> bool {
@@ -150,9 +151,16 @@ impl Servers {
     /// As `kfs-server epoch --from` does.
     pub(super) fn begin_epoch(&mut self, number: usize) -> Result<(), String> {
         self.bus.trace(format_args!("server {number} begins an epoch"));
+        if let Some(epoch) = &mut self.new_epoch {
+            // One that was killed may have been so far.
+            epoch.is_ready = false;
+        }
         let node = Node::new();
         let log = self.bus.log(&format!("server{number}"), node.clone());
-        let config = ServerConfig { on_new_log: NewLog::NewEpochOnly, ..self.config(number) };
+        // Of ends that are lost the server may have had nothing.
+        let anyway = self.new_epoch.as_ref().is_some_and(|epoch| epoch.lost == Lost::Ends);
+        let on_new_log = if anyway { NewLog::NewEpochAnyway } else { NewLog::NewEpochOnly };
+        let config = ServerConfig { on_new_log, ..self.config(number) };
         match node.enter(|| Tasks::start(&config, Arc::new(log.clone()))) {
             Ok(tasks) => {
                 let doing = Doing::Serving(tasks);
