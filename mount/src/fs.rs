@@ -7,6 +7,7 @@
 //! * Every wait is bounded by the caller's [`Patience`].
 //! * Locks are held for the length of a look, never across a wait.
 
+mod allocate;
 mod attrs;
 mod blocks;
 mod budget;
@@ -29,6 +30,7 @@ mod watch;
 mod writeback;
 mod xattrs;
 
+pub use allocate::{Allocate, Seek};
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
 pub use file::{CreateHow, Opened};

@@ -12,13 +12,13 @@ mod invalidator;
 
 use crate::client::Patience;
 use crate::error::FsError;
-use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, SetAttr};
+use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, Seek, SetAttr};
 use crate::inline;
 use crate::sys::interrupt::{Kind, Watcher};
 use bytes::Bytes;
 use convert::{
-    GENERATION, TTL, attr_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr, file_type, logged,
-    node_kind, open_flags, set_time, xattr_reply,
+    GENERATION, TTL, allocate, attr_reply, copy_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr,
+    file_type, logged, node_kind, open_flags, seek_reply, set_time, xattr_reply,
 };
 use fuser::{
     AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
@@ -530,39 +530,52 @@ impl Filesystem for KfsFuse {
         reply.error(Errno::ENOSYS);
     }
 
-    /// posix_fallocate() of the C library then writes zeros instead.
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let Some(what) = allocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.fallocate(fh.0, offset, length, what, &patience).await };
+        self.answer("fallocate", reply, work, empty_reply);
     }
 
-    /// The kernel remembers this and answers SEEK_DATA and SEEK_HOLE itself: all is data.
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
+    /// The kernel asks for holes and data only.
+    fn lseek(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.seek(fh.0, offset, what, &patience).await };
+        self.answer("lseek", reply, work, seek_reply);
     }
 
-    /// The kernel remembers this and copies through its own pages.
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::ENOSYS);
+        // What the answer can tell.
+        let len = len.min(u64::from(u32::MAX));
+        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len, &patience).await };
+        self.answer("copy_file_range", reply, work, copy_reply);
     }
 }

@@ -11,6 +11,7 @@ mod dev;
 mod disk_full;
 mod epoch;
 mod files;
+mod holes;
 mod jobs;
 mod large;
 mod log;

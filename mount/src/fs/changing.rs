@@ -48,9 +48,11 @@ fn concerned(cache: &Cache, op: &Op) -> Concerned {
                 inodes.push(*ino);
             }
             Upload::Rename { from_dir, from, to_dir, to, .. } => names.extend([(*from_dir, from), (*to_dir, to)]),
-            Upload::Setattr { ino, .. } | Upload::SetXattr { ino, .. } | Upload::RemoveXattr { ino, .. } => {
-                inodes.push(*ino);
-            }
+            Upload::Setattr { ino, .. }
+            | Upload::SetXattr { ino, .. }
+            | Upload::RemoveXattr { ino, .. }
+            | Upload::Fallocate { ino, .. }
+            | Upload::Clone { to: ino, .. } => inodes.push(*ino),
             // Size and times of a file that is being written follow what is written.
             Upload::Write { .. } => {}
         },

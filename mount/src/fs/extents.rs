@@ -99,6 +99,12 @@ impl ExtentMap {
         self.mark_known(size, u64::MAX);
     }
 
+    /// Nothing stands in a range any more.
+    pub fn clear(&mut self, from: u64, to: u64) {
+        self.cut(from, to);
+        self.mark_known(from, to);
+    }
+
     /// The parts that make up `from..to`, or the first byte that is not known.
     pub fn parts(&self, from: u64, to: u64) -> Result<Vec<Part>, u64> {
         let known_to = self.known.range(..=from).next_back().map_or(from, |(_, end)| (*end).max(from));

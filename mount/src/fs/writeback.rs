@@ -496,6 +496,11 @@ impl Fs {
         self.forget_if_done(&file);
         self.wait_for(&file, patience, |p, last| p.answered >= last).await
     }
+
+    /// Before content is changed or asked about in the file's map: all that was written is answered for.
+    pub(super) async fn all_answered(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
+        self.wait_for(file, patience, |p, last| p.answered >= last).await
+    }
 }
 
 pub(super) fn lost(ino: Ino, error: &FsError) -> FsError {

@@ -3,14 +3,14 @@
 
 use crate::client::CallError;
 use crate::error::FsError;
-use crate::fs::{DirEntry, Opened, SetTime, Stat};
+use crate::fs::{Allocate, DirEntry, Opened, SetTime, Stat};
 use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyXattr, TimeOrNow,
+    ReplyLseek, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 use proto::Time;
-use proto::message::FileKind;
+use proto::message::{FallocateHow, FileKind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What programs are told to read and write at once, in bytes.
@@ -66,6 +66,39 @@ pub(super) fn xattr_reply(reply: ReplyXattr, result: Result<Bytes, Errno>, size:
         }
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn seek_reply(reply: ReplyLseek, result: Result<Option<u64>, Errno>) {
+    match result {
+        // No file is that long.
+        Ok(Some(offset)) => reply.offset(i64::try_from(offset).unwrap_or(i64::MAX)),
+        Ok(None) => reply.error(Errno::ENXIO),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn copy_reply(reply: ReplyWrite, result: Result<u64, Errno>) {
+    match result {
+        // No more was asked for.
+        Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// What fallocate(2) asks for, if that is supported. Linux itself refuses a hole that is to make the file longer.
+pub(super) fn allocate(mode: i32) -> Option<Allocate> {
+    match mode {
+        0 => Some(Allocate::Change(FallocateHow::Extend)),
+        libc::FALLOC_FL_KEEP_SIZE => Some(Allocate::KeepSize),
+        _ if mode == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE => {
+            Some(Allocate::Change(FallocateHow::Clear))
+        }
+        _ if mode == libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE => {
+            Some(Allocate::Change(FallocateHow::Clear))
+        }
+        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Change(FallocateHow::ClearAndExtend)),
+        _ => None,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{CreateHow, Fs, ROOT, SetAttr};
+use mount::fs::{Allocate, CreateHow, Fs, ROOT, Seek, SetAttr};
+use proto::message::FallocateHow;
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -94,7 +95,21 @@ async fn random_writes_reads_and_truncations_agree_with_a_byte_vector() {
                         .expect("cuts");
                     model.resize(offset, 0);
                 }
-                1 => fs.fsync(handle, &p).await.expect("syncs"),
+                1 if step % 3 == 0 => fs.fsync(handle, &p).await.expect("syncs"),
+                1 => {
+                    let len = numbers.below(700_000) + 1;
+                    let how = [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::ClearAndExtend];
+                    let (how, end) = (how[numbers.below(3) as usize], offset + len as usize);
+                    let what = Allocate::Change(how);
+                    fs.fallocate(handle, offset as u64, len, what, &p).await.expect("allocates");
+                    if how.extends() {
+                        model.resize(model.len().max(end), 0);
+                    }
+                    let end = end.min(model.len());
+                    if how.clears() && offset < end {
+                        model[offset..end].fill(0);
+                    }
+                }
                 2 => tokio::time::sleep(Duration::from_millis(numbers.below(80))).await,
                 3 | 4 => {
                     let len = numbers.below(300_000) as u32;
@@ -121,6 +136,71 @@ async fn random_writes_reads_and_truncations_agree_with_a_byte_vector() {
         assert!(read_all(&fs, ino).await == model, "seed {seed} here");
         assert!(read_all(&other, ino).await == model, "seed {seed} elsewhere");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_are_found_where_they_were_made() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let (ino, handle) = make(&fs, "holes", CreateHow::default()).await;
+    write_all(&fs, handle, 0, &bytes(1, 5000)).await;
+    write_all(&fs, handle, 3 << 30, &bytes(2, 700_000)).await;
+    let end = (3 << 30) + 700_000;
+    fs.fallocate(handle, 1000, 500, Allocate::Change(FallocateHow::Clear), &p).await.expect("makes a hole");
+    fs.fallocate(handle, 0, 1 << 40, Allocate::KeepSize, &p).await.expect("changes nothing");
+    let there = other.open(ino, false, &p).await.expect("opens").handle;
+    for (fs, handle) in [(&fs, handle), (&other, there)] {
+        let holes = [(0, Some(1000)), (1000, Some(1000)), (1499, Some(1499)), (1500, Some(5000)), (end - 1, Some(end))];
+        for (from, found) in holes.into_iter().chain([(end, None), (u64::MAX, None)]) {
+            assert_eq!(fs.seek(handle, from, Seek::Hole, &p).await.expect("seeks"), found, "a hole from {from} on");
+        }
+        let data = [(0, Some(0)), (1000, Some(1500)), (1200, Some(1500)), (5000, Some(3 << 30)), (end, None)];
+        for (from, found) in data {
+            assert_eq!(fs.seek(handle, from, Seek::Data, &p).await.expect("seeks"), found, "data from {from} on");
+        }
+    }
+    fs.fallocate(handle, end, 10, Allocate::Change(FallocateHow::Extend), &p).await.expect("makes it longer");
+    assert_eq!(fs.getattr(ino, &p).await.expect("is there").size, end + 10);
+    assert_eq!(fs.seek(handle, end, Seek::Data, &p).await.expect("seeks"), None);
+    assert!(fs.fallocate(handle, 1 << 50, 1, Allocate::Change(FallocateHow::Extend), &p).await.is_err());
+    assert_eq!(other.getattr(ino, &p).await.expect("is there").size, end + 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_sends_nothing_but_one_request() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let mut model = bytes(1, 20 << 20);
+    let (ino, from) = make(&fs, "from", CreateHow::default()).await;
+    write_all(&fs, from, 0, &model).await;
+    let (copy, to) = make(&fs, "to", CreateHow::default()).await;
+    write_all(&fs, to, 0, &bytes(2, 5000)).await;
+    fs.flush(from, &p).await.expect("flushes");
+    fs.flush(to, &p).await.expect("flushes");
+
+    let before = place.sent();
+    assert_eq!(fs.copy_range((from, 0), (to, 3000), u64::from(u32::MAX), &p).await.expect("copies"), 20 << 20);
+    let (requests, chunks) = place.sent();
+    assert!(requests <= before.0 + 2, "{before:?}, then {requests} requests; one may be a renewal");
+    assert_eq!(chunks, before.1);
+    let mut copied = bytes(2, 3000);
+    copied.extend_from_slice(&model);
+    assert!(read_all(&other, copy).await == copied);
+    assert!(read_all(&fs, copy).await == copied);
+
+    // Within one file, beside it, behind its end; what overlaps is nothing.
+    assert_eq!(fs.copy_range((from, 1_000_000), (from, 7), 300_000, &p).await.expect("copies"), 300_000);
+    model.copy_within(1_000_000..1_300_000, 7);
+    assert_eq!(fs.copy_range((from, 20 << 20), (to, 0), 1, &p).await.expect("has no more"), 0);
+    assert!(fs.copy_range((from, 0), (from, 10), 11, &p).await.is_err());
+    // The copy is its own from here on.
+    write_all(&fs, from, 100, &[7; 1000]).await;
+    model[100..1100].fill(7);
+    fs.flush(from, &p).await.expect("flushes");
+    assert!(read_all(&other, ino).await == model);
+    assert!(read_all(&other, copy).await == copied);
 }
 
 #[tokio::test(flavor = "multi_thread")]

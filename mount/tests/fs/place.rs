@@ -2,10 +2,11 @@
 
 use mount::client::{Client, ClientConfig, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
-use proto::log::Log;
+use proto::frame::{Frame, Kind};
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
+use proto::log::{Log, Start, Topic};
 use proto::message::UserName;
 use server::admin::Admin;
 use server::admin::users::UserSpec;
@@ -30,6 +31,20 @@ pub struct Place {
 impl Place {
     pub async fn in_memory() -> Place {
         Place::with(Arc::new(MemoryLog::new()), None).await
+    }
+
+    /// Clients' requests that are in the log, and records of content that ever were.
+    pub fn sent(&self) -> (usize, u64) {
+        let of = |topic: Topic| {
+            (0..topic.partitions()).map(move |number| (number, self.log.bounds(topic, number).expect("is there")))
+        };
+        let starts: Vec<_> =
+            of(Topic::Requests).map(|(number, (first, _))| (Topic::Requests, number, Start::At(first))).collect();
+        let mut tail = self.log.read_from(&starts).expect("is there");
+        let records = std::iter::from_fn(|| tail.try_next()).map(|record| record.expect("is there"));
+        let requests =
+            records.filter(|record| Frame::parse(record.value.clone()).unwrap().header().kind == Kind::Request);
+        (requests.count(), of(Topic::Chunks).map(|(_, (_, end))| end).sum())
     }
 
     pub async fn on_broker() -> Place {

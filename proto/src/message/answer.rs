@@ -51,6 +51,11 @@ pub enum Outcome {
         moved: Attr,
         other: Option<Box<Attr>>,
     },
+    /// The file that was given something, and how many bytes: fewer than asked for if there were no more.
+    Cloned {
+        to: Attr,
+        len: u64,
+    },
     /// What was removed; `nlink` 0 means that this was its last name.
     Removed(Attr),
     Opened {

@@ -37,10 +37,25 @@ pub enum Upload {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
+    /// Sees to `offset..offset + len` of a file, without content. `Invalid` if `len` is 0. → `Entry`.
+    Fallocate { ino: Ino, offset: u64, len: u64, how: FallocateHow },
+    /// Gives a file what another one has, or it has elsewhere itself: both refer to the same chunks. Ends at the first
+    /// one's end, or after [`Upload::MAX_CLONED`] extents. `Invalid` if the ranges overlap. → `Cloned`.
+    Clone { from: Range, to: Ino, to_offset: u64 },
+}
+
+/// Some bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub ino: Ino,
+    pub offset: u64,
+    pub len: u64,
 }
 
 impl Upload {
     pub const MAX_PIECES: usize = 256;
+    /// Of one [`Upload::Clone`]: 4 GiB of a file written in sequence.
+    pub const MAX_CLONED: usize = 8192;
     /// The kernel's own limit for an attribute's name, in bytes.
     pub const MAX_XATTR_NAME_BYTES: usize = 255;
     /// The kernel's own limit for a value, in bytes before it is sealed.
@@ -71,6 +86,27 @@ pub enum RenameHow {
     Replace,
     NoReplace,
     Exchange,
+}
+
+/// What becomes of a range, as fallocate(2) has it. Nothing is set aside for what will be written there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FallocateHow {
+    /// The file reaches to its end at least.
+    Extend,
+    /// It reads as zeros: a hole. The file's size stays.
+    Clear,
+    /// Both.
+    ClearAndExtend,
+}
+
+impl FallocateHow {
+    pub fn clears(self) -> bool {
+        matches!(self, FallocateHow::Clear | FallocateHow::ClearAndExtend)
+    }
+
+    pub fn extends(self) -> bool {
+        matches!(self, FallocateHow::Extend | FallocateHow::ClearAndExtend)
+    }
 }
 
 /// What `setattr` changes; `None` stays as it is. `ctime` becomes the request's time.

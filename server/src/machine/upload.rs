@@ -25,6 +25,8 @@ impl Turn<'_> {
             Upload::Write { ino, at, pieces } => self.write(*ino, *at, pieces),
             Upload::SetXattr { ino, name, value, how } => self.set_xattr(*ino, name, value, *how),
             Upload::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
+            Upload::Fallocate { ino, offset, len, how } => self.fallocate(*ino, *offset, *len, *how),
+            Upload::Clone { from, to, to_offset } => self.clone_range(*from, *to, *to_offset),
         }
     }
 

@@ -7,7 +7,7 @@
 use super::rows::{ExtentRow, InodeRow, Turn, after, decode, extent_key};
 use proto::chunk::{CHUNK_BYTES, ChunkName};
 use proto::log::Topic;
-use proto::message::{FileKind, Outcome, Piece, Promise, Refusal, Source, Upload, WriteAt};
+use proto::message::{Attr, FallocateHow, FileKind, Outcome, Piece, Promise, Range, Refusal, Source, Upload, WriteAt};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Position};
 
@@ -45,13 +45,97 @@ impl Turn<'_> {
             new.attr.allocated = (new.attr.allocated + u64::from(extent.len)).saturating_sub(freed);
         }
         new.attr.size = old.attr.size.max(end);
+        Ok(Outcome::Entry(self.content_changed(old, new)))
+    }
+
+    /// Makes a hole, or the file longer, or both.
+    pub fn fallocate(&mut self, ino: Ino, offset: u64, len: u64, how: FallocateHow) -> Result<Outcome, Refusal> {
+        let old = self.file(ino)?;
+        let end = offset.checked_add(len).filter(|end| *end <= Upload::MAX_FILE_BYTES).ok_or(Refusal::TooLarge)?;
+        if len == 0 {
+            return Err(Refusal::Invalid);
+        }
+        let mut new = old.clone();
+        if how.clears() {
+            let freed = self.clear(ino, offset, end);
+            new.attr.allocated = new.attr.allocated.saturating_sub(freed);
+        }
+        if how.extends() {
+            new.attr.size = new.attr.size.max(end);
+        }
+        Ok(Outcome::Entry(self.content_changed(old, new)))
+    }
+
+    /// Lets a file have bytes of another one, or of itself, without their content's being sent again.
+    pub fn clone_range(&mut self, from: Range, to: Ino, to_offset: u64) -> Result<Outcome, Refusal> {
+        if from.ino.namespace() != to.namespace() {
+            return Err(Refusal::CrossNamespace);
+        }
+        self.reads.push(Promise::Content(from.ino));
+        let source = self.file(from.ino)?;
+        let old = self.file(to)?;
+        let from_end = from.offset.saturating_add(from.len).min(source.attr.size);
+        let (extents, from_end) = self.extents_in(from.ino, from.offset, from_end);
+        let len = from_end.saturating_sub(from.offset);
+        let end = to_offset.checked_add(len).filter(|end| *end <= Upload::MAX_FILE_BYTES).ok_or(Refusal::TooLarge)?;
+        if from.ino == to && from.offset < end && to_offset < from_end {
+            return Err(Refusal::Invalid);
+        }
+        if len == 0 {
+            self.reads_attr(&old.attr);
+            return Ok(Outcome::Cloned { to: old.attr, len });
+        }
+
+        let mut new = old.clone();
+        let freed = self.clear(to, to_offset, end);
+        let mut added = 0;
+        for extent in extents {
+            let (start, stop) = (extent.offset.max(from.offset), extent.end().min(from_end));
+            let part = ExtentRow {
+                offset: start - from.offset + to_offset,
+                len: (stop - start) as u32,
+                chunk_from: extent.chunk_from + (start - extent.offset) as u32,
+                begin: self.begin(),
+                ..extent
+            };
+            self.put(&extent_key(to, part.end()), &part);
+            self.refer(&part.chunk, 1);
+            added += u64::from(part.len);
+        }
+        self.uses_bytes(added as i64);
+        new.attr.allocated = (new.attr.allocated + added).saturating_sub(freed);
+        new.attr.size = new.attr.size.max(end);
+        let attr = self.content_changed(old, new);
+        Ok(Outcome::Cloned { to: attr, len })
+    }
+
+    /// The extents that overlap `from..to`, and where what they tell ends if there are too many.
+    fn extents_in(&mut self, ino: Ino, from: u64, to: u64) -> (Vec<ExtentRow>, u64) {
+        let mut extents: Vec<ExtentRow> = Vec::new();
+        let (start, stop) = (extent_key(ino, from.saturating_add(1)), after(&extent_key(ino, u64::MAX)));
+        self.scan(&start, &stop, &mut |_, value| {
+            let extent: ExtentRow = decode(value);
+            let inside = extent.offset < to;
+            if inside {
+                extents.push(extent);
+            }
+            inside && extents.len() < Upload::MAX_CLONED
+        });
+        let is_all = extents.len() < Upload::MAX_CLONED;
+        let reached = extents.last().filter(|_| !is_all).map_or(to, |last| last.end().min(to));
+        (extents, reached)
+    }
+
+    /// Notes that a file's content is another one from here on.
+    fn content_changed(&mut self, old: InodeRow, mut new: InodeRow) -> Attr {
+        let ino = new.attr.ino;
         new.attr.mtime = self.time;
         new.attr.ctime = self.time;
         new.attr.version = self.at;
         self.save(&old, new.clone());
         self.changes.push(Promise::Content(ino));
         self.opened.push(ino);
-        Ok(Outcome::Entry(self.changed(new.attr)))
+        self.changed(new.attr)
     }
 
     /// Brings a file to a size: content beyond it goes, a hole grows before it.

@@ -135,6 +135,17 @@ impl Words {
             Upload::RemoveXattr { ino, name } => {
                 Words::new("removexattr").with("ino", *ino).with("name", name.escape_ascii().to_string())
             }
+            Upload::Fallocate { ino, offset, len, how } => Words::new("fallocate")
+                .with("ino", *ino)
+                .with("offset", *offset)
+                .with("len", *len)
+                .with("how", format!("{how:?}").to_lowercase()),
+            Upload::Clone { from, to, to_offset } => Words::new("clone")
+                .with("from", from.ino)
+                .with("offset", from.offset)
+                .with("len", from.len)
+                .with("to", *to)
+                .with("to_offset", *to_offset),
         }
     }
 
@@ -258,6 +269,7 @@ impl Words {
                 let names = of(|other| other.nlink.into());
                 attributes("renamed", moved).with_some("other", of(|other| other.ino.into())).with_some("left", names)
             }
+            Outcome::Cloned { to, len } => attributes("cloned", to).with("len", *len),
             Outcome::Removed(attr) => attributes("removed", attr),
             Outcome::Opened { root, ended, now } => {
                 Words::new("opened").with("root", root.ino).with("now", now.0).with_some(

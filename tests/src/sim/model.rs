@@ -241,6 +241,55 @@ impl Model {
                 self.note(at, ino.0);
                 self.same(attr)
             }
+            Upload::Fallocate { ino, offset, len, how } => {
+                let verdict = self.may_change(*ino, |inode| inode.kind != FileKind::File);
+                if !self.agree(&verdict, result)? {
+                    return Ok(());
+                }
+                let Ok(Outcome::Entry(attr)) = result else { return Err(format!("gave {result:?}")) };
+                let inode = self.inodes.get_mut(&ino.0).expect("it was judged to be there");
+                let content = Arc::make_mut(&mut inode.content);
+                let (from, end) = (*offset as usize, (offset + len) as usize);
+                if how.extends() && content.len() < end {
+                    content.resize(end, 0);
+                }
+                let end = end.min(content.len());
+                if how.clears() && from < end {
+                    content[from..end].fill(0);
+                }
+                self.note(at, ino.0);
+                self.same(attr)
+            }
+            Upload::Clone { from, to, to_offset } => {
+                let is_other = |inode: &Inode| inode.kind != FileKind::File;
+                let source = self.inodes.get(&from.ino.0).map(|inode| inode.content.clone()).unwrap_or_default();
+                let start = (from.offset as usize).min(source.len());
+                let part = &source[start..((from.offset + from.len) as usize).min(source.len()).max(start)];
+                let end = *to_offset as usize + part.len();
+                let overlaps =
+                    from.ino == *to && from.offset < end as u64 && *to_offset < from.offset + part.len() as u64;
+                let verdict = match (self.may_change(from.ino, is_other), self.may_change(*to, is_other)) {
+                    (Verdict::No, _) | (_, Verdict::No) => Verdict::No,
+                    (Verdict::Yes, Verdict::Yes) if overlaps => Verdict::No,
+                    (Verdict::Yes, Verdict::Yes) => Verdict::Yes,
+                    _ => Verdict::Either,
+                };
+                if !self.agree(&verdict, result)? {
+                    return Ok(());
+                }
+                let Ok(Outcome::Cloned { to: attr, len }) = result else { return Err(format!("gave {result:?}")) };
+                if *len != part.len() as u64 {
+                    return Err(format!("cloned {len} bytes, the model has {}", part.len()));
+                }
+                if *len > 0 {
+                    let inode = self.inodes.get_mut(&to.0).expect("it was judged to be there");
+                    let content = Arc::make_mut(&mut inode.content);
+                    content.resize(content.len().max(end), 0);
+                    content[*to_offset as usize..end].copy_from_slice(part);
+                    self.note(at, to.0);
+                }
+                self.same(attr)
+            }
             Upload::SetXattr { .. } | Upload::RemoveXattr { .. } => Ok(()),
         }
     }

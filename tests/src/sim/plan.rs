@@ -8,6 +8,7 @@ use super::bus::Net;
 use super::rng::Rng;
 use super::workload::Kind;
 use proto::log::Topic;
+use proto::message::FallocateHow;
 use serde::{Deserialize, Serialize};
 pub use servers::Servers;
 
@@ -55,6 +56,10 @@ pub enum Step {
     Link(Place, Place),
     Chmod(Place, u16),
     Truncate(Place, u32),
+    /// Opens, makes a hole of so many bytes or the file reach so far or both, closes.
+    Fallocate(Place, Range, FallocateHow),
+    /// Opens both, lets the second one have this of the first one, closes.
+    Clone(Place, Range, Place, u32),
     /// Opens, writes, closes.
     Write(Place, Content),
     /// As `Write`, with an fsync before the close.
@@ -76,6 +81,12 @@ pub enum Step {
         every_ms: u16,
     },
     SleepMs(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub offset: u32,
+    pub len: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +224,8 @@ pub enum Lost {
     ButUploads,
     /// Only what was uploaded.
     Uploads,
+    /// The last records of some partitions.
+    Ends,
 }
 
 impl Lost {
@@ -221,11 +234,10 @@ impl Lost {
             Lost::All => true,
             Lost::ButUploads => topic != Topic::Chunks,
             Lost::Uploads => topic == Topic::Chunks,
+            Lost::Ends => topic.is_durable(),
         }
     }
 }
-    /// The last records of some partitions.
-    Ends,
 
 impl What {
     /// Whether a server can lose by it what it has not on disk.
@@ -234,7 +246,6 @@ impl What {
             self,
             What::ServerCrash { .. } | What::DiskFull { .. } | What::DiskFails { .. } | What::ServerCut { .. }
         ) || self.is_of_servers_that_differ()
-            Lost::Ends => topic.is_durable(),
     }
 
     /// Whether one server has not all that there is, or knows more than others: an epoch cannot begin from any.
@@ -263,7 +274,7 @@ impl Plan {
         // Whoever looks on sees little if it is over at once.
         let pace_ms =
             *rng.pick(if kind == Kind::Watched { &[40, 200, 1000, 3000] } else { &[0, 5, 40, 200, 1000, 3000] });
-        let clients: Vec<Vec<Vec<Step>>> = (0..clients)
+        let mut clients: Vec<Vec<Vec<Step>>> = (0..clients)
             .map(|client| {
                 let workers = rng.range(1, 2);
                 // Whoever thinks for long does less.
@@ -271,6 +282,24 @@ impl Plan {
                 (0..workers).map(|_| (0..steps).map(|_| kind.step(&mut rng, client)).collect()).collect()
             })
             .collect();
+        let mut holes = Rng::new(seed, "holes");
+        for step in clients.iter_mut().flatten().flatten() {
+            if let Step::Truncate(at, size) = *step
+                && holes.chance(400)
+            {
+                let (offset, len) = (size / 2, 1 + holes.below(20_000) as u32);
+                let how =
+                    [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::Clear, FallocateHow::ClearAndExtend];
+                *step = Step::Fallocate(at, Range { offset, len }, *holes.pick(&how));
+            }
+            if let Step::Append(at, content) = *step
+                && holes.chance(400)
+            {
+                let range = Range { offset: content.offset / 2, len: content.len };
+                let to = if holes.chance(800) { (at.0, at.1 ^ 1) } else { at };
+                *step = Step::Clone(at, range, to, holes.below(20_000) as u32);
+            }
+        }
         let net = if is_calm { Net { delay_us: 2000, ..Net::default() } } else { net(&mut rng) };
         let mut faults = Vec::new();
         if !is_calm {
@@ -303,9 +332,28 @@ impl Plan {
                 }
             }
         }
+        let mut ends = Rng::new(seed, "ends");
+        let is_lost = faults.iter().any(|fault| matches!(fault.what, What::LogLost { .. }));
+        if !is_calm && !they_differ && !is_lost && ends.chance(80) {
+            let at_ms = ends.range(100, 5000);
+            faults.push(Fault { at_ms, server: 0, what: What::LogLost { lost: Lost::Ends } });
+            if ends.chance(400) {
+                // Whatever took the broker down.
+                for server in 0..servers.count {
+                    let for_ms = *ends.pick(&[50, 3_000]);
+                    let at_ms = at_ms - ends.below(100);
+                    faults.push(Fault { at_ms, server, what: What::ServerCrash { for_ms } });
+                }
+            }
+        }
         faults.sort_by_key(|fault| fault.at_ms);
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
         Plan { seed, net, append_time: true, journal: rng.chance(500), servers, pace_ms, clients, faults, tidies_up }
+    }
+
+    /// Whether partitions lose their last records, and nothing else.
+    pub fn loses_ends(&self) -> bool {
+        self.faults.iter().any(|fault| matches!(fault.what, What::LogLost { lost: Lost::Ends }))
     }
 
     /// How many things could be left out.
@@ -332,30 +380,11 @@ fn net(rng: &mut Rng) -> Net {
 fn takes_ms(steps: &[Step], pace_ms: u32) -> u64 {
     let each = steps.iter().map(|step| match step {
         Step::SleepMs(ms) => u64::from(*ms),
-        let mut ends = Rng::new(seed, "ends");
-        let is_lost = faults.iter().any(|fault| matches!(fault.what, What::LogLost { .. }));
-        if !is_calm && !they_differ && !is_lost && ends.chance(80) {
-            let at_ms = ends.range(100, 5000);
-            faults.push(Fault { at_ms, server: 0, what: What::LogLost { lost: Lost::Ends } });
-            if ends.chance(400) {
-                // Whatever took the broker down.
-                for server in 0..servers.count {
-                    let for_ms = *ends.pick(&[50, 3_000]);
-                    let at_ms = at_ms - ends.below(100);
-                    faults.push(Fault { at_ms, server, what: What::ServerCrash { for_ms } });
-                }
-            }
-        }
         Step::Watch { times, every_ms, .. } => u64::from(*times) * u64::from(*every_ms),
         _ => 10,
     });
     each.map(|ms| ms + u64::from(pace_ms) / 2).sum()
 }
-    /// Whether partitions lose their last records, and nothing else.
-    pub fn loses_ends(&self) -> bool {
-        self.faults.iter().any(|fault| matches!(fault.what, What::LogLost { lost: Lost::Ends }))
-    }
-
 
 /// What goes wrong in a run, mostly.
 #[derive(Clone, Copy)]

@@ -2,13 +2,13 @@
 //! real filesystem, and notes what it was given.
 
 use super::history::{Entry, Found, History, Wrote, as_operation};
-use super::plan::{Content, DIRS, How, Place, Step};
+use super::plan::{Content, DIRS, How, Place, Range, Step};
 use super::rng::Rng;
 use mount::client::{CallError, Patience};
 use mount::error::FsError;
-use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
+use mount::fs::{Allocate, Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
 use proto::Ino;
-use proto::message::{FileKind, Refusal, RenameHow};
+use proto::message::{FallocateHow, FileKind, Refusal, RenameHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -128,6 +128,8 @@ impl Work {
                     self.change(text(), fs.setattr(found.ino, set, p)).await;
                 }
             }
+            Step::Fallocate(at, range, how) => self.fallocate(text(), at, *range, *how).await,
+            Step::Clone(from, range, to, offset) => self.clone_range(text(), (from, *range), (to, *offset)).await,
             Step::Write(at, content) => self.write(text(), at, &[*content], false, false).await,
             Step::WriteSynced(at, content) => self.write(text(), at, &[*content], false, true).await,
             Step::WriteSome(at, contents) => self.write(text(), at, contents, false, false).await,
@@ -325,6 +327,42 @@ impl Work {
         if written.is_some() {
             self.disowned(ino);
         }
+    }
+
+    async fn fallocate(&self, text: String, at: &Place, range: Range, how: FallocateHow) {
+        let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) else { return };
+        let changing = async {
+            let p = &Patience::within(PATIENCE);
+            let opened = self.fs.open(found.ino, false, p).await?;
+            let (offset, len) = (u64::from(range.offset), u64::from(range.len));
+            let changed = self.fs.fallocate(opened.handle, offset, len, Allocate::Change(how), p).await;
+            self.fs.release(opened.handle)?;
+            changed
+        };
+        self.change(text, changing).await;
+    }
+
+    async fn clone_range(&self, text: String, (from, range): (&Place, Range), (to, to_offset): (&Place, u32)) {
+        let (from, to) = (self.lookup(from).await, self.lookup(to).await);
+        let file = |found: Option<Stat>| found.filter(|found| found.kind == FileKind::File);
+        let (Some(from), Some(to)) = (file(from), file(to)) else { return };
+        let changing = async {
+            let p = &Patience::within(PATIENCE);
+            let source = self.fs.open(from.ino, false, p).await?.handle;
+            let target = self.fs.open(to.ino, false, p).await;
+            let copied = match &target {
+                Ok(target) => {
+                    let (from, to) = ((source, range.offset.into()), (target.handle, to_offset.into()));
+                    self.fs.copy_range(from, to, range.len.into(), p).await
+                }
+                Err(error) => Err(error.clone()),
+            };
+            for handle in [Some(source), target.ok().map(|target| target.handle)].into_iter().flatten() {
+                self.fs.release(handle)?;
+            }
+            copied
+        };
+        self.change(text, changing).await;
     }
 
     /// A temporary file that loses its name while it is open.

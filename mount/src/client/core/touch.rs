@@ -27,12 +27,15 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
             Upload::Setattr { ino, .. }
             | Upload::Write { ino, .. }
             | Upload::SetXattr { ino, .. }
-            | Upload::RemoveXattr { ino, .. } => inode(&mut out, *ino),
+            | Upload::RemoveXattr { ino, .. }
+            | Upload::Fallocate { ino, .. }
+            | Upload::Clone { to: ino, .. } => inode(&mut out, *ino),
         },
         Op::Delete(Delete::Unlink { dir, .. } | Delete::Rmdir { dir, .. }) => out.push(Promise::Dir(*dir)),
     }
     match outcome {
         Outcome::Entry(entry) => attr(&mut out, entry),
+        Outcome::Cloned { to, .. } => attr(&mut out, to),
         Outcome::Removed(removed) => attr(&mut out, removed),
         Outcome::Renamed { moved, other } => {
             attr(&mut out, moved);

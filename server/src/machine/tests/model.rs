@@ -42,7 +42,9 @@ impl Brief {
 impl Seen {
     pub fn of(outcome: &Outcome) -> Seen {
         match outcome {
-            Outcome::Entry(attr) | Outcome::Removed(attr) => Seen::Entry(Brief::of(attr)),
+            Outcome::Entry(attr) | Outcome::Removed(attr) | Outcome::Cloned { to: attr, .. } => {
+                Seen::Entry(Brief::of(attr))
+            }
             Outcome::Listing { entries, end: true, .. } => {
                 Seen::Listing(entries.iter().map(|listed| (listed.name.clone(), Brief::of(&listed.attr))).collect())
             }
@@ -131,6 +133,34 @@ impl Model {
                 }
                 let node = self.node(*ino)?;
                 node.mode = change.mode.unwrap_or(node.mode);
+                Ok(self.entry(*ino))
+            }
+            Op::Upload(Upload::Clone { from, to, to_offset }) => {
+                let source = self.file(from.ino)?.content.clone();
+                self.file(*to)?;
+                let start = (from.offset as usize).min(source.len());
+                let part = source[start..((from.offset + from.len) as usize).min(source.len()).max(start)].to_vec();
+                let (at, end) = (*to_offset as usize, *to_offset as usize + part.len());
+                if from.ino == *to && (from.offset as usize) < end && at < start + part.len() {
+                    return Err(Refusal::Invalid);
+                }
+                if !part.is_empty() {
+                    let content = &mut self.file(*to)?.content;
+                    content.resize(content.len().max(end), None);
+                    content[at..end].copy_from_slice(&part);
+                }
+                Ok(self.entry(*to))
+            }
+            Op::Upload(Upload::Fallocate { ino, offset: from, len, how }) => {
+                let content = &mut self.file(*ino)?.content;
+                let (from, end) = (*from as usize, (from + len) as usize);
+                if how.extends() && content.len() < end {
+                    content.resize(end, None);
+                }
+                let end = end.min(content.len());
+                if how.clears() && from < end {
+                    content[from..end].fill(None);
+                }
                 Ok(self.entry(*ino))
             }
             Op::Upload(Upload::Write { ino, at, pieces }) => {

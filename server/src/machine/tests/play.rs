@@ -10,7 +10,7 @@ use super::model::{Model, Seen};
 use super::*;
 use proptest::prelude::*;
 use proto::LogTime;
-use proto::message::{PushBody, RenameHow};
+use proto::message::{FallocateHow, PushBody, Range, RenameHow};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ pub struct Pick {
 }
 
 pub fn picks() -> impl Strategy<Value = Pick> {
-    (0..24_u8, (any::<usize>(), any::<usize>()), (0..4_usize, 0..4_usize), any::<usize>(), 0..60_u64, 1..30_u32)
+    (0..28_u8, (any::<usize>(), any::<usize>()), (0..4_usize, 0..4_usize), any::<usize>(), 0..60_u64, 1..30_u32)
         .prop_map(|(what, dirs, names, ino, offset, len)| Pick { what, dirs, names, ino, offset, len })
 }
 
@@ -113,6 +113,15 @@ impl Pick {
                 return (op, vec![self.len as u8; 4]);
             }
             22 => unlink(dir, at),
+            25 | 26 => {
+                let other = files.get(self.dirs.0 % files.len().max(1)).copied().unwrap_or(ROOT);
+                let from = Range { ino: other, offset: self.dirs.1 as u64 % 70, len: self.len.into() };
+                Op::Upload(Upload::Clone { from, to: file, to_offset: self.offset })
+            }
+            23 | 24 => {
+                let how = [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::ClearAndExtend][self.names.0 % 3];
+                Op::Upload(Upload::Fallocate { ino: file, offset: self.offset, len: self.len.into(), how })
+            }
             _ => rmdir(dir, at),
         };
         (op, Vec::new())
@@ -195,7 +204,9 @@ impl Player {
 
 fn shown_attrs(answer: &Answer) -> Vec<Attr> {
     match &answer.result {
-        Ok(Outcome::Entry(attr) | Outcome::Extents { attr, .. }) => vec![attr.clone()],
+        Ok(Outcome::Entry(attr) | Outcome::Extents { attr, .. } | Outcome::Cloned { to: attr, .. }) => {
+            vec![attr.clone()]
+        }
         Ok(Outcome::Renamed { moved, other }) => {
             let other = other.as_deref().filter(|other| other.nlink > 0 && other.ino != moved.ino);
             other.into_iter().chain([moved]).cloned().collect()

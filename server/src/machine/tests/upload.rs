@@ -219,6 +219,17 @@ fn times_are_the_request_s_but_not_ahead_of_the_log() {
 }
 
 #[test]
+fn a_file_can_have_65_000_names() {
+    let mut world = World::new();
+    let mut c = world.open(1);
+    let ino = world.mkfile(&mut c, ROOT, "f");
+    for number in 1..65_000 {
+        let attr = world.entry(&mut c, link(ino, ROOT, &number.to_string()));
+        assert_eq!(attr.nlink, number + 1);
+    }
+}
+
+#[test]
 fn a_symlink_keeps_its_target() {
     let mut world = World::new();
     let mut c = world.open(1);
