@@ -21,6 +21,7 @@ mod plain_user;
 mod refusals;
 mod secured;
 mod servers;
+mod suites;
 mod takeover;
 
 use harness::{Cluster, Mount};

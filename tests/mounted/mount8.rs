@@ -12,7 +12,7 @@ fn packaging(name: &str) -> PathBuf {
 
 /// Runs a bash script as root in a mount namespace whose /sbin has the helpers.
 /// `$SOURCE`, `$DIR` and `$OPTIONS` say what to mount.
-fn in_namespace(user: &str, script: &str) -> String {
+pub fn in_namespace(user: &str, script: &str) -> String {
     let cluster = shared();
     cluster.user_add(user).unwrap();
     let scratch = Scratch::new("mount8");

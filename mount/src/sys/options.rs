@@ -189,8 +189,8 @@ fn is_for_others(name: &[u8]) -> bool {
         b"async",
         b"relatime",
     ];
-    // What the kernel shows of a FUSE mount; at a remount mount(8) hands it back to us.
-    const SHOWN: [&[u8]; 4] = [b"user_id", b"group_id", b"max_read", b"blksize"];
+    // What the kernel shows of a FUSE mount, and what `utab.rs` notes; at a remount mount(8) hands it back to us.
+    const SHOWN: [&[u8]; 5] = [b"user_id", b"group_id", b"max_read", b"blksize", b"uhelper"];
     NAMES.contains(&name) || SHOWN.contains(&name) || name.starts_with(b"x-") || name.starts_with(b"X-")
 }
 

@@ -44,8 +44,8 @@ fn options_for_others_are_ignored() {
 
 #[test]
 fn what_mount_8_hands_back_at_a_remount_parses() {
-    let given =
-        "rw,nosuid,relatime,remount,noexec,user_id=0,group_id=0,default_permissions,allow_other,max_read=131072";
+    let given = "rw,nosuid,relatime,remount,noexec,user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,\
+                 _netdev,uhelper=fuse.kfs";
     let options = parse(given).expect("tried with util-linux 2.38");
     assert_eq!((options.remount, options.read_only, options.exec), (true, Some(false), Some(false)));
 }

@@ -1,0 +1,100 @@
+//! Test suites for filesystems that others wrote, run on a mount as mount(8) makes it.
+//!
+//! They are programs of their own crates: `cargo install --locked pjdfstest@0.2.2 fsx@0.3.2`.
+
+use crate::mount8::in_namespace;
+use crate::needs_root;
+
+/// Where `cargo install` puts programs is looked at too.
+const PROLOGUE: &str = r#"
+    PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    installed() {
+        command -v "$1" >/dev/null && return
+        echo "$1 is needed: cargo install --locked $1@$2" >&2
+        exit 1
+    }
+    # Where other users can go.
+    mount -t tmpfs -o mode=755 none /mnt
+    mkdir /mnt/kfs /mnt/other
+    mount -t kfs "$SOURCE" /mnt/kfs -o "$OPTIONS,dev,suid,allow_other"
+"#;
+
+#[test]
+fn pjdfstest_passes() {
+    if !needs_root("act as other users") {
+        return;
+    }
+    let script = r#"
+        installed pjdfstest 0.2.2
+        mount -t tmpfs none /mnt/other
+        mkdir /mnt/kfs/suite
+        # Whether a mount may become read-only, and which cases.
+        suite() {
+            cat > "$SCRATCH/pjdfstest.toml" <<-TOML
+				[features]
+				posix_fallocate = {}
+				rename_ctime = {}
+				utime_now = {}
+				utimensat = {}
+				[settings]
+				naptime = 0.001
+				allow_remount = $1
+				[dummy_auth]
+				entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+			TOML
+            shift
+            pjdfstest -c "$SCRATCH/pjdfstest.toml" -p /mnt/kfs/suite -s /mnt/other "$@" > "$SCRATCH/told" 2>&1 ||
+                { grep -v '^ *[0-9]*: \|^ *at ' "$SCRATCH/told" >&2; exit 1; }
+            grep '^Summary\|skipped$' "$SCRATCH/told"
+        }
+        suite false
+        # On their own: other cases leave files open for writing, so that nothing could become read-only.
+        suite true erofs
+        umount /mnt/kfs
+    "#;
+    let told = in_namespace("pjdfstest", &format!("{PROLOGUE}{script}"));
+    let mut skipped: Vec<&str> = told.lines().filter_map(|line| line.strip_suffix("skipped")).map(str::trim).collect();
+    skipped.retain(|name| !name.contains("erofs"));
+    // The C library knows the limits of some filesystems only. The machine's own tests have a file with 65,000 names.
+    assert_eq!(skipped, ["link::link_count_max"], "{told}");
+    let summaries: Vec<&str> = told.lines().filter(|line| line.starts_with("Summary")).collect();
+    let [all, read_only] = summaries[..] else { panic!("{told}") };
+    assert!(all.starts_with("Summary: 0 failed, 14 skipped, 384 passed"), "{told}");
+    assert!(read_only.starts_with("Summary: 0 failed, 0 skipped, 13 passed"), "{told}");
+}
+
+#[test]
+fn fsx_finds_nothing() {
+    if !needs_root("run mount(8) with a type") {
+        return;
+    }
+    let script = r#"
+        installed fsx 0.3.2
+        cat > "$SCRATCH/fsx.toml" <<-'TOML'
+			flen = 1048576
+			[opsize]
+			max = 131072
+			[weights]
+			close_open = 1
+			invalidate = 1
+			mapread = 10
+			mapwrite = 10
+			read = 10
+			write = 10
+			truncate = 10
+			fsync = 1
+			fdatasync = 1
+			posix_fallocate = 5
+			punch_hole = 10
+			sendfile = 5
+			posix_fadvise = 1
+			copy_file_range = 5
+		TOML
+        for seed in 1 2 3; do
+            fsx -f "$SCRATCH/fsx.toml" -N 1000 -S "$seed" -P "$SCRATCH" "/mnt/kfs/file-$seed"
+        done
+        umount /mnt/kfs
+    "#;
+    let told = in_namespace("fsx", &format!("{PROLOGUE}{script}"));
+    assert_eq!(told.matches("All operations completed A-OK!").count(), 3, "{told}");
+}
