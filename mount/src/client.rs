@@ -23,6 +23,7 @@ pub use keys::{ContentKeys, KeyError, SealedContent};
 pub use patience::{Interrupt, Patience};
 pub use promises::{Continued, Grant, LEASE_MS, Promises};
 pub use status::{ClientStatus, Counters, Drained, JournalStatus};
+pub use transfer::Download;
 
 use bytes::Bytes;
 use driver::Handle;
@@ -232,7 +233,18 @@ impl Client {
     /// Downloads sealed content; its hash is verified. Asks for the same chunk at
     /// the same time are one; bytes under way are bounded.
     pub async fn download(&self, chunk: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
-        patience.wait(transfer::download(&self.inner, *chunk)).await?
+        let started = self.download_all(std::slice::from_ref(chunk)).pop();
+        self.downloaded(started.ok_or(CallError::Closed)?, patience).await
+    }
+
+    /// Begins to download several chunks, in as few records as they fit in.
+    pub fn download_all(&self, chunks: &[ChunkName]) -> Vec<Download> {
+        transfer::download(&self.inner, chunks)
+    }
+
+    /// What a download gives.
+    pub async fn downloaded(&self, download: Download, patience: &Patience) -> Result<Bytes, CallError> {
+        patience.wait(download.done()).await?
     }
 
     /// The session that is open now: part of the names of content that its requests carry.

@@ -149,7 +149,7 @@ impl Statfs {
 /// Chunks sealed and uploaded at once; with what is being sealed this is 16 MiB of memory.
 const UPLOADS: usize = 16;
 /// Chunks read ahead at once.
-const PREFETCHES: usize = 32;
+const PREFETCHES: usize = 64;
 
 impl Fs {
     /// The filesystem below `path` of the client's namespace; an authenticated

@@ -114,6 +114,8 @@ struct State {
 
 #[derive(Default)]
 pub(super) struct Counts {
+    pub requests: AtomicU64,
+    pub reads: AtomicU64,
     pub sent: AtomicU64,
     pub resent: AtomicU64,
     pub answers: AtomicU64,
@@ -220,6 +222,7 @@ impl Inner {
     }
 
     pub(super) fn submit(&self, op: Op, payload: Bytes) -> Submitted {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let (caller, answer) = oneshot::channel();
         let journaled = self.enter(Some(caller), op, payload, None);
         Submitted { answer, journaled }
@@ -303,6 +306,8 @@ impl Inner {
             journal: self.journal.as_ref().map(|journal| journal.status()),
             last_log_error: lock(&self.last_log_error).clone(),
             counters: Counters {
+                requests: load(&self.counters.requests),
+                reads: load(&self.counters.reads),
                 records_sent: load(&self.counters.sent),
                 records_resent: load(&self.counters.resent),
                 answers: load(&self.counters.answers),

@@ -48,6 +48,10 @@ pub struct JournalStatus {
 /// Counts since the client was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
+    /// What was asked for or changed, once each: no renewals, confirmations or repeats.
+    pub requests: u64,
+    /// Records that asked for content, of up to 64 chunks each.
+    pub reads: u64,
     pub records_sent: u64,
     pub records_resent: u64,
     pub answers: u64,

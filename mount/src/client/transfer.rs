@@ -15,7 +15,7 @@ use bytes::Bytes;
 use proto::chunk::{self, ChunkName, SEALED_MAX_BYTES};
 use proto::frame::{Frame, Kind};
 use proto::log::{LogError, Topic};
-use proto::message::{Download, Op, Served};
+use proto::message::{self, Op, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -167,29 +167,27 @@ pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<Ch
     }
 }
 
-/// Downloads sealed content; see [`super::Client::download`].
-pub(super) async fn download(inner: &Arc<Inner>, name: ChunkName) -> Result<Bytes, CallError> {
-    let (reader, content) = oneshot::channel();
-    let is_new = {
-        let mut downloads = lock(&inner.transfers.downloads);
-        let downloads = &mut *downloads;
-        match downloads.chunks.get_mut(&name) {
-            Some(ask) => {
-                ask.readers.push(reader);
-                false
-            }
-            None => {
-                let ask = Ask { readers: vec![reader], asked: None, damaged: 0, missing: 0 };
-                downloads.chunks.insert(name, ask);
-                downloads.queue.push_back(name);
-                true
-            }
-        }
-    };
-    if is_new {
+/// Content that is being downloaded; see [`super::Client::download_all`].
+#[derive(Debug)]
+pub struct Download(oneshot::Receiver<Result<Bytes, CallError>>);
+
+impl Download {
+    /// Waits until it has come.
+    pub(super) async fn done(self) -> Result<Bytes, CallError> {
+        self.0.await.unwrap_or(Err(CallError::Closed))
+    }
+}
+
+/// Downloads sealed content. What is asked for together leaves together.
+pub(super) fn download(inner: &Inner, names: &[ChunkName]) -> Vec<Download> {
+    let mut downloads = lock(&inner.transfers.downloads);
+    let started = names.iter().map(|name| downloads.want(name)).collect();
+    let is_asked = downloads.queue.is_empty();
+    drop(downloads);
+    if !is_asked {
         inner.transfers.asked.notify_one();
     }
-    content.await.unwrap_or(Err(CallError::Closed))
+    started
 }
 
 /// Asks for what is queued, as far as the window allows, and again after silence.
@@ -296,7 +294,7 @@ impl Transfers {
         loop {
             let mut chunks = Vec::new();
             while downloads.under_way < room
-                && chunks.len() < Download::MAX_CHUNKS
+                && chunks.len() < message::Download::MAX_CHUNKS
                 && let Some(name) = downloads.queue.pop_front()
             {
                 if let Some(ask) = downloads.chunks.get_mut(&name)
@@ -373,14 +371,25 @@ impl Uploads {
 }
 
 impl Downloads {
+    fn want(&mut self, name: &ChunkName) -> Download {
+        let (reader, content) = oneshot::channel();
+        let ask = self.chunks.entry(*name).or_insert_with(|| {
+            self.queue.push_back(*name);
+            Ask { readers: Vec::new(), asked: None, damaged: 0, missing: 0 }
+        });
+        ask.readers.push(reader);
+        Download(content)
+    }
+
     fn send(&mut self, inner: &Inner, link: &Link, chunks: Vec<ChunkName>) {
         self.next_read += 1;
+        inner.counters.reads.fetch_add(1, Ordering::Relaxed);
         let number = self.next_read;
         let head =
             Head { kind: Kind::Read, namespace: link.namespace, epoch: link.epoch, sender: link.session.0, number };
         let context =
             Context { direction: Direction::ToServer, topic: Topic::Reads, partition: link.partition, answers: None };
-        match seal(&link.key, &head, &context, &Download { chunks }, &[]) {
+        match seal(&link.key, &head, &context, &message::Download { chunks }, &[]) {
             Ok(sealed) => {
                 self.reads.insert(number, proto::frame::record_hash(&sealed.record));
                 self.reads.retain(|read, _| read + MAX_READS as u64 > number);

@@ -4,7 +4,7 @@
 use super::Fs;
 use super::bytes_lru::BytesLru;
 use super::extents::Extent;
-use crate::client::Patience;
+use crate::client::{CallError, Patience};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, WrappedKey};
@@ -39,6 +39,12 @@ impl Blocks {
 
     pub fn contains(&self, name: &ChunkName) -> bool {
         self.lock().ready.contains(name)
+    }
+
+    /// In memory, or being fetched.
+    pub fn is_coming(&self, name: &ChunkName) -> bool {
+        let inner = self.lock();
+        inner.ready.contains(name) || inner.loading.contains_key(name)
     }
 
     pub fn insert(&self, name: ChunkName, plain: Bytes) {
@@ -91,16 +97,24 @@ impl Drop for Waiting<'_> {
 impl Fs {
     /// The plain content of an extent's chunk, from memory or from the server.
     pub(super) async fn block(&self, extent: &Extent, patience: &Patience) -> Result<Bytes, FsError> {
+        self.block_from(extent, self.inner.client.download(&extent.chunk, patience), patience).await
+    }
+
+    /// Likewise, from a download that may have begun.
+    pub(super) async fn block_from(
+        &self,
+        extent: &Extent,
+        download: impl Future<Output = Result<Bytes, CallError>>,
+        patience: &Patience,
+    ) -> Result<Bytes, FsError> {
         let blocks = &self.inner.blocks;
         if let Some(plain) = blocks.get(&extent.chunk) {
             return Ok(plain);
         }
         let waiting = Waiting { blocks, name: extent.chunk, cell: Some(blocks.loading(&extent.chunk)) };
         let cell = waiting.cell.as_ref().expect("taken only when dropped");
-        let load = cell.get_or_try_init(|| async {
-            let sealed = self.inner.client.download(&extent.chunk, patience).await?;
-            self.open_block(&extent.chunk, &extent.key, sealed).await
-        });
+        let load =
+            cell.get_or_try_init(|| async { self.open_block(&extent.chunk, &extent.key, download.await?).await });
         Ok(patience.wait(load).await??.clone())
     }
 

@@ -10,9 +10,11 @@ use std::sync::{Arc, PoisonError};
 
 /// What is kept on its way before a sequential reader, in bytes; the client's
 /// window bounds it further.
-pub const AHEAD_BYTES: u64 = 16 << 20;
+pub const AHEAD_BYTES: u64 = 20 << 20;
 /// The least worth asking for, in bytes.
 const AHEAD_MIN_BYTES: u64 = 1 << 20;
+/// How much further than it has read a sequential reader is trusted to go on, as a multiple.
+const TRUST: u64 = 4;
 /// Kernel read-ahead arrives side by side, so out of order by this much, in bytes.
 const DISORDER_BYTES: u64 = 1 << 20;
 
@@ -37,11 +39,12 @@ impl Sequence {
         }
         self.run += len;
         self.next = self.next.max(end);
-        let window = (self.run * 2).max(AHEAD_MIN_BYTES).min(limit);
+        let window = (self.run * TRUST).max(AHEAD_MIN_BYTES).min(limit);
         let from = self.ahead.max(self.next);
         let to = self.next + window;
-        // Not one request per read: a quarter of the window at a time.
-        if to < from + (window / 4).max(1) {
+        // Not one request per read: half of a window that grows at a time, a quarter of one that has grown.
+        let step = if window < limit { window / 2 } else { window / 4 };
+        if to < from + step.max(1) {
             return None;
         }
         self.ahead = to;
@@ -69,24 +72,28 @@ impl Fs {
         });
     }
 
-    /// Sets every chunk of these parts on its way that is not in memory, if there
-    /// is more than one and a slot is free.
+    /// Sets every chunk of these parts on its way that is not in memory, all with one
+    /// record, as far as slots are free.
     pub(super) fn load_all(&self, parts: &[Part]) {
         let mut missing: Vec<&Extent> = Vec::new();
         for part in parts {
             if let Part::Data(extent) = part
                 && missing.last().is_none_or(|last| last.chunk != extent.chunk)
-                && !self.inner.blocks.contains(&extent.chunk)
+                && !self.inner.blocks.is_coming(&extent.chunk)
             {
                 missing.push(extent);
             }
         }
-        for extent in missing {
-            let Ok(slot) = self.inner.prefetches.clone().try_acquire_owned() else { return };
-            let (fs, extent) = (self.clone(), extent.clone());
+        let slots: Vec<_> =
+            missing.iter().map_while(|_| self.inner.prefetches.clone().try_acquire_owned().ok()).collect();
+        missing.truncate(slots.len());
+        let names: Vec<_> = missing.iter().map(|extent| extent.chunk).collect();
+        let downloads = self.inner.client.download_all(&names);
+        for ((extent, download), slot) in missing.into_iter().cloned().zip(downloads).zip(slots) {
+            let fs = self.clone();
             proto::task::spawn_on(&self.inner.runtime, async move {
                 let patience = Patience::within(fs.inner.config.close_timeout);
-                let _ = fs.block(&extent, &patience).await;
+                let _ = fs.block_from(&extent, fs.inner.client.downloaded(download, &patience), &patience).await;
                 drop(slot);
             });
         }

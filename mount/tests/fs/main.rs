@@ -2,6 +2,7 @@
 //! through its functions, and over the embedded broker through real mounts.
 
 mod content;
+mod counts;
 mod mounted;
 mod names;
 mod place;

@@ -11,7 +11,7 @@ use proto::message::UserName;
 use server::admin::Admin;
 use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -30,7 +30,12 @@ pub struct Place {
 
 impl Place {
     pub async fn in_memory() -> Place {
-        Place::with(Arc::new(MemoryLog::new()), None).await
+        Place::with(Arc::new(MemoryLog::new()), None, ServerConfig::embedded).await
+    }
+
+    /// With a log that is taken for one that lasts, as Kafka's, so with its windows.
+    pub async fn lasting() -> Place {
+        Place::with(Arc::new(MemoryLog::new()), None, |data| ServerConfig::new(data)).await
     }
 
     /// Clients' requests that are in the log, and records of content that ever were.
@@ -50,10 +55,14 @@ impl Place {
     pub async fn on_broker() -> Place {
         let broker = EmbeddedBroker::start("kfs").expect("a broker starts");
         let log = kafka(&broker);
-        Place::with(log, Some(broker)).await
+        Place::with(log, Some(broker), ServerConfig::embedded).await
     }
 
-    async fn with(log: Arc<dyn Log>, broker: Option<EmbeddedBroker>) -> Place {
+    async fn with(
+        log: Arc<dyn Log>,
+        broker: Option<EmbeddedBroker>,
+        config: impl FnOnce(PathBuf) -> ServerConfig + Send + 'static,
+    ) -> Place {
         // Shown when a test fails, or with RUST_LOG.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -64,7 +73,7 @@ impl Place {
         let server = tokio::task::spawn_blocking({
             let data = data.clone();
             move || {
-                let server = Server::start(ServerConfig::embedded(data), server_log).expect("starts");
+                let server = Server::start(config(data), server_log).expect("starts");
                 server.ready().expect("becomes ready");
                 server
             }

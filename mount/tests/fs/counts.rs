@@ -1,0 +1,129 @@
+//! How many records everyday work costs: the cheapest round trip is the one that is not made.
+
+use crate::place::{ME, Place};
+use mount::client::Patience;
+use mount::fs::{CreateHow, Fs, ROOT};
+use proto::message::Refusal;
+use std::time::Duration;
+
+/// Of a file as large as the goals speak of, a quarter: this also runs in a debug build.
+const LARGE: u64 = 64 << 20;
+const CHUNK: u64 = 512 << 10;
+
+fn patience() -> Patience {
+    Patience::within(Duration::from_secs(60))
+}
+
+/// Records that work cost: requests, reads, uploaded chunks.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    requests: u64,
+    reads: u64,
+    chunks: u64,
+}
+
+const NOTHING: Cost = Cost { requests: 0, reads: 0, chunks: 0 };
+
+async fn cost<T>(fs: &Fs, work: impl Future<Output = T>) -> (T, Cost) {
+    let before = fs.client().status().counters;
+    let done = work.await;
+    let after = fs.client().status().counters;
+    let cost = Cost {
+        requests: after.requests - before.requests,
+        reads: after.reads - before.reads,
+        chunks: after.chunks_uploaded - before.chunks_uploaded,
+    };
+    (done, cost)
+}
+
+/// What `ls -l` does.
+async fn list(fs: &Fs, dir: u64) -> usize {
+    let handle = fs.opendir(dir);
+    let (mut count, mut offset) = (0, 0);
+    loop {
+        let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
+        let Some(last) = entries.last() else { break };
+        offset = last.offset;
+        for entry in entries.iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
+            fs.getattr(entry.ino, &patience()).await.expect("is there");
+            count += 1;
+        }
+    }
+    fs.releasedir(handle).expect("it is open");
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_costs_a_request_for_each_thousand_names_and_nothing_the_second_time() {
+    const NAMES: u64 = 2500;
+    let place = Place::in_memory().await;
+    let maker = place.fs().await;
+    let dir = maker.mkdir(ME, ROOT, b"dir", 0o755, &patience()).await.expect("makes").ino;
+    let made: Vec<_> = (0..NAMES)
+        .map(|number| {
+            let fs = maker.clone();
+            let name = format!("file {number}");
+            tokio::spawn(async move {
+                let how = CreateHow::default();
+                let (_, opened) = fs.create(ME, dir, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
+                fs.release(opened.handle).expect("closes");
+            })
+        })
+        .collect();
+    for made in made {
+        made.await.expect("makes");
+    }
+
+    let fs = place.fs().await;
+    let (count, first) = cost(&fs, list(&fs, dir)).await;
+    assert_eq!(count as u64, NAMES);
+    assert!(first.requests <= 1 + NAMES.div_ceil(1000), "{first:?}");
+    let (_, second) = cost(&fs, list(&fs, dir)).await;
+    assert_eq!(second, NOTHING);
+    let known = async {
+        for number in 0..NAMES {
+            let name = format!("file {number}");
+            fs.lookup(dir, name.as_bytes(), &patience()).await.expect("is there");
+            let absent = fs.lookup(dir, format!("{name}~").as_bytes(), &patience()).await;
+            assert!(absent.expect_err("is not").is(Refusal::NotFound));
+        }
+    };
+    assert_eq!(cost(&fs, known).await.1, NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_costs_little_beside_its_chunks() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let data: Vec<u8> = (0..CHUNK).map(|at| (at % 251) as u8 ^ (at >> 11) as u8).collect();
+    let written = async {
+        let how = CreateHow::default();
+        let (stat, opened) = fs.create(ME, ROOT, b"large", 0o644, how, &patience()).await.expect("makes");
+        for offset in (0..LARGE).step_by(CHUNK as usize) {
+            fs.write(opened.handle, offset, &data, &patience()).await.expect("writes");
+        }
+        fs.fsync(opened.handle, &patience()).await.expect("syncs");
+        fs.flush(opened.handle, &patience()).await.expect("closes");
+        fs.release(opened.handle).expect("closes");
+        stat.ino
+    };
+    let (ino, cost_of_writing) = cost(&fs, written).await;
+    assert_eq!(cost_of_writing.chunks, LARGE / CHUNK);
+    // 40 for 256 MiB: one for each 8 MiB, and what a slow moment sends earlier.
+    assert!(cost_of_writing.requests <= 8 + LARGE / (8 << 20), "{cost_of_writing:?}");
+
+    let read = async |fs: &Fs| {
+        let opened = fs.open(ino, false, &patience()).await.expect("opens");
+        let mut offset = 0;
+        while offset < LARGE {
+            let read = fs.read(opened.handle, offset, 128 << 10, &patience()).await.expect("reads");
+            assert!(read[..] == data[(offset % CHUNK) as usize..][..read.len()], "at {offset}");
+            offset += read.len() as u64;
+        }
+        fs.release(opened.handle).expect("closes");
+    };
+    let cold = place.fs().await;
+    let (_, cost_of_reading) = cost(&cold, read(&cold)).await;
+    assert!(cost_of_reading.requests + cost_of_reading.reads <= LARGE / (4 << 20), "{cost_of_reading:?}");
+    assert_eq!(cost(&cold, read(&cold)).await.1, NOTHING);
+}
