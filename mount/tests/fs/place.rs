@@ -35,7 +35,7 @@ impl Place {
 
     /// With a log that is taken for one that lasts, as Kafka's, so with its windows.
     pub async fn lasting() -> Place {
-        Place::with(Arc::new(MemoryLog::new()), None, |data| ServerConfig::new(data)).await
+        Place::with(Arc::new(MemoryLog::new()), None, ServerConfig::new).await
     }
 
     /// Clients' requests that are in the log, and records of content that ever were.
