@@ -2,6 +2,7 @@
 //! `dev`. Each command is a file below; all of them stand on [`remote::Remote`],
 //! which is the same filesystem layer that a mount uses.
 
+mod bench;
 mod content;
 mod list;
 mod remote;
@@ -46,6 +47,8 @@ enum Command {
     Shell(shell::ShellArgs),
     /// What a mount has pending, and whether it is connected.
     Status(status::StatusArgs),
+    /// How fast a mount is, or any other directory.
+    Bench(bench::BenchArgs),
 }
 
 #[derive(clap::Args)]
@@ -93,6 +96,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match args.command {
         Command::Dev(args) => crate::dev::run(args),
         Command::Status(args) => status::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Ls(args) => with_remote(args.access.clone(), async |remote| list::ls(remote, &args).await),
         Command::Stat(args) => with_remote(args.access.clone(), async |remote| list::stat(remote, &args).await),
         Command::Du(args) => with_remote(args.access.clone(), async |remote| list::du(remote, &args).await),

@@ -82,3 +82,26 @@ fn status_says_how_a_mount_is() {
     let line = shared().kfs("status", &["status"]).arg(nothing.path()).refused(1).unwrap();
     assert!(line.contains(nothing.path().to_str().unwrap()), "{line}");
 }
+
+#[test]
+fn bench_tells_rates_and_requests_and_leaves_nothing() {
+    let mount = mounted("bench");
+    let bench = |how: &str| shared().kfs("bench", &["bench", "--files=20", "--size=2M", how]);
+    let text = bench("--").arg(mount.path()).finish().unwrap().text();
+    assert!(text.contains("create, write 4 KiB, close") && text.contains("MB/s"), "{text}");
+    let told: serde_json::Value =
+        serde_json::from_str(&bench("--json").arg(mount.path()).finish().unwrap().text()).unwrap();
+    let records = |what: &str| {
+        let row = told["rows"].as_array().unwrap().iter().find(|row| row["what"] == what).unwrap();
+        row["records"].as_u64().unwrap()
+    };
+    assert!(records("create, write 4 KiB, close") >= 20, "{told}");
+    // 2 MiB of noise are at least four chunks.
+    assert!(records("sequential write and fsync") >= 4, "{told}");
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    // Elsewhere nothing is counted.
+    let scratch = Scratch::new("bench");
+    assert!(bench("--").arg(scratch.path()).finish().unwrap().text().contains(" -"));
+    let line = bench("--").arg(scratch.join("absent")).refused(1).unwrap();
+    assert!(line.contains("absent"), "{line}");
+}
