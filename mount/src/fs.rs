@@ -20,6 +20,7 @@ mod extents;
 mod file;
 mod handles;
 mod names;
+mod neighbours;
 mod pack;
 mod prefetch;
 mod read;
@@ -128,6 +129,7 @@ struct Inner {
     budget: Budget,
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
+    neighbours: neighbours::Neighbours,
     statfs: std::sync::Mutex<Option<(tokio::time::Instant, Statfs)>>,
     kernel: OnceLock<Box<dyn Kernel>>,
 }
@@ -176,6 +178,7 @@ impl Fs {
                 budget: Budget::new(config.dirty_bytes),
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),
+                neighbours: neighbours::Neighbours::default(),
                 statfs: std::sync::Mutex::new(None),
                 kernel: OnceLock::new(),
                 client,

@@ -225,6 +225,8 @@ impl Fs {
         let ino = self.ino(ino);
         // Before asking, so that the server's "its last name is gone" finds it open.
         let file = self.hold(ino);
+        let is_known = self.cache().content(self.promises(), ino, 0, 0).is_some();
+        self.read_neighbours(ino, !is_known);
         match self.content_version(ino, patience).await {
             Ok(version) => {
                 let keep_cache = self.inner.files.pages_are(ino, version);
@@ -237,7 +239,7 @@ impl Fs {
         }
     }
 
-    async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
+    pub(super) async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
         if let Some(content) = self.cache().content(self.promises(), ino, 0, 0) {
             return Ok(content.version);
         }

@@ -138,3 +138,55 @@ async fn a_large_file_costs_little_beside_its_chunks() {
     assert!(cost_of_reading.reads <= LARGE / (4 << 20), "{cost_of_reading:?}");
     costs_nothing(&cold, async || read(&cold).await).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_are_there_before_they_are_opened() {
+    const NAMES: usize = 60;
+    let place = Place::in_memory().await;
+    let maker = place.fs().await;
+    for number in 0..NAMES {
+        let (name, how) = (format!("small {number}"), CreateHow::default());
+        let (_, opened) = maker.create(ME, ROOT, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
+        maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
+        maker.flush(opened.handle, &patience()).await.expect("closes");
+        maker.release(opened.handle).expect("closes");
+    }
+    let fs = place.fs().await;
+    let handle = fs.opendir(ROOT);
+    let mut entries = Vec::new();
+    while entries.len() < NAMES + 2 {
+        let offset = entries.last().map_or(0, |entry: &mount::fs::DirEntry| entry.offset);
+        entries.extend(fs.readdir(handle, offset, true, &patience()).await.expect("lists"));
+    }
+    entries.retain(|entry| entry.name.starts_with(b"small"));
+    let read = async || {
+        for entry in &entries {
+            let opened = fs.open(entry.ino, false, &patience()).await.expect("opens");
+            let content = fs.read(opened.handle, 0, 1000, &patience()).await.expect("reads");
+            assert_eq!(content[..], entry.name[..]);
+            fs.release(opened.handle).expect("closes");
+        }
+    };
+    let (_, first) = cost(&fs, read()).await;
+    // Each once; a few may have been asked for by their reader and ahead of it in the same moment.
+    assert!(first.requests <= NAMES as u64 + 10 && first.reads == 0, "{first:?}");
+    costs_nothing(&fs, read).await;
+    // Another mount has read three of them: the others follow by themselves.
+    let other = place.fs().await;
+    let handle = other.opendir(ROOT);
+    while !other.readdir(handle, 0, true, &patience()).await.expect("lists").iter().any(|entry| entry.offset > 2) {}
+    for entry in &entries[..3] {
+        let opened = other.open(entry.ino, false, &patience()).await.expect("opens");
+        other.release(opened.handle).expect("closes");
+    }
+    let before = other.client().status().counters.requests;
+    while other.client().status().unanswered > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    costs_nothing(&other, async || {
+        let opened = other.open(entries[4].ino, false, &patience()).await.expect("opens");
+        other.release(opened.handle).expect("closes");
+    })
+    .await;
+    assert!(before >= 3 + 8, "{before}");
+}
