@@ -151,6 +151,8 @@ impl Servers {
     /// As `kfs-server epoch --from` does.
     pub(super) fn begin_epoch(&mut self, number: usize) -> Result<(), String> {
         self.bus.trace(format_args!("server {number} begins an epoch"));
+        // It may have failed a moment ago and have been about to start by itself.
+        self.machines[number].again_at_us = None;
         if let Some(epoch) = &mut self.new_epoch {
             // One that was killed may have been so far.
             epoch.is_ready = false;
