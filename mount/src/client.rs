@@ -214,7 +214,12 @@ impl Client {
     /// after the other are applied in that order. Dropping the result does not
     /// undo the request. At most 65,536 wait; more are [`CallError::Overloaded`].
     pub fn submit(&self, op: Op, payload: Bytes) -> Submitted {
-        self.inner.submit(op, payload)
+        self.submit_of(self.now(), op, payload)
+    }
+
+    /// The same for what was done at an earlier time.
+    pub fn submit_of(&self, time: Time, op: Op, payload: Bytes) -> Submitted {
+        self.inner.submit(op, payload, time)
     }
 
     /// The civil time for changes: this machine's clock, corrected by how it

@@ -52,6 +52,14 @@ impl Time {
     pub fn from_millis(ms: i64) -> Time {
         Time { secs: ms.div_euclid(1000), nanos: (ms.rem_euclid(1000) * 1_000_000) as u32 }
     }
+
+    /// The next point in time that can be told apart.
+    pub fn just_after(self) -> Time {
+        match self.nanos {
+            999_999_999.. => Time { secs: self.secs.saturating_add(1), nanos: 0 },
+            nanos => Time { nanos: nanos + 1, ..self },
+        }
+    }
 }
 
 /// A user's tree. Fixed for its life to one partition of the request log.

@@ -18,6 +18,7 @@ mod log;
 mod login;
 mod mount8;
 mod plain_user;
+mod programs;
 mod refusals;
 mod secured;
 mod servers;

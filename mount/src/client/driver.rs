@@ -221,17 +221,17 @@ impl Inner {
         self.live.subscribe()
     }
 
-    pub(super) fn submit(&self, op: Op, payload: Bytes) -> Submitted {
+    pub(super) fn submit(&self, op: Op, payload: Bytes, time: Time) -> Submitted {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let (caller, answer) = oneshot::channel();
-        let journaled = self.enter(Some(caller), op, payload, None);
+        let journaled = self.enter(Some(caller), op, payload, time, None);
         Submitted { answer, journaled }
     }
 
     /// Submits what the journal already holds.
     fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
         let (caller, answer) = oneshot::channel();
-        self.enter(Some(caller), op, payload, Some((journaled, time)));
+        self.enter(Some(caller), op, payload, time, Some(journaled));
         Submitted { answer, journaled: true }
     }
 
@@ -240,18 +240,15 @@ impl Inner {
         caller: Option<oneshot::Sender<Result<Reply, CallError>>>,
         op: Op,
         payload: Bytes,
-        adopted: Option<(Journaled, Time)>,
+        time: Time,
+        adopted: Option<Journaled>,
     ) -> bool {
-        let now = self.now();
         self.act(|state, now_ms, actions| {
             // Under the lock, so that the journal has changes in the order in which they are entered.
-            let (journaled, time) = match adopted {
-                Some((journaled, time)) => (Some(journaled), time),
-                None => {
-                    let journal = self.journal.as_ref().filter(|_| op.is_change());
-                    (journal.and_then(|journal| journal.request(&op, &payload, now)), now)
-                }
-            };
+            let journaled = adopted.or_else(|| {
+                let journal = self.journal.as_ref().filter(|_| op.is_change());
+                journal.and_then(|journal| journal.request(&op, &payload, time))
+            });
             #[cfg(feature = "simulation")]
             proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op });
             let waiter = caller.map(Caller);
@@ -334,7 +331,7 @@ impl Inner {
 
     pub(super) async fn close(&self) {
         if self.state().core.is_live() {
-            let closed = self.submit(Op::Session(SessionOp::Close), Bytes::new());
+            let closed = self.submit(Op::Session(SessionOp::Close), Bytes::new(), self.now());
             // If the server does not hear of it, the session expires by itself.
             let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
         }
@@ -462,7 +459,7 @@ impl Inner {
     fn forget(&self, ended: Vec<Ended>) {
         let ended: Vec<SessionId> = ended.into_iter().filter(|e| e.known).map(|e| e.session).collect();
         if !ended.is_empty() {
-            self.enter(None, Op::Session(SessionOp::Forget { ended }), Bytes::new(), None);
+            self.enter(None, Op::Session(SessionOp::Forget { ended }), Bytes::new(), self.now(), None);
         }
     }
 

@@ -162,8 +162,9 @@ impl Fs {
         if let Some(pending) = pending {
             stat.size = stat.size.max(pending.end);
             stat.blocks = stat.blocks.max(pending.end.min(stat.blocks * 512 + pending.bytes).div_ceil(512));
-            stat.mtime = stat.mtime.max(pending.mtime);
-            stat.ctime = stat.ctime.max(pending.mtime);
+            // As the server will have it: a write moves the times, and never behind the last change.
+            stat.mtime = stat.ctime.max(pending.mtime);
+            stat.ctime = stat.mtime;
         }
         stat
     }

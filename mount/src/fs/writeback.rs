@@ -215,7 +215,8 @@ impl Fs {
             let hashes = inline_hashes(&pieces, state.packs.range(batch.packs));
             let write = Upload::Write { ino: file.ino, at, pieces: pieces.clone() };
             // Under the file's lock: requests enter the stream in the order of the packs.
-            let answer = Waiting::For(self.inner.client.submit(Op::Upload(write), payload));
+            // Of when it was written, or the file's times would move once more now that it is sent.
+            let answer = Waiting::For(self.inner.client.submit_of(state.mtime, Op::Upload(write), payload));
             let start = state.leave(last);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer });
         }

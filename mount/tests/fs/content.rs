@@ -2,7 +2,8 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{Allocate, CreateHow, Fs, ROOT, Seek, SetAttr};
+use mount::fs::{Allocate, CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
+use proto::Time;
 use proto::message::FallocateHow;
 use std::time::Duration;
 
@@ -75,6 +76,34 @@ async fn what_is_closed_is_read_back_here_and_elsewhere() {
         assert_eq!(other.getattr(ino, &patience()).await.expect("is there").size, len as u64);
     }
     assert_eq!(fs.dirty_bytes(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_are_those_of_the_writing_and_do_not_move_when_it_is_sent() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let (ino, handle) = make(&fs, "f", CreateHow::default()).await;
+    // What travels with the request, and what takes several.
+    for len in [100, 12 << 20] {
+        write_all(&fs, handle, 0, &bytes(3, len)).await;
+        let written = fs.getattr(ino, &p).await.expect("is there");
+        assert_eq!(written.mtime, written.ctime);
+        fs.flush(handle, &p).await.expect("is sent");
+        for fs in [&fs, &other] {
+            let sent = fs.getattr(ino, &p).await.expect("is there");
+            assert_eq!((sent.mtime, sent.ctime), (written.mtime, written.ctime), "after {len} bytes");
+        }
+    }
+    // A time that was set is not the writing's.
+    let far = Time { secs: 5_000_000_000, nanos: 0 };
+    let set = SetAttr { mtime: Some(SetTime::At(far)), ..SetAttr::default() };
+    fs.setattr(ino, set, &p).await.expect("is set");
+    write_all(&fs, handle, 0, b"more").await;
+    let written = fs.getattr(ino, &p).await.expect("is there").mtime;
+    assert!(written < far, "{written:?}");
+    close(&fs, handle).await;
+    assert_eq!(fs.getattr(ino, &p).await.expect("is there").mtime, written);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -193,9 +193,13 @@ impl World {
     }
 
     fn sealed(&self, client: &Client, number: u64, op: Op, payload: &[u8]) -> Bytes {
+        let time = Time { secs: self.append_ms / 1000, nanos: 5 };
+        self.sealed_at(client, number, time, op, payload)
+    }
+
+    fn sealed_at(&self, client: &Client, number: u64, time: Time, op: Op, payload: &[u8]) -> Bytes {
         let head =
             Head { kind: Kind::Request, namespace: client.namespace, epoch: self.epoch, sender: client.id.0, number };
-        let time = Time { secs: self.append_ms / 1000, nanos: 5 };
         seal(&client.key, &head, &to_server(), &Request { acked: Acked::default(), time, op }, payload)
             .expect("below a record's size")
             .record
@@ -215,6 +219,15 @@ impl World {
     /// Sends a request that is answered at once.
     fn call(&mut self, client: &mut Client, op: Op) -> Result<Outcome, Refusal> {
         self.call_with(client, op, &[])
+    }
+
+    /// Sends a request of an earlier (or later) time than now.
+    fn call_at(&mut self, client: &mut Client, time: Time, op: Op, payload: &[u8]) -> Result<Outcome, Refusal> {
+        client.number += 1;
+        client.last = self.sealed_at(client, client.number, time, op, payload);
+        let record = client.last.clone();
+        let effects = self.effects(&record);
+        answer_of(&effects, client).expect("answered at once").result
     }
 
     fn call_with(&mut self, client: &mut Client, op: Op, payload: &[u8]) -> Result<Outcome, Refusal> {

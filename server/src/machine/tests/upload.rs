@@ -209,13 +209,35 @@ fn times_are_the_request_s_but_not_ahead_of_the_log() {
     let attr = world.entry(&mut c, Op::Upload(Upload::Setattr { ino, change }));
     assert_eq!((attr.atime, attr.mode), (far, 0o7777));
 
-    c.number += 1;
-    let head = Head { kind: Kind::Request, namespace: NAMESPACE, epoch: world.epoch, sender: c.id.0, number: c.number };
-    let request = Request { acked: Acked::default(), time: far, op: create(ROOT, "late", FileKind::File) };
-    let record = seal(&c.key, &head, &to_server(), &request, &[]).unwrap().record;
-    let effects = world.effects(&record);
-    let attr = entry(answer_of(&effects, &c).unwrap().result);
+    let attr = entry(world.call_at(&mut c, far, create(ROOT, "late", FileKind::File), &[]));
     assert_eq!(attr.mtime, Time::from_millis(world.append_ms));
+}
+
+#[test]
+fn what_is_written_behind_a_clients_back_has_its_own_time() {
+    let mut world = World::new();
+    let mut c = world.open(1);
+    let ino = world.mkfile(&mut c, ROOT, "f");
+    let made = world.getattr(&mut c, ino).ctime;
+    let piece = Piece {
+        offset: 0,
+        len: 5,
+        source: Source::Inline { payload_from: 0, payload_len: 5 },
+        chunk_from: 0,
+        key: wrapped_key(),
+    };
+    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] });
+    let mut write_at = |time| {
+        let attr = entry(world.call_at(&mut c, time, write.clone(), &[1; 5]));
+        assert_eq!(attr.mtime, attr.ctime);
+        attr.mtime
+    };
+    let written = Time { secs: made.secs, nanos: 999_999_999 };
+    assert_eq!(write_at(written), written);
+    // The next part of the same system call.
+    assert_eq!(write_at(written), written);
+    // Another client has changed the file since: the time still moves, and not back.
+    assert_eq!(write_at(made), Time { secs: made.secs + 1, nanos: 0 });
 }
 
 #[test]
