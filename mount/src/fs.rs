@@ -7,6 +7,7 @@
 //! * Every wait is bounded by the caller's [`Patience`].
 //! * Locks are held for the length of a look, never across a wait.
 
+mod acls;
 mod allocate;
 mod attrs;
 mod blocks;
@@ -30,6 +31,7 @@ mod watch;
 mod writeback;
 mod xattrs;
 
+pub use acls::acl_kind;
 pub use allocate::{Allocate, Seek};
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
@@ -101,6 +103,8 @@ impl FsConfig {
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// Permission bits that it does not mean for what it makes.
+    pub umask: u32,
 }
 
 /// What the filesystem tells the kernel unasked. Called from tasks, so it must

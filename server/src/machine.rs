@@ -16,6 +16,7 @@ pub mod check;
 pub mod effect;
 pub mod kv;
 
+mod acl;
 mod clock;
 mod delete;
 mod history;

@@ -34,6 +34,9 @@ const MAP_BYTES: usize = MAPS_BYTES / 4;
 pub const VALUES_BYTES: usize = 16 << 20;
 
 const ATTR_BYTES: usize = 256;
+/// What access control lists take beside, and each user and group that they name.
+const RIGHTS_BYTES: usize = 192;
+const NAMED_BYTES: usize = 8;
 const NAME_BYTES: usize = 96;
 
 /// What a promise on an inode's attributes is about.
@@ -313,7 +316,8 @@ impl Lesson<'_> {
         }
         let promise = covering(attr);
         let life = self.lives.get(&promise).map(|life| (promise, *life));
-        self.inner.attrs.insert(attr.ino, KnownAttr { attr: attr.clone(), at: self.at, life }, ATTR_BYTES);
+        let bytes = ATTR_BYTES + attr.rights.as_ref().map_or(0, |rights| RIGHTS_BYTES + rights.named() * NAMED_BYTES);
+        self.inner.attrs.insert(attr.ino, KnownAttr { attr: attr.clone(), at: self.at, life }, bytes);
     }
 
     /// The inode's attributes have changed, and the answer does not say how.

@@ -51,6 +51,7 @@ fn concerned(cache: &Cache, op: &Op) -> Concerned {
             Upload::Setattr { ino, .. }
             | Upload::SetXattr { ino, .. }
             | Upload::RemoveXattr { ino, .. }
+            | Upload::SetAcl { ino, .. }
             | Upload::Fallocate { ino, .. }
             | Upload::Clone { to: ino, .. } => inodes.push(*ino),
             // Size and times of a file that is being written follow what is written.

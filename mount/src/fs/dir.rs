@@ -244,6 +244,7 @@ mod tests {
             version: Position::default(),
             parent: Some(Ino(1)),
             has_xattrs: false,
+            rights: None,
         };
         Listed { name: Name::new(name.as_bytes()).expect("a name"), attr }
     }

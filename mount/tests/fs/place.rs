@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 const PASSWORD: &str = "correct horse battery staple";
 const WAIT: Duration = Duration::from_secs(30);
 
-pub const ME: Caller = Caller { uid: 0, gid: 0 };
+pub const ME: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 pub struct Place {
     pub dir: tempfile::TempDir,

@@ -395,6 +395,7 @@ impl<'a> Turn<'a> {
     pub fn save(&mut self, old: &InodeRow, mut new: InodeRow) {
         let (a, b) = (&old.attr, &new.attr);
         let differs = (a.size, a.mode, a.uid, a.gid) != (b.size, b.mode, b.uid, b.gid)
+            || a.rights != b.rights
             || (a.kind == FileKind::File && a.version != b.version);
         let key = inode_key(b.ino);
         if differs {

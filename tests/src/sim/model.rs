@@ -290,7 +290,7 @@ impl Model {
                 }
                 self.same(attr)
             }
-            Upload::SetXattr { .. } | Upload::RemoveXattr { .. } => Ok(()),
+            Upload::SetXattr { .. } | Upload::RemoveXattr { .. } | Upload::SetAcl { .. } => Ok(()),
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
             | Upload::Write { ino, .. }
             | Upload::SetXattr { ino, .. }
             | Upload::RemoveXattr { ino, .. }
+            | Upload::SetAcl { ino, .. }
             | Upload::Fallocate { ino, .. }
             | Upload::Clone { to: ino, .. } => inode(&mut out, *ino),
         },
