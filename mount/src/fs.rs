@@ -7,6 +7,7 @@
 //! * Every wait is bounded by the caller's [`Patience`].
 //! * Locks are held for the length of a look, never across a wait.
 
+mod accessed;
 mod acls;
 mod allocate;
 mod attrs;
@@ -40,6 +41,7 @@ pub use names::NewNode;
 
 use crate::client::{CallError, Client, Patience, Reply};
 use crate::error::FsError;
+use accessed::Accessed;
 use blocks::Blocks;
 use budget::Budget;
 use bytes::Bytes;
@@ -82,6 +84,8 @@ pub struct FsConfig {
     pub dirty_bytes: usize,
     /// How long close() waits at most, also where everything else waits for ever.
     pub close_timeout: Duration,
+    /// Whether reading moves atime, as relatime has it.
+    pub relatime: bool,
 }
 
 impl FsConfig {
@@ -94,6 +98,7 @@ impl FsConfig {
             cache_bytes: FsConfig::CACHE_BYTES,
             dirty_bytes: FsConfig::DIRTY_BYTES,
             close_timeout: Duration::from_secs(30),
+            relatime: false,
         }
     }
 }
@@ -129,6 +134,7 @@ struct Inner {
     blocks: Blocks,
     files: Files,
     handles: Handles,
+    accessed: Accessed,
     budget: Budget,
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
@@ -177,6 +183,7 @@ impl Fs {
                 blocks: Blocks::new(config.cache_bytes),
                 files: Files::default(),
                 handles: Handles::default(),
+                accessed: Accessed::default(),
                 budget: Budget::new(config.dirty_bytes),
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),

@@ -255,7 +255,17 @@ impl Filesystem for KfsFuse {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
         let append = flags.0 & libc::O_APPEND != 0;
-        let work = async move { fs.open(ino.0, append, &patience).await };
+        let reads = flags.0 & libc::O_ACCMODE != libc::O_WRONLY;
+        let keeps_atime = flags.0 & libc::O_NOATIME != 0;
+        let work = async move {
+            let opened = fs.open(ino.0, append, &patience).await?;
+            if keeps_atime {
+                fs.keep_atime(opened.handle);
+            } else if reads && opened.keep_cache {
+                fs.opened_to_read(opened.handle);
+            }
+            Ok(opened)
+        };
         self.answer("open", reply, work, |reply, result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(&opened)),
             Err(errno) => reply.error(errno),

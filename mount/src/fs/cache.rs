@@ -258,6 +258,16 @@ impl Cache {
         self.inner().targets.insert(ino, target, bytes);
     }
 
+    /// These were read by somebody: as of `at` their atime is this.
+    pub fn accessed(&self, at: Position, inodes: &[(Ino, Time)]) {
+        let mut inner = self.inner();
+        for (ino, time) in inodes {
+            if let Some(known) = inner.attrs.get(ino).filter(|known| known.at < at) {
+                known.attr.atime = known.attr.atime.max(*time);
+            }
+        }
+    }
+
     /// Takes an answer in: `learn` is told what may be remembered under it.
     pub fn learn(&self, promises: &Promises, reply: &Reply, learn: impl FnOnce(&mut Lesson<'_>)) {
         self.learn_from(promises, reply.at, &reply.granted, &reply.continued, learn);

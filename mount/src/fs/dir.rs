@@ -100,6 +100,7 @@ impl Fs {
         patience: &Patience,
     ) -> Result<Vec<DirEntry>, FsError> {
         let handle = self.inner.handles.dir(handle)?;
+        self.accessed(handle.dir);
         let mut out = Vec::new();
         if offset < 2 {
             self.dots(handle.dir, offset, &mut out);

@@ -138,6 +138,7 @@ impl Fs {
 
     pub async fn readlink(&self, ino: u64, patience: &Patience) -> Result<Bytes, FsError> {
         let ino = self.ino(ino);
+        self.accessed(ino);
         if let Some(target) = self.cache().target(ino) {
             return Ok(target);
         }

@@ -47,6 +47,9 @@ pub enum Upload {
         /// Whoever asks is not of the inode's group: its setgid bit goes.
         clear_setgid: bool,
     },
+    /// When inodes were last read, at most [`Upload::MAX_ACCESSED`] of them. Moves their atime alone, if nothing has
+    /// changed them since. → `Done`.
+    Accessed { inodes: Vec<(Ino, Time)> },
     /// Sees to `offset..offset + len` of a file, without content. `Invalid` if `len` is 0. → `Entry`.
     Fallocate { ino: Ino, offset: u64, len: u64, how: FallocateHow },
     /// Gives a file what another one has, or it has elsewhere itself: both refer to the same chunks. Ends at the first
@@ -72,6 +75,8 @@ impl Upload {
     pub const MAX_XATTR_VALUE_BYTES: usize = 64 * 1024;
     /// All of one inode's attributes, sealed: they are answered in one record.
     pub const MAX_XATTRS_BYTES: usize = 256 * 1024;
+    /// Of one [`Upload::Accessed`].
+    pub const MAX_ACCESSED: usize = 512;
     /// Links to one inode.
     pub const MAX_LINKS: u32 = 1_000_000;
     /// The largest file, in bytes.

@@ -1,6 +1,7 @@
 //! A world for the machine's tests: one machine, its rows, the log it was fed, and
 //! clients that seal what they send as real ones do.
 
+mod accessed;
 mod acl;
 mod audit;
 mod delete;

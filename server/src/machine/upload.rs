@@ -29,6 +29,7 @@ impl Turn<'_> {
             Upload::SetXattr { ino, name, value, how } => self.set_xattr(*ino, name, value, *how),
             Upload::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
             Upload::SetAcl { ino, which, acl, clear_setgid } => self.set_acl(*ino, *which, acl.as_ref(), *clear_setgid),
+            Upload::Accessed { inodes } => self.accessed(inodes),
             Upload::Fallocate { ino, offset, len, how } => self.fallocate(*ino, *offset, *len, *how),
             Upload::Clone { from, to, to_offset } => self.clone_range(*from, *to, *to_offset),
         }

@@ -142,6 +142,7 @@ impl Words {
                 .with_some("mode", acl.as_ref().map(|acl| format!("{:04o}", acl.shown(0))))
                 .with_some("named", acl.as_ref().map(|acl| acl.named() as u64))
                 .with_some("clear_setgid", clear_setgid.then_some(true)),
+            Upload::Accessed { inodes } => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Upload::Fallocate { ino, offset, len, how } => Words::new("fallocate")
                 .with("ino", *ino)
                 .with("offset", *offset)
@@ -296,6 +297,7 @@ impl Words {
     pub fn push(push: &Push) -> Words {
         match push {
             Push::Invalidate(things) => Words::new("invalidate").with("things", list(things, promise)),
+            Push::Accessed(inodes) => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Push::LastNameGone(ino) => Words::new("last_name_gone").with("ino", *ino),
         }
     }
