@@ -104,6 +104,11 @@ pub enum Invalidation {
     All,
     /// The inode, open here, has no name any more.
     LastNameGone(Ino),
+    /// Others have read these: as of that position their atime is this. All else still counts.
+    Accessed {
+        at: Position,
+        inodes: Vec<(Ino, Time)>,
+    },
 }
 
 /// Why there is no client.

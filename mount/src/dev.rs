@@ -169,7 +169,8 @@ async fn open(data: &Data, brokers: &str, credential: DeviceCredential, options:
         clock: proto::clock::Clock::default(),
     };
     let client = Client::connect(config).await?;
-    let fs_config = FsConfig::new(owners(options, client.owner_ids()));
+    let relatime = !options.noatime && !options.is_read_only();
+    let fs_config = FsConfig { relatime, ..FsConfig::new(owners(options, client.owner_ids())) };
     let patience = client.patience();
     Ok(Fs::open_root(client, fs_config, Path::new("/"), &patience).await?)
 }

@@ -29,6 +29,8 @@ pub enum FsError {
     NoAttribute,
     #[error("an extended attribute's name or value is too large")]
     AttributeTooLarge,
+    #[error("not an access control list")]
+    BadAcl,
     #[error("the value has {0} bytes and the buffer fewer")]
     BufferTooSmall(usize),
     #[error("a file cannot be larger than {max} bytes")]
@@ -59,6 +61,7 @@ impl FsError {
             FsError::Unsupported(_) => Errno::EOPNOTSUPP,
             FsError::NoAttribute => Errno::ENODATA,
             FsError::AttributeTooLarge => Errno::E2BIG,
+            FsError::BadAcl => Errno::EINVAL,
             FsError::BufferTooSmall(_) => Errno::ERANGE,
             FsError::FileTooLarge { .. } => Errno::EFBIG,
             FsError::TargetTooLong => Errno::ENAMETOOLONG,

@@ -7,6 +7,8 @@
 //! * Every wait is bounded by the caller's [`Patience`].
 //! * Locks are held for the length of a look, never across a wait.
 
+mod accessed;
+mod acls;
 mod allocate;
 mod attrs;
 mod blocks;
@@ -31,6 +33,7 @@ mod watch;
 mod writeback;
 mod xattrs;
 
+pub use acls::acl_kind;
 pub use allocate::{Allocate, Seek};
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
@@ -39,6 +42,7 @@ pub use names::NewNode;
 
 use crate::client::{CallError, Client, Patience, Reply};
 use crate::error::FsError;
+use accessed::Accessed;
 use blocks::Blocks;
 use budget::Budget;
 use bytes::Bytes;
@@ -81,6 +85,8 @@ pub struct FsConfig {
     pub dirty_bytes: usize,
     /// How long close() waits at most, also where everything else waits for ever.
     pub close_timeout: Duration,
+    /// Whether reading moves atime, as relatime has it.
+    pub relatime: bool,
 }
 
 impl FsConfig {
@@ -93,6 +99,7 @@ impl FsConfig {
             cache_bytes: FsConfig::CACHE_BYTES,
             dirty_bytes: FsConfig::DIRTY_BYTES,
             close_timeout: Duration::from_secs(30),
+            relatime: false,
         }
     }
 }
@@ -102,6 +109,8 @@ impl FsConfig {
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// Permission bits that it does not mean for what it makes.
+    pub umask: u32,
 }
 
 /// What the filesystem tells the kernel unasked. Called from tasks, so it must
@@ -126,6 +135,7 @@ struct Inner {
     blocks: Blocks,
     files: Files,
     handles: Handles,
+    accessed: Accessed,
     budget: Budget,
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
@@ -175,6 +185,7 @@ impl Fs {
                 blocks: Blocks::new(config.cache_bytes),
                 files: Files::default(),
                 handles: Handles::default(),
+                accessed: Accessed::default(),
                 budget: Budget::new(config.dirty_bytes),
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),

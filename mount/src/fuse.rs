@@ -12,8 +12,9 @@ mod invalidator;
 
 use crate::client::Patience;
 use crate::error::FsError;
-use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, Seek, SetAttr};
+use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, Seek, SetAttr, acl_kind};
 use crate::inline;
+use crate::sys::group::keeps_setgid;
 use crate::sys::interrupt::{Kind, Watcher};
 use bytes::Bytes;
 use convert::{
@@ -112,15 +113,18 @@ impl KfsFuse {
     }
 }
 
-fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), umask }
 }
 
 impl Filesystem for KfsFuse {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not requested: locks (they stay local), ACLs, write-back, kernel-side suid
+        // Not requested: locks (they stay local), write-back, kernel-side suid
         // clearing by us, and the automatic invalidation that mtime changes would cause.
         for wanted in [
+            // The kernel obeys access control lists, and leaves the umask to whoever knows of default ones.
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -183,26 +187,17 @@ impl Filesystem for KfsFuse {
         self.answer("readlink", reply, work, data_reply);
     }
 
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = node_kind(mode) else { return reply.error(logged("mknod", FsError::BadFlags)) };
-        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let node = NewNode { kind, mode, rdev };
         let work = async move { fs.mknod(who, parent.0, name.as_bytes(), node, &patience).await };
         self.answer("mknod", reply, work, entry_reply);
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let work = async move { fs.mkdir(who, parent.0, name.as_bytes(), mode, &patience).await };
         self.answer("mkdir", reply, work, entry_reply);
@@ -222,7 +217,7 @@ impl Filesystem for KfsFuse {
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, name, target) = (self.fs.clone(), name.to_owned(), target.as_os_str().to_owned());
-        let (who, patience) = (caller(req), self.patience(req, Kind::Ordinary));
+        let (who, patience) = (caller(req, 0), self.patience(req, Kind::Ordinary));
         let work = async move { fs.symlink(who, parent.0, name.as_bytes(), target.as_bytes(), &patience).await };
         self.answer("symlink", reply, work, entry_reply);
     }
@@ -260,7 +255,17 @@ impl Filesystem for KfsFuse {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
         let append = flags.0 & libc::O_APPEND != 0;
-        let work = async move { fs.open(ino.0, append, &patience).await };
+        let reads = flags.0 & libc::O_ACCMODE != libc::O_WRONLY;
+        let keeps_atime = flags.0 & libc::O_NOATIME != 0;
+        let work = async move {
+            let opened = fs.open(ino.0, append, &patience).await?;
+            if keeps_atime {
+                fs.keep_atime(opened.handle);
+            } else if reads && opened.keep_cache {
+                fs.opened_to_read(opened.handle);
+            }
+            Ok(opened)
+        };
         self.answer("open", reply, work, |reply, result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(&opened)),
             Err(errno) => reply.error(errno),
@@ -273,11 +278,11 @@ impl Filesystem for KfsFuse {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req));
+        let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let how = CreateHow { exclusive: flags & libc::O_EXCL != 0, append: flags & libc::O_APPEND != 0 };
         let work = async move { fs.create(who, parent.0, name.as_bytes(), mode, how, &patience).await };
@@ -436,6 +441,12 @@ impl Filesystem for KfsFuse {
         };
         let (fs, name, value) = (self.fs.clone(), name.to_owned(), value.to_vec());
         let patience = self.patience(req, Kind::Ordinary);
+        if let Some(which) = acl_kind(name.as_bytes()) {
+            let (tid, uid, gid) = (req.pid(), req.uid(), req.gid());
+            let keeps_setgid = move |group| keeps_setgid(tid, uid, gid, group);
+            let work = async move { fs.set_acl(ino.0, which, &value, keeps_setgid, &patience).await };
+            return self.answer("setxattr", reply, work, empty_reply);
+        }
         let work = async move { fs.setxattr(ino.0, name.as_bytes(), &value, how, &patience).await };
         self.answer("setxattr", reply, work, empty_reply);
     }
@@ -447,8 +458,8 @@ impl Filesystem for KfsFuse {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        let work = async move { fs.listxattr(ino.0, &patience).await.map(Bytes::from) };
+        let (fs, patience, trusted) = (self.fs.clone(), self.patience(req, Kind::Ordinary), req.uid() == 0);
+        let work = async move { fs.listxattr(ino.0, trusted, &patience).await.map(Bytes::from) };
         self.answer("listxattr", reply, work, move |reply, result| xattr_reply(reply, result, size));
     }
 

@@ -296,6 +296,7 @@ async fn open(config: &Config, options: &MountOptions, login: Login, source: &So
     let fs_config = FsConfig {
         cache_bytes: usize::try_from(config.mount.cache).unwrap_or(usize::MAX),
         close_timeout: config.mount.timeout,
+        relatime: !options.noatime && !options.is_read_only(),
         ..FsConfig::new(owners(options, client.owner_ids()))
     };
     let opened = Fs::open_root(client.clone(), fs_config, Path::new(&source.path), &client.patience()).await;

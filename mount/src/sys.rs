@@ -78,6 +78,7 @@ pub mod attach;
 pub mod control;
 pub mod daemon;
 pub mod detach;
+pub mod group;
 pub mod guardian;
 pub mod helper;
 pub mod interrupt;

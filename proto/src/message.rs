@@ -4,6 +4,7 @@
 //! Requests come in four families, [`View`], [`Download`], [`Upload`] and
 //! [`Delete`]; around them stand [`SessionOp`], [`ServerRecord`] and [`Admin`].
 
+mod acl;
 mod admin;
 mod answer;
 mod attr;
@@ -18,6 +19,7 @@ mod snapshot;
 mod upload;
 mod view;
 
+pub use acl::{Acl, AclKind, Rights};
 pub use admin::{
     Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, SealedNamespaceKey, ServerInfo, UserInfo,
     UserName,

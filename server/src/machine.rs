@@ -16,6 +16,8 @@ pub mod check;
 pub mod effect;
 pub mod kv;
 
+mod accessed;
+mod acl;
 mod clock;
 mod delete;
 mod history;

@@ -3,6 +3,7 @@
 //!
 //! Tests that stop nothing share one cluster and have users of their own on it.
 
+mod atime;
 mod check;
 mod cli;
 mod coherence;

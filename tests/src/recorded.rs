@@ -251,7 +251,7 @@ fn patience() -> Patience {
 
 const NEW: CreateHow = CreateHow { exclusive: true, append: false };
 
-const WHO: Caller = Caller { uid: 1000, gid: 1000 };
+const WHO: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
 /// Every kind of thing that a tree can hold, made in every way.
 async fn work(fs: &Fs) -> Result<()> {
@@ -346,7 +346,7 @@ async fn node(fs: &Fs, ino: u64) -> Result<Node> {
         _ => None,
     };
     let mut xattrs = BTreeMap::new();
-    for name in fs.listxattr(ino, p).await?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in fs.listxattr(ino, true, p).await?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         xattrs.insert(name.to_vec(), fs.getxattr(ino, name, p).await?.to_vec());
     }
     let content = content.map(|content| *blake3::hash(&content).as_bytes());

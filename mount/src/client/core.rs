@@ -298,6 +298,9 @@ impl<W: Waiter> Core<W> {
                 }
                 out.push(Action::Invalidate(Invalidation::Promises(promises)));
             }
+            Push::Accessed(inodes) => {
+                out.push(Action::Invalidate(Invalidation::Accessed { at: body.at, inodes }));
+            }
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
         }
         if self.pushes.came(now_ms, number) {

@@ -87,6 +87,8 @@ pub(super) fn describe(op: &Op) -> String {
         }
         Op::Upload(Upload::SetXattr { ino, .. }) => format!("set an attribute of inode {}", ino.0),
         Op::Upload(Upload::RemoveXattr { ino, .. }) => format!("remove an attribute of inode {}", ino.0),
+        Op::Upload(Upload::SetAcl { ino, .. }) => format!("set an access control list of inode {}", ino.0),
+        Op::Upload(Upload::Accessed { inodes }) => format!("tell when {} inodes were read", inodes.len()),
         Op::Upload(Upload::Fallocate { ino, len, .. }) => format!("allocate or clear {len} bytes of inode {}", ino.0),
         Op::Upload(Upload::Clone { from, to, .. }) => {
             format!("copy {} bytes of inode {} to inode {}", from.len, from.ino.0, to.0)

@@ -88,6 +88,9 @@ impl Fs {
         } else {
             self.before_publishing(ino, patience).await?;
         }
+        if change.atime.is_some() {
+            self.inner.accessed.forget(ino);
+        }
         let (reply, _changing) = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setattr" }) };
         let mut before = None;
@@ -159,6 +162,9 @@ impl Fs {
             ctime: attr.ctime,
             rdev: attr.rdev,
         };
+        if let Some(accessed) = self.inner.accessed.of(attr.ino) {
+            stat.atime = stat.atime.max(accessed);
+        }
         if let Some(pending) = pending {
             stat.size = stat.size.max(pending.end);
             stat.blocks = stat.blocks.max(pending.end.min(stat.blocks * 512 + pending.bytes).div_ceil(512));

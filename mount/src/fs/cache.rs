@@ -34,6 +34,9 @@ const MAP_BYTES: usize = MAPS_BYTES / 4;
 pub const VALUES_BYTES: usize = 16 << 20;
 
 const ATTR_BYTES: usize = 256;
+/// What access control lists take beside, and each user and group that they name.
+const RIGHTS_BYTES: usize = 192;
+const NAMED_BYTES: usize = 8;
 const NAME_BYTES: usize = 96;
 
 /// What a promise on an inode's attributes is about.
@@ -255,6 +258,16 @@ impl Cache {
         self.inner().targets.insert(ino, target, bytes);
     }
 
+    /// These were read by somebody: as of `at` their atime is this.
+    pub fn accessed(&self, at: Position, inodes: &[(Ino, Time)]) {
+        let mut inner = self.inner();
+        for (ino, time) in inodes {
+            if let Some(known) = inner.attrs.get(ino).filter(|known| known.at < at) {
+                known.attr.atime = known.attr.atime.max(*time);
+            }
+        }
+    }
+
     /// Takes an answer in: `learn` is told what may be remembered under it.
     pub fn learn(&self, promises: &Promises, reply: &Reply, learn: impl FnOnce(&mut Lesson<'_>)) {
         self.learn_from(promises, reply.at, &reply.granted, &reply.continued, learn);
@@ -313,7 +326,8 @@ impl Lesson<'_> {
         }
         let promise = covering(attr);
         let life = self.lives.get(&promise).map(|life| (promise, *life));
-        self.inner.attrs.insert(attr.ino, KnownAttr { attr: attr.clone(), at: self.at, life }, ATTR_BYTES);
+        let bytes = ATTR_BYTES + attr.rights.as_ref().map_or(0, |rights| RIGHTS_BYTES + rights.named() * NAMED_BYTES);
+        self.inner.attrs.insert(attr.ino, KnownAttr { attr: attr.clone(), at: self.at, life }, bytes);
     }
 
     /// The inode's attributes have changed, and the answer does not say how.

@@ -51,10 +51,11 @@ fn concerned(cache: &Cache, op: &Op) -> Concerned {
             Upload::Setattr { ino, .. }
             | Upload::SetXattr { ino, .. }
             | Upload::RemoveXattr { ino, .. }
+            | Upload::SetAcl { ino, .. }
             | Upload::Fallocate { ino, .. }
             | Upload::Clone { to: ino, .. } => inodes.push(*ino),
-            // Size and times of a file that is being written follow what is written.
-            Upload::Write { .. } => {}
+            // Size and times of a file that is being written follow what is written; atime follows in its time.
+            Upload::Write { .. } | Upload::Accessed { .. } => {}
         },
         Op::Delete(Delete::Unlink { dir, name } | Delete::Rmdir { dir, name }) => names.push((*dir, name)),
         Op::View(_) | Op::Session(_) => {}

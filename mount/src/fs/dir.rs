@@ -100,6 +100,7 @@ impl Fs {
         patience: &Patience,
     ) -> Result<Vec<DirEntry>, FsError> {
         let handle = self.inner.handles.dir(handle)?;
+        self.accessed(handle.dir);
         let mut out = Vec::new();
         if offset < 2 {
             self.dots(handle.dir, offset, &mut out);
@@ -244,6 +245,7 @@ mod tests {
             version: Position::default(),
             parent: Some(Ino(1)),
             has_xattrs: false,
+            rights: None,
         };
         Listed { name: Name::new(name.as_bytes()).expect("a name"), attr }
     }

@@ -17,6 +17,7 @@ use proto::message::{Attr, FileKind, Outcome, Refusal, View};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, Time};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -40,7 +41,15 @@ pub struct FileHandle {
     pub file: Arc<File>,
     /// Writes go to the end of the file, wherever that is.
     pub append: bool,
+    keeps_atime: AtomicBool,
     pub sequence: Mutex<Sequence>,
+}
+
+impl FileHandle {
+    /// Whether its reads move no atime.
+    pub fn keeps_atime(&self) -> bool {
+        self.keeps_atime.load(Ordering::Relaxed)
+    }
 }
 
 /// What all handles on an inode share.
@@ -280,7 +289,12 @@ impl Fs {
     }
 
     fn add_handle(&self, file: Arc<File>, append: bool) -> u64 {
-        self.inner.handles.add_file(FileHandle { file, append, sequence: Mutex::default() })
+        self.inner.handles.add_file(FileHandle {
+            file,
+            append,
+            keeps_atime: AtomicBool::new(false),
+            sequence: Mutex::default(),
+        })
     }
 
     /// One holder more.
@@ -309,6 +323,13 @@ impl Fs {
             open.remove(&file.ino);
             drop(state);
             self.inner.client.set_closed(file.ino);
+        }
+    }
+
+    /// `O_NOATIME`: what is read through this handle moves no atime.
+    pub fn keep_atime(&self, handle: u64) {
+        if let Ok(handle) = self.inner.handles.file(handle) {
+            handle.keeps_atime.store(true, Ordering::Relaxed);
         }
     }
 

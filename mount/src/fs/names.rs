@@ -13,7 +13,6 @@ use proto::message::{Attr, Delete, FileKind, NewInode, Op, Outcome, Owner, Refus
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
 
-const SETGID: u32 = 0o2000;
 /// Linux allows no longer one.
 const MAX_TARGET_BYTES: usize = 4095;
 
@@ -21,7 +20,7 @@ const MAX_TARGET_BYTES: usize = 4095;
 #[derive(Clone, Copy, Debug)]
 pub struct NewNode {
     pub kind: FileKind,
-    /// The umask already applied.
+    /// As asked for: the umask is the caller's.
     pub mode: u32,
     pub rdev: u32,
 }
@@ -113,22 +112,14 @@ impl Fs {
         patience: &Patience,
     ) -> Result<Attr, FsError> {
         let name = Name::new(name)?;
-        let (uid, mut gid) = match self.inner.config.owners.keep_numbers {
+        let (uid, gid) = match self.inner.config.owners.keep_numbers {
             true => (Owner::Number(who.uid), Owner::Number(who.gid)),
             false => (Owner::Namespace, Owner::Namespace),
         };
-        // The kernel leaves this to a FUSE filesystem.
-        let mut mode = node.mode & 0o7777;
-        let parent = self.attr_once(dir, patience).await?;
-        if parent.mode & SETGID != 0 {
-            gid = parent.gid;
-            if node.kind == FileKind::Dir {
-                mode |= SETGID;
-            }
-        }
         let new = NewInode {
             kind: node.kind,
-            mode,
+            mode: node.mode & 0o7777,
+            umask: who.umask,
             uid,
             gid,
             rdev: node.rdev,
@@ -147,6 +138,7 @@ impl Fs {
 
     pub async fn readlink(&self, ino: u64, patience: &Patience) -> Result<Bytes, FsError> {
         let ino = self.ino(ino);
+        self.accessed(ino);
         if let Some(target) = self.cache().target(ino) {
             return Ok(target);
         }

@@ -27,6 +27,7 @@ impl Fs {
                         }
                     }
                     Ok(Invalidation::All) | Err(RecvError::Lagged(_)) => fs.all_invalidated(),
+                    Ok(Invalidation::Accessed { at, inodes }) => fs.cache().accessed(at, &inodes),
                     Ok(Invalidation::LastNameGone(_)) => {}
                     Err(RecvError::Closed) => return,
                 }

@@ -425,7 +425,7 @@ impl Fs {
         for file in files {
             self.write_back(&file, &patience).await?;
         }
-        Ok(())
+        patience.wait(self.tell_accessed()).await?
     }
 
     async fn write_back(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {

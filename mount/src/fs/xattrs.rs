@@ -2,40 +2,56 @@
 //! together; most inodes have none, which their attributes already say.
 
 use super::Fs;
+use super::acls::{acl_kind, acl_name};
 use super::cache::{Xattrs, covering};
 use crate::client::Patience;
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::Ino;
-use proto::message::{Op, Outcome, Upload, View, XattrHow};
+use proto::message::{AclKind, Op, Outcome, Upload, View, XattrHow};
 use std::sync::Arc;
+
+/// What attributes' names may begin with, beside the two of access control lists: as ext4 has it.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+const TRUSTED: &[u8] = b"trusted.";
 
 impl Fs {
     pub async fn getxattr(&self, ino: u64, name: &[u8], patience: &Patience) -> Result<Bytes, FsError> {
-        if is_acl(name) {
-            return Err(FsError::Unsupported("a POSIX ACL"));
+        if let Some(which) = acl_kind(name) {
+            return self.acl(ino, which, patience).await;
         }
+        may_be(name)?;
         let ino = self.ino(ino);
         // The kernel asks this one before every write, whatever became of the promise.
-        if name == b"security.capability" && !self.attr_once(ino, patience).await?.has_xattrs {
-            return Err(FsError::NoAttribute);
+        if name == b"security.capability" {
+            let attr = self.attr_once(ino, patience).await?;
+            if !attr.rights.is_some_and(|rights| rights.capability) {
+                return Err(FsError::NoAttribute);
+            }
         }
         let xattrs = self.xattrs(ino, patience).await?;
         let found = xattrs.iter().find(|(n, _)| n == name);
         found.map(|(_, value)| value.clone()).ok_or(FsError::NoAttribute)
     }
 
-    /// The names, each with a NUL behind it.
-    pub async fn listxattr(&self, ino: u64, patience: &Patience) -> Result<Vec<u8>, FsError> {
-        let xattrs = self.xattrs(self.ino(ino), patience).await?;
+    /// The names, each with a NUL behind it; those in `trusted.` only if asked for.
+    pub async fn listxattr(&self, ino: u64, trusted: bool, patience: &Patience) -> Result<Vec<u8>, FsError> {
+        let ino = self.ino(ino);
+        let xattrs = self.xattrs(ino, patience).await?;
+        let rights = self.attr_once(ino, patience).await?.rights.unwrap_or_default();
+        let acls = [AclKind::Access, AclKind::Default].into_iter().filter(|which| rights.acl(*which).is_some());
         let mut names = Vec::new();
-        for (name, _) in xattrs.iter() {
+        let mut add = |name: &[u8]| {
             names.extend_from_slice(name);
             names.push(0);
-        }
+        };
+        acls.for_each(|which| add(acl_name(which)));
+        let others = xattrs.iter().map(|(name, _)| &name[..]);
+        others.filter(|name| trusted || !name.starts_with(TRUSTED)).for_each(add);
         Ok(names)
     }
 
+    /// An access control list goes by [`Fs::set_acl`].
     pub async fn setxattr(
         &self,
         ino: u64,
@@ -44,10 +60,7 @@ impl Fs {
         how: XattrHow,
         patience: &Patience,
     ) -> Result<(), FsError> {
-        if is_acl(name) {
-            // Keeping one without obeying it would be a false promise.
-            return Err(FsError::Unsupported("a POSIX ACL"));
-        }
+        may_be(name)?;
         if name.len() > Upload::MAX_XATTR_NAME_BYTES || value.len() > Upload::MAX_XATTR_VALUE_BYTES {
             return Err(FsError::AttributeTooLarge);
         }
@@ -57,9 +70,10 @@ impl Fs {
     }
 
     pub async fn removexattr(&self, ino: u64, name: &[u8], patience: &Patience) -> Result<(), FsError> {
-        if is_acl(name) {
-            return Err(FsError::Unsupported("a POSIX ACL"));
+        if let Some(which) = acl_kind(name) {
+            return self.change_acl(ino, which, None, false, patience).await;
         }
+        may_be(name)?;
         self.change_xattr(self.ino(ino), |ino| Upload::RemoveXattr { ino, name: name.to_vec() }, patience).await
     }
 
@@ -96,6 +110,11 @@ impl Fs {
     }
 }
 
-fn is_acl(name: &[u8]) -> bool {
-    name.starts_with(b"system.posix_acl_")
+/// Whether an attribute may have this name at all.
+fn may_be(name: &[u8]) -> Result<(), FsError> {
+    match NAMESPACES.into_iter().find_map(|namespace| name.strip_prefix(namespace)) {
+        Some(b"") => Err(FsError::BadFlags),
+        Some(_) => Ok(()),
+        None => Err(FsError::Unsupported("such an extended attribute")),
+    }
 }

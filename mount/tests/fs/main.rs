@@ -1,6 +1,8 @@
 //! The filesystem against a whole server in this process: over the log in memory
 //! through its functions, and over the embedded broker through real mounts.
 
+mod accessed;
+mod acls;
 mod content;
 mod counts;
 mod mounted;

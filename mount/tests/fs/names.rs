@@ -161,12 +161,23 @@ async fn attributes_and_extended_attributes_are_kept() {
     for fs in [&fs, &other] {
         assert_eq!(&fs.getxattr(file.ino, b"user.a", &p).await.expect("is there")[..], b"one");
         assert_eq!(&fs.getxattr(file.ino, b"user.b", &p).await.expect("is there")[..], &big[..]);
-        assert_eq!(fs.listxattr(file.ino, &p).await.expect("lists"), b"user.a\0user.b\0");
+        assert_eq!(fs.listxattr(file.ino, true, &p).await.expect("lists"), b"user.a\0user.b\0");
     }
     other.removexattr(file.ino, b"user.a", &p).await.expect("removes");
     assert!(matches!(fs.getxattr(file.ino, b"user.a", &p).await, Err(FsError::NoAttribute)));
-    let acl = fs.setxattr(file.ino, b"system.posix_acl_access", b"", XattrHow::Set, &p).await;
-    assert!(matches!(acl, Err(FsError::Unsupported(_))));
+    for (name, errno) in
+        [(&b"system.other"[..], libc::EOPNOTSUPP), (b"none", libc::EOPNOTSUPP), (b"user.", libc::EINVAL)]
+    {
+        let set = fs.setxattr(file.ino, name, b"", XattrHow::Set, &p).await;
+        assert_eq!(i32::from(set.expect_err("no such namespace").errno()), errno);
+        let got = fs.getxattr(file.ino, name, &p).await;
+        assert_eq!(i32::from(got.expect_err("no such namespace").errno()), errno);
+    }
+    for name in [&b"trusted.t"[..], b"security.s"] {
+        fs.setxattr(file.ino, name, b"", XattrHow::Set, &p).await.expect("sets");
+    }
+    assert_eq!(fs.listxattr(file.ino, true, &p).await.expect("lists"), b"security.s\0trusted.t\0user.b\0");
+    assert_eq!(fs.listxattr(file.ino, false, &p).await.expect("lists"), b"security.s\0user.b\0");
 
     // Below a setgid directory everything is of its group.
     let dir = fs.mkdir(ME, ROOT, b"g", 0o755, &p).await.expect("makes");

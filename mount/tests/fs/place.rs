@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 const PASSWORD: &str = "correct horse battery staple";
 const WAIT: Duration = Duration::from_secs(30);
 
-pub const ME: Caller = Caller { uid: 0, gid: 0 };
+pub const ME: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 pub struct Place {
     pub dir: tempfile::TempDir,
@@ -107,11 +107,21 @@ impl Place {
         self.fs_at("/").await
     }
 
+    /// One whose reads move atime.
+    pub async fn fs_with_relatime(&self) -> Fs {
+        self.fs_made("/", true).await
+    }
+
     pub async fn fs_at(&self, path: &str) -> Fs {
+        self.fs_made(path, false).await
+    }
+
+    async fn fs_made(&self, path: &str, relatime: bool) -> Fs {
         let owners = Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
         let client = self.client().await;
         let patience = client.patience();
-        Fs::open_root(client, FsConfig::new(owners), Path::new(path), &patience).await.expect("opens")
+        let config = FsConfig { relatime, ..FsConfig::new(owners) };
+        Fs::open_root(client, config, Path::new(path), &patience).await.expect("opens")
     }
 }
 

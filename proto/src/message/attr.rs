@@ -1,5 +1,6 @@
 //! Attributes of an inode, as they cross the wire and as they are stored.
 
+use super::acl::Rights;
 use crate::ids::{Ino, Position, Time};
 use serde::{Deserialize, Serialize};
 
@@ -48,4 +49,7 @@ pub struct Attr {
     /// several names, and its attributes are covered by a promise of its own.
     pub parent: Option<Ino>,
     pub has_xattrs: bool,
+    /// Last, since it is left out where there is nothing: rows have no fields' names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<Box<Rights>>,
 }

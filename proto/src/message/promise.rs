@@ -1,6 +1,6 @@
 //! Promises, and the pushes that break them (the design's section 5).
 
-use crate::ids::{Ino, Position};
+use crate::ids::{Ino, Position, Time};
 use serde::{Deserialize, Serialize};
 
 /// What a session has been promised to hear about before anyone sees a change.
@@ -30,4 +30,6 @@ pub enum Push {
     /// The inode has lost its last name. It is kept for this session until it
     /// sends `Release` for it or ends.
     LastNameGone(Ino),
+    /// These have been read, and their atime is now this. What was promised goes on.
+    Accessed(Vec<(Ino, Time)>),
 }

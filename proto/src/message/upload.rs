@@ -1,5 +1,6 @@
 //! Requests that add or change something.
 
+use super::acl::{Acl, AclKind};
 use super::attr::{FileKind, Owner};
 use crate::chunk::{ChunkName, SealedValue, WrappedKey};
 use crate::ids::{Ino, Name, Time};
@@ -37,6 +38,18 @@ pub enum Upload {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
+    /// Gives an inode an access control list, or takes it away. An access list moves the mode with it, and where the
+    /// mode says the same none is kept. → `Entry`.
+    SetAcl {
+        ino: Ino,
+        which: AclKind,
+        acl: Option<Acl>,
+        /// Whoever asks is not of the inode's group: its setgid bit goes.
+        clear_setgid: bool,
+    },
+    /// When inodes were last read, at most [`Upload::MAX_ACCESSED`] of them. Moves their atime alone, if nothing has
+    /// changed them since. → `Done`.
+    Accessed { inodes: Vec<(Ino, Time)> },
     /// Sees to `offset..offset + len` of a file, without content. `Invalid` if `len` is 0. → `Entry`.
     Fallocate { ino: Ino, offset: u64, len: u64, how: FallocateHow },
     /// Gives a file what another one has, or it has elsewhere itself: both refer to the same chunks. Ends at the first
@@ -62,6 +75,8 @@ impl Upload {
     pub const MAX_XATTR_VALUE_BYTES: usize = 64 * 1024;
     /// All of one inode's attributes, sealed: they are answered in one record.
     pub const MAX_XATTRS_BYTES: usize = 256 * 1024;
+    /// Of one [`Upload::Accessed`].
+    pub const MAX_ACCESSED: usize = 512;
     /// Links to one inode.
     pub const MAX_LINKS: u32 = 1_000_000;
     /// The largest file, in bytes.
@@ -71,9 +86,12 @@ impl Upload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewInode {
     pub kind: FileKind,
-    /// Permission bits, the umask already applied.
+    /// Permission bits as the program asks for them.
     pub mode: u32,
+    /// What of them it does not mean, unless the directory has a default access control list, which then decides.
+    pub umask: u32,
     pub uid: Owner,
+    /// In a setgid directory the directory's group is taken instead.
     pub gid: Owner,
     /// Device number, for devices only.
     pub rdev: u32,

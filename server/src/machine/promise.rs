@@ -18,7 +18,7 @@ use super::shared::Shared;
 use bytes::Bytes;
 use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal};
 use proto::planted::{Bug, planted};
-use proto::{Ino, LogTime, PushNo, RequestNo, SessionId};
+use proto::{Ino, LogTime, PushNo, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -268,6 +268,19 @@ impl Machine {
 
     pub(super) fn push_last_name_gone(&mut self, turn: &mut Turn, id: SessionId, ino: Ino) {
         self.push(turn, id, Push::LastNameGone(ino), BTreeSet::new());
+    }
+
+    /// Tells everyone else who was promised attributes that they have been read; nobody waits for it.
+    pub(super) fn push_accessed(&mut self, turn: &mut Turn, reader: SessionId) {
+        let mut told: BTreeMap<SessionId, Vec<(Ino, Time)>> = BTreeMap::new();
+        for (thing, ino, time) in std::mem::take(&mut turn.accesses) {
+            for (_, id) in self.holders.range((thing, FIRST)..=(thing, LAST)).filter(|(_, id)| *id != reader) {
+                told.entry(*id).or_default().push((ino, time));
+            }
+        }
+        for (id, inodes) in told {
+            self.push(turn, id, Push::Accessed(inodes), BTreeSet::new());
+        }
     }
 
     pub(super) fn repeat_pushes(&mut self, turn: &mut Turn, id: SessionId, from: PushNo) {

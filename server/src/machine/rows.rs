@@ -255,6 +255,8 @@ pub(super) struct Turn<'a> {
     pub grants: Vec<Promise>,
     /// Files that the session may have open from now on.
     pub opened: Vec<Ino>,
+    /// What was read, by what covers its attributes.
+    pub accesses: Vec<(Promise, Ino, Time)>,
     /// Inodes that have lost their last name.
     pub nameless: Vec<Ino>,
     pub effects: Vec<Effect>,
@@ -290,6 +292,7 @@ impl<'a> Turn<'a> {
             changes: Vec::new(),
             grants: Vec::new(),
             opened: Vec::new(),
+            accesses: Vec::new(),
             nameless: Vec::new(),
             effects: Vec::new(),
             freed: Vec::new(),
@@ -395,6 +398,7 @@ impl<'a> Turn<'a> {
     pub fn save(&mut self, old: &InodeRow, mut new: InodeRow) {
         let (a, b) = (&old.attr, &new.attr);
         let differs = (a.size, a.mode, a.uid, a.gid) != (b.size, b.mode, b.uid, b.gid)
+            || a.rights != b.rights
             || (a.kind == FileKind::File && a.version != b.version);
         let key = inode_key(b.ino);
         if differs {

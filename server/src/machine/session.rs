@@ -453,6 +453,7 @@ impl Machine {
             self.note_opened(turn, id);
         }
         self.note_nameless(turn, id);
+        self.push_accessed(turn, id);
         turn.settle();
         #[cfg(feature = "simulation")]
         proto::simulation::seen(&proto::simulation::Seen::Applied {

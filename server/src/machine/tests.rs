@@ -1,6 +1,8 @@
 //! A world for the machine's tests: one machine, its rows, the log it was fed, and
 //! clients that seal what they send as real ones do.
 
+mod accessed;
+mod acl;
 mod audit;
 mod delete;
 mod history;
@@ -304,7 +306,12 @@ fn entry(result: Result<Outcome, Refusal>) -> Attr {
 }
 
 fn create(dir: Ino, at: &str, kind: FileKind) -> Op {
-    let new = NewInode { kind, mode: 0o644, uid: Owner::Namespace, gid: Owner::Number(7), rdev: 0, target: None };
+    make(dir, at, kind, 0o644, 0)
+}
+
+fn make(dir: Ino, at: &str, kind: FileKind, mode: u32, umask: u32) -> Op {
+    let target = (kind == FileKind::Symlink).then(|| value(b"there"));
+    let new = NewInode { kind, mode, umask, uid: Owner::Namespace, gid: Owner::Number(7), rdev: 0, target };
     Op::Upload(Upload::Create { dir, name: name(at), new })
 }
 

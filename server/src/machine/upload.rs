@@ -1,11 +1,12 @@
 //! Requests that add or change something (renames stand in `rename.rs`, content
 //! in `write.rs`). Checks stand above, changes below: a refused request leaves no trace.
 
+use super::acl::{Inherited, chmod};
 use super::rows::{DIR_BYTES, covering, dirent_key, inode_key, link_key, xattr_key};
 use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use proto::chunk::SealedValue;
 use proto::message::{
-    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Refusal, Upload, XattrHow,
+    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Refusal, Rights, Upload, XattrHow,
 };
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, NamespaceId, Time};
@@ -14,6 +15,8 @@ use proto::{Ino, Name, NamespaceId, Time};
 const VALUE_OVERHEAD_BYTES: usize = 1024;
 /// A symlink's target, sealed; the kernel's own limit is 4096 before.
 const MAX_TARGET_BYTES: usize = 4096 + VALUE_OVERHEAD_BYTES;
+/// The attribute that [`Rights`] tell of.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Turn<'_> {
     pub fn upload(&mut self, upload: &Upload) -> Result<Outcome, Refusal> {
@@ -25,6 +28,8 @@ impl Turn<'_> {
             Upload::Write { ino, at, pieces } => self.write(*ino, *at, pieces),
             Upload::SetXattr { ino, name, value, how } => self.set_xattr(*ino, name, value, *how),
             Upload::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
+            Upload::SetAcl { ino, which, acl, clear_setgid } => self.set_acl(*ino, *which, acl.as_ref(), *clear_setgid),
+            Upload::Accessed { inodes } => self.accessed(inodes),
             Upload::Fallocate { ino, offset, len, how } => self.fallocate(*ino, *offset, *len, *how),
             Upload::Clone { from, to, to_offset } => self.clone_range(*from, *to, *to_offset),
         }
@@ -49,12 +54,13 @@ impl Turn<'_> {
 
         let is_dir = new.kind == FileKind::Dir;
         let device = matches!(new.kind, FileKind::CharDevice | FileKind::BlockDevice);
+        let Inherited { mode, gid, rights } = Inherited::of(&parent, new);
         let attr = Attr {
             ino,
             kind: new.kind,
-            mode: new.mode & 0o7777,
+            mode,
             uid: new.uid,
-            gid: new.gid,
+            gid,
             nlink: if is_dir { 2 } else { 1 },
             size: if is_dir { DIR_BYTES } else { new.target.as_ref().map_or(0, target_bytes) },
             allocated: 0,
@@ -65,6 +71,7 @@ impl Turn<'_> {
             version: self.at,
             parent: Some(dir),
             has_xattrs: false,
+            rights,
         };
         if let Some(target) = &new.target {
             self.put(&link_key(ino), &ValueRow { value: target.clone(), begin: self.begin() });
@@ -139,8 +146,10 @@ impl Turn<'_> {
             new.attr.mtime = self.time;
             self.opened.push(ino);
         }
+        if let Some(mode) = change.mode {
+            chmod(&mut new, mode);
+        }
         let attr = &mut new.attr;
-        attr.mode = change.mode.map_or(attr.mode, |mode| mode & 0o7777);
         attr.uid = change.uid.unwrap_or(attr.uid);
         attr.gid = change.gid.unwrap_or(attr.gid);
         attr.atime = change.atime.unwrap_or(attr.atime);
@@ -181,7 +190,7 @@ impl Turn<'_> {
             self.retire(&key, &row.begin, &row);
         }
         self.put(&key, &ValueRow { value: value.clone(), begin: self.begin() });
-        Ok(Outcome::Entry(self.xattrs_changed(old, total)))
+        Ok(Outcome::Entry(self.xattrs_changed(old, total, (name, true))))
     }
 
     fn remove_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Outcome, Refusal> {
@@ -193,13 +202,17 @@ impl Turn<'_> {
 
         self.retire(&key, &row.begin, &row);
         let total = old.xattr_bytes.saturating_sub((name.len() + value_bytes(&row.value)) as u64);
-        Ok(Outcome::Entry(self.xattrs_changed(old, total)))
+        Ok(Outcome::Entry(self.xattrs_changed(old, total, (name, false))))
     }
 
-    fn xattrs_changed(&mut self, old: InodeRow, xattr_bytes: u64) -> Attr {
+    fn xattrs_changed(&mut self, old: InodeRow, xattr_bytes: u64, (name, is_set): (&[u8], bool)) -> Attr {
         let mut new = old.clone();
         new.xattr_bytes = xattr_bytes;
         new.attr.has_xattrs = xattr_bytes > 0;
+        if name == CAPABILITY {
+            let rights = new.attr.rights.take().map_or_else(Rights::default, |rights| *rights);
+            new.attr.rights = Rights { capability: is_set, ..rights }.some();
+        }
         new.attr.ctime = self.time;
         self.save(&old, new.clone());
         self.changed(new.attr)
@@ -270,6 +283,7 @@ impl Turn<'_> {
             version: self.at,
             parent: Some(root),
             has_xattrs: false,
+            rights: None,
         };
         // The root's own counter is 1.
         let row = NamespaceRow {

@@ -15,6 +15,10 @@ pub(super) const MAX_PAGE: u32 = 1000;
 const LISTING_BYTES: usize = 600_000;
 /// What a listed entry takes beside its name, from above: attributes with their fields' names.
 const LISTED_BYTES: usize = 450;
+/// What one named user or group takes in a listing, from above.
+const NAMED_BYTES: usize = 8;
+/// Users and groups that the access control lists of one listing name, in bytes. One entry may exceed it.
+const LISTED_NAMED_BYTES: usize = 150_000;
 /// Bytes of one page of extents, without content.
 const EXTENTS_BYTES: usize = 400_000;
 /// Content from the state that goes along with one page of extents.
@@ -77,9 +81,15 @@ impl Turn<'_> {
             found.push((name, decode::<DirentRow>(value)));
             true
         });
-        let mut entries = Vec::with_capacity(found.len());
+        let mut entries: Vec<Listed> = Vec::with_capacity(found.len());
+        let mut named_bytes = 0;
         for (name, dirent) in found {
             let attr = self.named(&dirent).attr;
+            named_bytes += attr.rights.as_ref().map_or(0, |rights| rights.named() * NAMED_BYTES);
+            if named_bytes > LISTED_NAMED_BYTES && !entries.is_empty() {
+                end = false;
+                break;
+            }
             self.reads_attr(&attr);
             let covering = covering(&attr);
             if covering != Promise::Dir(dir) {

@@ -89,6 +89,7 @@ fn a_log_reads_as_it_happened() {
     let new = NewInode {
         kind: FileKind::Symlink,
         mode: 0o777,
+        umask: 0,
         uid: Owner::Namespace,
         gid: Owner::Number(5),
         rdev: 0,

@@ -97,6 +97,7 @@ impl Words {
                 .with("name", name)
                 .with("kind", format!("{:?}", new.kind).to_lowercase())
                 .with("mode", format!("{:04o}", new.mode))
+                .with_some("umask", (new.umask != 0).then(|| format!("{:04o}", new.umask)))
                 .with("uid", new.uid)
                 .with("gid", new.gid)
                 .with_some("target_bytes", new.target.as_ref().map(|target| target.sealed.len() as u64)),
@@ -135,6 +136,13 @@ impl Words {
             Upload::RemoveXattr { ino, name } => {
                 Words::new("removexattr").with("ino", *ino).with("name", name.escape_ascii().to_string())
             }
+            Upload::SetAcl { ino, which, acl, clear_setgid } => Words::new("setacl")
+                .with("ino", *ino)
+                .with("which", format!("{which:?}").to_lowercase())
+                .with_some("mode", acl.as_ref().map(|acl| format!("{:04o}", acl.shown(0))))
+                .with_some("named", acl.as_ref().map(|acl| acl.named() as u64))
+                .with_some("clear_setgid", clear_setgid.then_some(true)),
+            Upload::Accessed { inodes } => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Upload::Fallocate { ino, offset, len, how } => Words::new("fallocate")
                 .with("ino", *ino)
                 .with("offset", *offset)
@@ -289,6 +297,7 @@ impl Words {
     pub fn push(push: &Push) -> Words {
         match push {
             Push::Invalidate(things) => Words::new("invalidate").with("things", list(things, promise)),
+            Push::Accessed(inodes) => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Push::LastNameGone(ino) => Words::new("last_name_gone").with("ino", *ino),
         }
     }

@@ -290,7 +290,9 @@ impl Model {
                 }
                 self.same(attr)
             }
-            Upload::SetXattr { .. } | Upload::RemoveXattr { .. } => Ok(()),
+            Upload::SetXattr { .. } | Upload::RemoveXattr { .. } | Upload::SetAcl { .. } | Upload::Accessed { .. } => {
+                Ok(())
+            }
         }
     }
 

@@ -127,7 +127,7 @@ async fn make(servers: usize) -> Template {
     let client = Client::connect(client_config(log, &credential, clock, None)).await.expect("logs in");
     let fs = Fs::open_root(client.clone(), fs_config(), Path::new("/"), &patience()).await.expect("opens");
     for number in 1..DIRS {
-        let who = Caller { uid: 1000, gid: 1000 };
+        let who = Caller { uid: 1000, gid: 1000, umask: 0 };
         fs.mkdir(who, ROOT, &dir_name(number), 0o755, &patience()).await.expect("makes");
     }
     drop(fs);

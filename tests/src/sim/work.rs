@@ -23,7 +23,7 @@ const SESSION_LASTS: Duration = Duration::from_secs(60);
 /// No step makes a larger one, in bytes.
 const LARGEST_FILE: u32 = 8 << 20;
 
-const ME: Caller = Caller { uid: 1000, gid: 1000 };
+const ME: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
 /// What one worker still has to do; outlives crashes of its client.
 pub type Todo = Arc<Mutex<VecDeque<Step>>>;

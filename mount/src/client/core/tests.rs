@@ -441,6 +441,7 @@ fn create(name: &str) -> Op {
         new: NewInode {
             kind: FileKind::File,
             mode: 0,
+            umask: 0,
             uid: Owner::Namespace,
             gid: Owner::Namespace,
             rdev: 0,

@@ -18,6 +18,8 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
     match op {
         Op::View(_) | Op::Session(_) => return out,
         Op::Upload(upload) => match upload {
+            // Attributes go on as promised.
+            Upload::Accessed { .. } => {}
             Upload::Create { dir, .. } => out.push(Promise::Dir(*dir)),
             Upload::Link { ino, dir, .. } => {
                 out.push(Promise::Dir(*dir));
@@ -28,6 +30,7 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
             | Upload::Write { ino, .. }
             | Upload::SetXattr { ino, .. }
             | Upload::RemoveXattr { ino, .. }
+            | Upload::SetAcl { ino, .. }
             | Upload::Fallocate { ino, .. }
             | Upload::Clone { to: ino, .. } => inode(&mut out, *ino),
         },

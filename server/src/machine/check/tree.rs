@@ -3,8 +3,9 @@
 
 use super::{Check, u64_at};
 use crate::machine::rows::{DirentRow, ExtentRow, InodeRow, NamespaceRow, ValueRow, namespace_key, table, try_decode};
+use crate::machine::upload::CAPABILITY;
 use proto::chunk::{CHUNK_BYTES, ChunkName};
-use proto::message::{Cursor, FileKind};
+use proto::message::{Attr, Cursor, FileKind, Rights};
 use proto::{Ino, Name, NamespaceId, Position};
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ struct Seen {
     last_end: u64,
     xattr_bytes: u64,
     xattrs: bool,
+    capability: bool,
     link: bool,
 }
 
@@ -32,6 +34,7 @@ struct Own {
     allocated: u64,
     parent: Option<Ino>,
     has_xattrs: bool,
+    capability: bool,
     entries: u64,
     xattr_bytes: u64,
 }
@@ -68,6 +71,7 @@ impl Check<'_> {
             violations.check(u64_at(&key[1..]) == attr.ino.0, || format!("inode {} has another's key", attr.ino.0));
             let begun = row.begin.time <= now && is_applied(row.begin.at) && is_applied(attr.version);
             violations.check(begun, || format!("inode {} began later than now: {:?}", attr.ino.0, row.begin));
+            violations.check(agrees(&attr), || format!("inode {} has rights that its mode contradicts", attr.ino.0));
             let own = Own {
                 kind: attr.kind,
                 nlink: attr.nlink,
@@ -75,6 +79,7 @@ impl Check<'_> {
                 allocated: attr.allocated,
                 parent: attr.parent,
                 has_xattrs: attr.has_xattrs,
+                capability: attr.rights.is_some_and(|rights| rights.capability),
                 entries: row.entries,
                 xattr_bytes: row.xattr_bytes,
             };
@@ -137,6 +142,7 @@ impl Check<'_> {
         self.rows::<ValueRow>(&prefix(table::XATTR, namespace), |_, key, row| {
             let seen = inodes.entry(Ino(u64_at(&key[1..]))).or_default();
             seen.xattrs = true;
+            seen.capability |= key[9..] == *CAPABILITY;
             seen.xattr_bytes += (key.len() - 9 + row.value.sealed.len()) as u64;
         });
         self.rows::<ValueRow>(&prefix(table::LINK, namespace), |_, key, _| {
@@ -161,6 +167,9 @@ impl Check<'_> {
         });
         violations.check(own.xattr_bytes == seen.xattr_bytes && own.has_xattrs == seen.xattrs, || {
             format!("inode {} has {} bytes of attributes and says {}", ino.0, seen.xattr_bytes, own.xattr_bytes)
+        });
+        violations.check(own.capability == seen.capability, || {
+            format!("inode {} has capabilities: {}, and says {}", ino.0, seen.capability, own.capability)
         });
         violations.check(seen.link == (own.kind == FileKind::Symlink), || {
             format!("inode {} is a {:?}; it has a target: {}", ino.0, own.kind, seen.link)
@@ -238,6 +247,16 @@ impl Check<'_> {
         let last = inodes.last_key_value().map_or(Ino(0), |(ino, _)| *ino);
         violations.check(last < next, || format!("namespace {number} would give inode {} again", last.0));
     }
+}
+
+/// Whether access control lists are lists, and where they may be, and say what the mode says.
+fn agrees(attr: &Attr) -> bool {
+    let Some(rights) = &attr.rights else { return true };
+    let access = rights.access.as_ref().is_none_or(|acl| {
+        acl.is_valid() && !acl.is_mode() && acl.shown(attr.mode) == attr.mode && attr.kind != FileKind::Symlink
+    });
+    let default = rights.default.as_ref().is_none_or(|acl| acl.is_valid() && attr.kind == FileKind::Dir);
+    access && default && **rights != Rights::default()
 }
 
 /// What keys of a table begin with whose inode is of this namespace: all of an

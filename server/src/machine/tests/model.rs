@@ -2,7 +2,7 @@
 //! without names stay for ever here, so its sessions must not end while it is used.
 
 use super::*;
-use proto::message::RenameHow;
+use proto::message::{Acl, AclKind, RenameHow, Rights};
 use std::collections::BTreeMap;
 
 /// What of an inode's attributes the model knows.
@@ -16,6 +16,7 @@ pub struct Brief {
     allocated: u64,
     /// The directory that covers it.
     parent: Option<Ino>,
+    rights: Rights,
 }
 
 /// Which byte of the content of which record.
@@ -35,7 +36,8 @@ impl Brief {
     fn of(attr: &Attr) -> Brief {
         let (ino, kind, mode, nlink) = (attr.ino, attr.kind, attr.mode, attr.nlink);
         let size = if kind == FileKind::Dir { 0 } else { attr.size };
-        Brief { ino, kind, mode, nlink, size, allocated: attr.allocated, parent: attr.parent }
+        let rights = attr.rights.as_deref().cloned().unwrap_or_default();
+        Brief { ino, kind, mode, nlink, size, allocated: attr.allocated, parent: attr.parent, rights }
     }
 }
 
@@ -77,6 +79,7 @@ struct Node {
     /// Where a directory is; the covering directory of anything else.
     parent: Option<Ino>,
     content: Vec<Byte>,
+    rights: Rights,
 }
 
 pub struct Model {
@@ -93,6 +96,7 @@ impl Model {
             entries: BTreeMap::new(),
             parent: Some(ROOT),
             content: Vec::new(),
+            rights: Rights::default(),
         };
         Model { nodes: BTreeMap::from([(ROOT, root)]), next: 2 }
     }
@@ -121,7 +125,7 @@ impl Model {
                 let content = self.file(*ino)?.content.clone();
                 Ok(Seen::Content(self.brief(*ino), content))
             }
-            Op::Upload(Upload::Create { dir, name, new }) => self.create(*dir, name, new.kind, new.mode),
+            Op::Upload(Upload::Create { dir, name, new }) => self.create(*dir, name, new),
             Op::Upload(Upload::Link { ino, dir, name }) => self.link(*ino, *dir, name),
             Op::Upload(Upload::Rename { from_dir, from, to_dir, to, how }) => {
                 self.rename((*from_dir, from), (*to_dir, to), *how)
@@ -132,7 +136,25 @@ impl Model {
                     self.file(*ino)?.content.resize(size as usize, None);
                 }
                 let node = self.node(*ino)?;
-                node.mode = change.mode.unwrap_or(node.mode);
+                if let Some(mode) = change.mode {
+                    node.mode = mode;
+                    if let Some(acl) = &mut node.rights.access {
+                        (acl.user, acl.mask, acl.other) = (bits(mode, 6), Some(bits(mode, 3)), bits(mode, 0));
+                    }
+                }
+                Ok(self.entry(*ino))
+            }
+            Op::Upload(Upload::SetAcl { ino, which, acl, clear_setgid: _ }) => {
+                let node = self.node(*ino)?;
+                match (which, acl) {
+                    (AclKind::Default, Some(_)) if node.kind != FileKind::Dir => return Err(Refusal::NotDirectory),
+                    (AclKind::Default, acl) => node.rights.default = acl.clone(),
+                    (AclKind::Access, None) => node.rights.access = None,
+                    (AclKind::Access, Some(acl)) => {
+                        node.mode = node.mode & !0o777 | mode_of(acl);
+                        node.rights.access = Some(acl.clone()).filter(|acl| acl.mask.is_some());
+                    }
+                }
                 Ok(self.entry(*ino))
             }
             Op::Upload(Upload::Clone { from, to, to_offset }) => {
@@ -223,24 +245,40 @@ impl Model {
     fn brief(&self, ino: Ino) -> Brief {
         let node = &self.nodes[&ino];
         let (size, allocated) = (node.content.len() as u64, node.content.iter().flatten().count() as u64);
-        Brief { ino, kind: node.kind, mode: node.mode, nlink: node.nlink, size, allocated, parent: node.parent }
+        let Node { kind, mode, nlink, parent, ref rights, .. } = *node;
+        Brief { ino, kind, mode, nlink, size, allocated, parent, rights: rights.clone() }
     }
 
     fn entry(&self, ino: Ino) -> Seen {
         Seen::Entry(self.brief(ino))
     }
 
-    fn create(&mut self, dir: Ino, name: &Name, kind: FileKind, mode: u32) -> Result<Seen, Refusal> {
+    fn create(&mut self, dir: Ino, name: &Name, new: &NewInode) -> Result<Seen, Refusal> {
         let ino = Ino::new(NAMESPACE, self.next);
         let parent = self.dir(dir)?;
         if parent.entries.contains_key(name) {
             return Err(Refusal::Exists);
         }
         parent.entries.insert(name.clone(), ino);
+        let NewInode { kind, mut mode, umask, .. } = *new;
+        let mut rights = Rights::default();
+        match &parent.rights.default {
+            Some(default) => {
+                let mut acl = default.clone();
+                acl.user &= bits(mode, 6);
+                *acl.mask.as_mut().unwrap_or(&mut acl.group) &= bits(mode, 3);
+                acl.other &= bits(mode, 0);
+                mode = mode_of(&acl);
+                rights.access = Some(acl).filter(|acl| acl.mask.is_some());
+                rights.default = Some(default.clone()).filter(|_| kind == FileKind::Dir);
+            }
+            None => mode &= !umask,
+        }
         let is_dir = kind == FileKind::Dir;
         parent.nlink += u32::from(is_dir);
         let nlink = 1 + u32::from(is_dir);
-        let node = Node { kind, mode, nlink, entries: BTreeMap::new(), parent: Some(dir), content: Vec::new() };
+        let (entries, content) = (BTreeMap::new(), Vec::new());
+        let node = Node { kind, mode, nlink, entries, parent: Some(dir), content, rights };
         self.nodes.insert(ino, node);
         self.next += 1;
         Ok(self.entry(ino))
@@ -347,4 +385,13 @@ impl Model {
         let node = self.nodes.get_mut(&ino).unwrap();
         node.parent = node.parent.map(|_| dir);
     }
+}
+
+fn bits(mode: u32, shift: u32) -> u8 {
+    (mode >> shift & 7) as u8
+}
+
+fn mode_of(acl: &Acl) -> u32 {
+    let [user, group, other] = [acl.user, acl.mask.unwrap_or(acl.group), acl.other].map(u32::from);
+    user << 6 | group << 3 | other
 }

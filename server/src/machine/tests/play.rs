@@ -10,7 +10,7 @@ use super::model::{Model, Seen};
 use super::*;
 use proptest::prelude::*;
 use proto::LogTime;
-use proto::message::{FallocateHow, PushBody, Range, RenameHow};
+use proto::message::{Acl, AclKind, FallocateHow, PushBody, Range, RenameHow};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ pub struct Pick {
 }
 
 pub fn picks() -> impl Strategy<Value = Pick> {
-    (0..28_u8, (any::<usize>(), any::<usize>()), (0..4_usize, 0..4_usize), any::<usize>(), 0..60_u64, 1..30_u32)
+    (0..31_u8, (any::<usize>(), any::<usize>()), (0..4_usize, 0..4_usize), any::<usize>(), 0..60_u64, 1..30_u32)
         .prop_map(|(what, dirs, names, ino, offset, len)| Pick { what, dirs, names, ino, offset, len })
 }
 
@@ -93,8 +93,8 @@ impl Pick {
             3..=5 => Op::View(View::Getattr { ino: any }),
             6 | 7 => Op::View(View::Readdir { dir, after: None, limit: 1000 }),
             8 | 9 => Op::View(View::Extents { ino: file, from: 0, limit: 1000 }),
-            10 | 11 => create(dir, at, FileKind::File),
-            12 => create(dir, at, FileKind::Dir),
+            10 | 11 => make(dir, at, FileKind::File, 0o666, self.len),
+            12 => make(dir, at, FileKind::Dir, 0o777, self.len),
             13 => link(any, dir, at),
             14 | 15 => rename(RenameHow::Replace),
             16 => rename(RenameHow::NoReplace),
@@ -121,6 +121,15 @@ impl Pick {
             23 | 24 => {
                 let how = [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::ClearAndExtend][self.names.0 % 3];
                 Op::Upload(Upload::Fallocate { ino: file, offset: self.offset, len: self.len.into(), how })
+            }
+            28..=30 => {
+                let which = if self.what == 28 { AclKind::Access } else { AclKind::Default };
+                let ino = if self.what == 30 { dir } else { any };
+                let perm = |shift: u32| (self.offset as u32 >> shift & 7) as u8;
+                let users: Vec<(u32, u8)> = (0..self.names.0).map(|id| (id as u32, perm(1))).collect();
+                let mask = (!users.is_empty() || self.names.1 == 0).then(|| perm(2));
+                let acl = Acl { user: perm(0), users, group: perm(3), groups: vec![], mask, other: perm(2) };
+                Op::Upload(Upload::SetAcl { ino, which, acl: (self.names.1 < 3).then_some(acl), clear_setgid: false })
             }
             _ => rmdir(dir, at),
         };

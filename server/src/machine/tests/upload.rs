@@ -258,6 +258,7 @@ fn a_symlink_keeps_its_target() {
     let new = NewInode {
         kind: FileKind::Symlink,
         mode: 0o777,
+        umask: 0,
         uid: Owner::Namespace,
         gid: Owner::Namespace,
         rdev: 0,

@@ -1,0 +1,173 @@
+//! When what is read here was last read: relatime, as local disks have it by default.
+//!
+//! The kernel keeps no atime of a FUSE filesystem. So a read moves it here, at once for who asks this mount, and some
+//! time later for all: nothing waits for it, and what cannot be told is dropped. Many inodes share one request, and
+//! one that is read again and again between writes is told of once in [`LAZY`].
+
+use super::{Fs, Stat};
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::message::{Op, Upload};
+use proto::{Ino, Time};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a read is kept to oneself.
+const LAZY: Duration = Duration::from_secs(3);
+/// Inodes whose reading is not told yet; more are not noted.
+const MAX_WAITING: usize = 4096;
+/// An atime as old as this moves though nothing has been written since.
+const OLD_SECS: i64 = 24 * 60 * 60;
+
+#[derive(Default)]
+pub struct Accessed {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: BTreeMap<Ino, Time>,
+    /// On its way.
+    sent: BTreeMap<Ino, Time>,
+    /// A task sends what waits.
+    sending: bool,
+}
+
+impl Accessed {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each step leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the inode was last read here, if that is not in its attributes yet.
+    pub fn of(&self, ino: Ino) -> Option<Time> {
+        let state = self.state();
+        state.waiting.get(&ino).or_else(|| state.sent.get(&ino)).copied()
+    }
+
+    /// Somebody says what the atime is to be.
+    pub fn forget(&self, ino: Ino) {
+        let mut state = self.state();
+        state.waiting.remove(&ino);
+        state.sent.remove(&ino);
+    }
+}
+
+impl Fs {
+    /// The inode is being read: its atime moves if it is due. Never waits.
+    pub(super) fn accessed(&self, ino: Ino) {
+        if !self.inner.config.relatime {
+            return;
+        }
+        // One of which nothing is known is read by a program that has never looked at it.
+        let Some(stat) = self.cache().attr_once(ino).map(|attr| self.stat(&attr)) else { return };
+        let now = self.inner.client.now();
+        if !is_due(&stat, now) {
+            return;
+        }
+        let mut state = self.inner.accessed.state();
+        if state.waiting.len() >= MAX_WAITING && !state.waiting.contains_key(&ino) {
+            return;
+        }
+        state.waiting.insert(ino, now);
+        if !std::mem::replace(&mut state.sending, true) {
+            let inner = std::sync::Arc::downgrade(&self.inner);
+            proto::task::spawn_on(&self.inner.runtime, async move {
+                loop {
+                    tokio::time::sleep(LAZY).await;
+                    // A filesystem that nobody uses any more has been told of at its end.
+                    let Some(inner) = inner.upgrade() else { return };
+                    let fs = Fs { inner };
+                    let _ = fs.tell_accessed().await;
+                    let mut state = fs.inner.accessed.state();
+                    if state.waiting.is_empty() {
+                        state.sending = false;
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    /// A file whose pages the kernel has kept is opened to be read: the reads themselves may never come here.
+    pub fn opened_to_read(&self, handle: u64) {
+        if let Ok(handle) = self.inner.handles.file(handle) {
+            self.accessed(handle.file.ino);
+        }
+    }
+
+    /// Tells the server what waits.
+    pub(super) async fn tell_accessed(&self) -> Result<(), FsError> {
+        loop {
+            let batch: Vec<(Ino, Time)> = {
+                let mut state = self.inner.accessed.state();
+                let batch: Vec<_> =
+                    state.waiting.iter().take(Upload::MAX_ACCESSED).map(|(ino, time)| (*ino, *time)).collect();
+                for (ino, time) in &batch {
+                    state.waiting.remove(ino);
+                    state.sent.insert(*ino, *time);
+                }
+                batch
+            };
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let op = Op::Upload(Upload::Accessed { inodes: batch.clone() });
+            let told = self.inner.client.submit(op, Bytes::new()).await;
+            if let Ok(reply) = &told {
+                self.cache().accessed(reply.at, &batch);
+            }
+            let mut state = self.inner.accessed.state();
+            for (ino, time) in &batch {
+                if state.sent.get(ino) == Some(time) {
+                    state.sent.remove(ino);
+                }
+            }
+            drop(state);
+            told?;
+        }
+    }
+}
+
+/// Linux's rule.
+fn is_due(stat: &Stat, now: Time) -> bool {
+    stat.atime <= stat.mtime || stat.atime <= stat.ctime || now.secs.saturating_sub(stat.atime.secs) >= OLD_SECS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::message::FileKind;
+
+    #[test]
+    fn an_atime_moves_once_after_each_change_and_once_a_day() {
+        let at = |secs| Time { secs, nanos: 5 };
+        let stat = |atime, mtime, ctime| Stat {
+            ino: 1,
+            kind: FileKind::File,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size: 0,
+            blocks: 0,
+            atime: at(atime),
+            mtime: at(mtime),
+            ctime: at(ctime),
+            rdev: 0,
+        };
+        let day = 86_400;
+        for (atime, mtime, ctime, now, due) in [
+            (10, 10, 10, 10, true),
+            (11, 10, 10, 12, false),
+            (11, 12, 10, 13, true),
+            (11, 10, 12, 13, true),
+            (11, 10, 10, 10 + day, false),
+            (11, 10, 10, 11 + day, true),
+            (11, 10, 10, 1, false),
+        ] {
+            assert_eq!(is_due(&stat(atime, mtime, ctime), at(now)), due, "{atime} {mtime} {ctime} {now}");
+        }
+    }
+}
