@@ -7,7 +7,7 @@ use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
 use proto::log::{Log, Start, Topic};
-use proto::message::UserName;
+use proto::message::{Quota, UserName};
 use server::admin::Admin;
 use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
@@ -88,6 +88,15 @@ impl Place {
         place
     }
 
+    /// Sets the user's quota, which is in force when this returns.
+    pub async fn quota(&self, quota: Quota) {
+        let data = self.dir.path().join("data");
+        let identity = data::Identity::read(&data, None).expect("reads");
+        let epoch = data::epoch(&data).expect("known");
+        let mut admin = Admin::connect(&identity, epoch, Arc::clone(&self.log), WAIT).await.expect("connects");
+        admin.user_quota(&user(), |_| quota).await.expect("sets");
+    }
+
     pub async fn client(&self) -> Client {
         let config = ClientConfig {
             log: self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka),
@@ -109,6 +118,11 @@ impl Place {
 
     pub async fn fs_at(&self, path: &str) -> Fs {
         let owners = Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
+        self.fs_of(path, owners).await
+    }
+
+    /// As one who shows owners like this sees it.
+    pub async fn fs_of(&self, path: &str, owners: Owners) -> Fs {
         let client = self.client().await;
         let patience = client.patience();
         Fs::open_root(client, FsConfig::new(owners), Path::new(path), &patience).await.expect("opens")

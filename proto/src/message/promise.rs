@@ -30,4 +30,9 @@ pub enum Push {
     /// The inode has lost its last name. It is kept for this session until it
     /// sends `Release` for it or ends.
     LastNameGone(Ino),
+    /// A quota has been set. What the session has written so far will be taken whatever it adds; from its next
+    /// [`SessionOp::Reserve`](super::SessionOp::Reserve) on room must be reserved.
+    Limited,
+    /// Somebody needs the room that the session has reserved and does not use.
+    GiveBack,
 }
