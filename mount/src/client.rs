@@ -15,6 +15,7 @@ mod keys;
 mod login;
 mod patience;
 mod promises;
+mod reserve;
 mod status;
 mod transfer;
 
@@ -79,6 +80,31 @@ pub struct JournalConfig {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Handle>,
+}
+
+/// Room taken for content that is about to be written; free again when it is dropped.
+pub struct Room {
+    client: Client,
+    bytes: u64,
+}
+
+impl Room {
+    pub fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// The content is written: its request will use the room.
+    pub fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.client.inner.untake_room(self.bytes);
+        }
+    }
 }
 
 /// The server's yes to a request.
@@ -225,6 +251,50 @@ impl Client {
     /// The same for what was done at an earlier time.
     pub fn submit_of(&self, time: Time, op: Op, payload: Bytes) -> Submitted {
         self.inner.submit(op, payload, time)
+    }
+
+    /// Takes room for written content, if it is there without asking: always, where there is no quota.
+    pub fn take_room(&self, bytes: usize) -> Option<Room> {
+        let bytes = bytes as u64;
+        self.inner.take_room(bytes).then(|| Room { client: self.clone(), bytes })
+    }
+
+    /// Asks the server for room for that much, or with `part` for what there is. `None` says that there is none,
+    /// and whether some may come.
+    pub async fn ask_for_room(
+        &self,
+        bytes: usize,
+        part: bool,
+        patience: &Patience,
+    ) -> Result<(Option<Room>, bool), CallError> {
+        let asked = patience.wait(self.inner.ask_for_room(bytes as u64, part)).await??;
+        let room = (asked.taken > 0).then(|| Room { client: self.clone(), bytes: asked.taken });
+        Ok((room, asked.more))
+    }
+
+    /// Content that had room is not written after all, or takes no more than before.
+    pub fn return_room(&self, bytes: usize) {
+        if bytes > 0 {
+            self.inner.untake_room(bytes as u64);
+        }
+    }
+
+    /// [`Client::submit_of`] a write for whose content of `bytes` room was taken.
+    pub fn submit_reserved(&self, time: Time, op: Op, payload: Bytes, bytes: usize) -> Submitted {
+        self.inner.submit_reserved(time, op, payload, bytes as u64)
+    }
+
+    /// Whether content is written under a quota.
+    pub fn is_limited(&self) -> bool {
+        self.inner.is_limited()
+    }
+
+    /// Under a quota: what is deleted and what is reserved without need is free before whatever is asked next.
+    pub fn free_unused(&self) {
+        if self.is_limited() {
+            self.inner.release_now();
+            self.inner.give_back_room();
+        }
     }
 
     /// The civil time for changes: this machine's clock, corrected by how it

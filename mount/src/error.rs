@@ -21,6 +21,8 @@ pub enum FsError {
     BadHandle(u64),
     #[error("the write buffer has been full for {waited:?}; kfs status shows what is pending")]
     BufferFull { waited: Duration },
+    #[error("the quota is used up")]
+    QuotaExceeded,
     #[error("only the mounting user may own files here; mount as root to keep other owners")]
     Owner,
     #[error("{0} is not supported")]
@@ -57,6 +59,7 @@ impl FsError {
             FsError::Lost { errno, .. } => Errno::from_i32(*errno),
             FsError::BadHandle(_) => Errno::EBADF,
             FsError::BufferFull { .. } => Errno::ETIMEDOUT,
+            FsError::QuotaExceeded => Errno::EDQUOT,
             FsError::Owner => Errno::EPERM,
             FsError::Unsupported(_) => Errno::EOPNOTSUPP,
             FsError::NoAttribute => Errno::ENODATA,
@@ -108,6 +111,7 @@ fn refusal_errno(refusal: Refusal) -> Errno {
         Refusal::TooLarge => Errno::EFBIG,
         Refusal::NotPermitted => Errno::EPERM,
         Refusal::NoSpace => Errno::ENOSPC,
+        Refusal::QuotaExceeded => Errno::EDQUOT,
         // These say that a program of ours is broken or out of date, not the caller's.
         Refusal::ForeignChunk | Refusal::NumberReused | Refusal::SessionEnded => Errno::EIO,
         Refusal::NotUnderstood => Errno::ENOTSUP,

@@ -26,6 +26,7 @@ mod neighbours;
 mod pack;
 mod prefetch;
 mod read;
+mod room;
 mod seal;
 mod stamps;
 mod upload;
@@ -221,8 +222,11 @@ impl Fs {
 
     pub async fn statfs(&self, patience: &Patience) -> Result<Statfs, FsError> {
         let lock = || self.inner.statfs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_limited = self.inner.client.is_limited();
+        self.inner.client.free_unused();
         if let Some((when, statfs)) = *lock()
             && when.elapsed() < Statfs::GOOD_FOR
+            && !is_limited
         {
             return Ok(statfs);
         }

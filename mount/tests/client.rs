@@ -159,7 +159,7 @@ async fn chunk_write(client: &Client, ino: Ino, content: &[u8]) -> Op {
     let chunk = client.upload_chunk(sealed.sealed, &client.patience()).await.expect("uploads");
     let piece =
         Piece { offset: 0, len: content.len() as u32, source: Source::Chunk(chunk), chunk_from: 0, key: sealed.key };
-    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 /// The file's content, which is one extent.
@@ -248,7 +248,7 @@ async fn changes_views_and_content(place: Place) {
         chunk_from: 0,
         key: sealed.key,
     };
-    let write = Op::Upload(Upload::Write { ino: small, at: WriteAt::End, pieces: vec![piece] });
+    let write = Op::Upload(Upload::Write { ino: small, at: WriteAt::End, pieces: vec![piece], reserved: false });
     client.call(write, sealed.sealed, &client.patience()).await.expect("written");
     assert_eq!(read(&client, small).await, b"inline");
     let large = make_file(&client, "large").await;

@@ -21,8 +21,8 @@ mod view;
 
 pub use acl::{Acl, AclKind, Rights};
 pub use admin::{
-    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, SealedNamespaceKey, ServerInfo, UserInfo,
-    UserName,
+    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Quota, SealedNamespaceKey, ServerInfo,
+    Usage, UserInfo, UserName,
 };
 pub use answer::{Answer, Listed, Outcome, StoredExtent};
 pub use attr::{Attr, FileKind, Owner};

@@ -71,6 +71,16 @@ bugs! {
     FreeOpenFile,
     /// machine: content at the end is put where the file ended for its writer
     AppendAtZero,
+    /// machine: a write is let in though nothing was reserved for it and it does not fit
+    WriteBeyondQuota,
+    /// machine: a create is let in though there are as many inodes as the quota allows
+    CreateBeyondQuota,
+    /// machine: a write does not use up what was reserved for it
+    ReserveNotSpent,
+    /// machine: what a closed session had reserved stays reserved
+    ReserveOutlivesSession,
+    /// machine: what a session had reserved is not its successor's
+    ReserveNotInherited,
     /// loop: a checkpoint says that it holds one record more than it does
     CheckpointOffByOne,
     /// loop: a record that a replayed server has applied already is applied again
@@ -133,6 +143,12 @@ bugs! {
     LeaseFromAnswer,
     /// client: an overtaken answer to a change of its own lets caches go on
     OvertakenGoesOn,
+    /// client: content is buffered beyond what is reserved for it
+    WriteUnreserved,
+    /// client: what was written before a quota was set is not told of
+    QuotaForgetsWritten,
+    /// client: room that is given back is used all the same
+    GiveBackKeeps,
     /// journal: a sending is not noted
     JournalForgetsSending,
     /// journal: what was sent is sent again whatever became of it

@@ -6,8 +6,8 @@
 //! Everything holds for one thread, the one that a [`Simulation`] was begun on:
 //! others in the same process live in the real world.
 
-use crate::ids::{Position, RequestNo, SessionId, Time};
-use crate::message::{Op, Outcome, Refusal};
+use crate::ids::{NamespaceId, Position, RequestNo, SessionId, Time};
+use crate::message::{Op, Outcome, Quota, Refusal};
 use crate::planted::Bug;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -78,6 +78,17 @@ pub enum Seen<'a> {
         op: &'a Op,
         payload: &'a Bytes,
         result: &'a Result<Outcome, Refusal>,
+    },
+    /// What a namespace holds and has reserved after a record.
+    Room {
+        at: Position,
+        namespace: NamespaceId,
+        quota: Quota,
+        bytes_used: u64,
+        inodes_used: u64,
+        reserved: u64,
+        /// Some session may not have heard of the quota.
+        is_free: bool,
     },
     /// A machine has taken a record in, skipped or not; its state now has this hash.
     Hash { at: Position, hash: [u8; 32] },

@@ -6,6 +6,7 @@
 //! nobody but the administrator can say whether it should happen twice.
 #![allow(clippy::disallowed_methods)] // Waits are bounded here, and ids drawn.
 
+mod quota;
 pub mod servers;
 pub mod users;
 
@@ -109,10 +110,15 @@ impl Admin {
 
     /// Asks something that changes nothing.
     async fn ask(&mut self, tried: &str, admin: message::Admin) -> Result<AdminOutcome, AdminError> {
+        self.ask_in(0, tried, admin).await
+    }
+
+    /// The same in another partition, where this program has opened.
+    async fn ask_in(&mut self, partition: u32, tried: &str, admin: message::Admin) -> Result<AdminOutcome, AdminError> {
         let deadline = Instant::now() + self.timeout;
         loop {
             let until = deadline.min(Instant::now() + ASK_AGAIN_AFTER);
-            if let Some(answer) = self.send(admin.clone(), until).await? {
+            if let Some(answer) = self.send(partition, admin.clone(), until).await? {
                 return answer.result.map_err(|reason| AdminError::Refused { tried: tried.into(), reason });
             }
             if Instant::now() >= deadline {
@@ -123,16 +129,21 @@ impl Admin {
 
     /// Has something changed. `Err(Refusal)` is for the caller to judge.
     async fn change(&mut self, admin: message::Admin) -> Result<Result<AdminOutcome, Refusal>, AdminError> {
-        match self.send(admin, Instant::now() + self.timeout).await? {
+        match self.send(0, admin, Instant::now() + self.timeout).await? {
             Some(answer) => Ok(answer.result),
             None => Err(AdminError::NoServer { waited: self.timeout, change: true }),
         }
     }
 
-    /// Sends a request; `None` if no answer has come by `until`.
-    async fn send(&mut self, admin: message::Admin, until: Instant) -> Result<Option<AdminAnswer>, AdminError> {
+    /// Sends a request to a partition; `None` if no answer has come by `until`.
+    async fn send(
+        &mut self,
+        partition: u32,
+        admin: message::Admin,
+        until: Instant,
+    ) -> Result<Option<AdminAnswer>, AdminError> {
         let request = AdminRequest { replies_partition: self.replies_partition, admin };
-        let Sent { number, record, appended } = self.own.append(0, ServerRecord::Admin(request));
+        let Sent { number, record, appended } = self.own.append(partition, ServerRecord::Admin(request));
         appended.await?;
         let context = Context {
             direction: Direction::ToClient,

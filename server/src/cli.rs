@@ -6,6 +6,7 @@
 
 mod check;
 mod log;
+mod quota;
 mod servers;
 
 use crate::admin::users::UserSpec;
@@ -151,6 +152,19 @@ enum User {
     /// Let a user log in no more, and end the user's sessions. The content stays.
     Remove {
         name: String,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Show what a user's namespace holds and may hold, or limit it. Content that is there stays, and what is
+    /// kept of earlier versions does not count.
+    Quota {
+        name: String,
+        /// Bytes of content, such as 500M or 10G; `none` for no limit.
+        #[arg(long, value_name = "SIZE", value_parser = quota::bytes)]
+        bytes: Option<quota::Limit>,
+        /// Files, directories and symlinks together; `none` for no limit.
+        #[arg(long, value_name = "N", value_parser = quota::inodes)]
+        inodes: Option<quota::Limit>,
         #[command(flatten)]
         cluster: Cluster,
     },
@@ -460,20 +474,30 @@ fn users(user: User) -> anyhow::Result<()> {
             Ok(())
         }
         User::List { cluster } => {
-            let users = connected(&cluster.setting()?, async |mut admin| Ok(admin.user_list().await?))?;
-            println!("{:<32} {:>7} {:>7} {:>9}  DEVICES", "NAME", "UID", "GID", "NAMESPACE");
+            let (users, usages) = connected(&cluster.setting()?, async |mut admin| {
+                let users = admin.user_list().await?;
+                let usages = admin.usages(&users).await?;
+                Ok((users, usages))
+            })?;
+            println!(
+                "{:<32} {:>7} {:>7} {:>9} {:>15} {:>15}  DEVICES",
+                "NAME", "UID", "GID", "NAMESPACE", "BYTES", "QUOTA"
+            );
             for user in users {
                 let devices = user.devices.join(", ");
                 println!(
-                    "{:<32} {:>7} {:>7} {:>9}  {devices}",
+                    "{:<32} {:>7} {:>7} {:>9} {:>15} {:>15}  {devices}",
                     user.name.as_str(),
                     user.uid,
                     user.gid,
-                    user.namespace.0
+                    user.namespace.0,
+                    usages.get(&user.namespace).map_or(0, |usage| usage.bytes),
+                    quota::shown(user.quota.bytes),
                 );
             }
             Ok(())
         }
+        User::Quota { name, bytes, inodes, cluster } => quota::run(&name, bytes, inodes, &cluster),
         User::Import { file, uid, gid, cluster } => {
             let text = read_all(&file)?;
             let (uid, gid) = owner(uid, gid);

@@ -24,6 +24,7 @@ mod history;
 mod incarnation;
 mod opened;
 mod promise;
+mod quota;
 mod quotes;
 mod rename;
 mod rows;
@@ -120,6 +121,8 @@ struct Live {
     /// Until when sessions that have ended may be quoted from by their successors.
     #[serde(default)]
     quotable: BTreeMap<SessionId, LogTime>,
+    /// Bytes that sessions have reserved under a quota, and ended ones for their successors. None is 0.
+    reserves: BTreeMap<NamespaceId, BTreeMap<SessionId, u64>>,
     /// Whose history is looked at next.
     #[serde(default)]
     history_turn: NamespaceId,
@@ -195,6 +198,7 @@ impl Machine {
             buckets: BTreeMap::new(),
             servers: BTreeMap::new(),
             quotable: BTreeMap::new(),
+            reserves: BTreeMap::new(),
             history_turn: NamespaceId(0),
             grace_until: None,
         };
@@ -269,6 +273,7 @@ impl Machine {
         match done {
             Ok(()) => {
                 self.mark_freed(&mut turn);
+                self.tell_room(&mut turn);
                 self.quoted = self.quoted.max((at.epoch, turn.quoted_before));
                 let (hash, effects) = turn.finish();
                 self.live.hash = self.chained(hash);

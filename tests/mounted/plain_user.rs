@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Which tests; those that only root can do anything in say so themselves.
-const SAMPLE: [&str; 8] = [
+const SAMPLE: [&str; 10] = [
     "jobs::git_works",
     "files::",
     "coherence::what_one_mount",
@@ -17,6 +17,8 @@ const SAMPLE: [&str; 8] = [
     "crash::a_killed_mount",
     "crash::sigterm",
     "dev::everything",
+    "owners::",
+    "quota::the_quota_is_told",
     "refusals::a_mountpoint",
 ];
 

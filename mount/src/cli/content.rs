@@ -83,7 +83,8 @@ impl Remote {
                 if payload.is_empty() && pieces.len() < at_once && !(ended && uploads.is_empty()) {
                     continue;
                 }
-                let write = Upload::Write { ino, at: WriteAt::Offsets, pieces: std::mem::take(&mut pieces) };
+                let write =
+                    Upload::Write { ino, at: WriteAt::Offsets, pieces: std::mem::take(&mut pieces), reserved: false };
                 let sent = self.client.call(Op::Upload(write), payload, &self.client.patience()).await;
                 sent.map_err(RemoteError::call(path))?;
             }

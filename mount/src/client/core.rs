@@ -25,7 +25,7 @@ use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
-use proto::message::{Acked, Answer, Attr, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
+use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
 use proto::planted::{Bug, planted};
 use proto::seal::SealError;
 use proto::{Epoch, Position, PushNo, RequestNo, SessionId, Time};
@@ -113,11 +113,15 @@ pub(crate) enum Action<W> {
         result: Result<Reply, CallError>,
     },
     /// The session lives. `ended` are the sessions that it replaces; what was under way in them has been
-    /// seen to. `root` is the namespace's.
+    /// seen to. `limited` says that content is written under a quota.
     Opened {
         ended: Vec<Ended>,
-        root: Attr,
+        limited: bool,
     },
+    /// A quota has been set.
+    Limited,
+    /// What is reserved and not used is to be given back.
+    GiveBack,
     Invalidate(Invalidation),
     /// [`Core::wants_session`] has become true.
     WantSession,
@@ -302,6 +306,8 @@ impl<W: Waiter> Core<W> {
                 out.push(Action::Invalidate(Invalidation::Accessed { at: body.at, inodes }));
             }
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
+            Push::Limited => out.push(Action::Limited),
+            Push::GiveBack => out.push(Action::GiveBack),
         }
         if self.pushes.came(now_ms, number) {
             self.lost(out);

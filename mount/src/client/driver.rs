@@ -11,6 +11,7 @@
 
 mod connect;
 mod inbox;
+mod reserve;
 
 use super::core::{Action, Core, Entry, Journaled, Waiter};
 use super::journal::Journal;
@@ -25,6 +26,7 @@ use proto::log::{Appended, LogError, Topic};
 use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
+use reserve::Reserves;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -41,6 +43,8 @@ const INVALIDATIONS: usize = 1024;
 
 /// How long nameless inodes gather before they are released together, and how many at most.
 const RELEASE_AFTER_MS: u64 = 500;
+/// The same under a quota, where others may wait for the room.
+const RELEASE_SOON_MS: u64 = 20;
 const RELEASE_MAX: usize = 512;
 
 /// How long after its sending a record's fate is asked for.
@@ -83,6 +87,7 @@ pub(super) struct Inner {
     live: watch::Sender<Option<Arc<Link>>>,
     pub journal: Option<Arc<Journal>>,
     pub transfers: Transfers,
+    reserves: Reserves,
     invalidations: broadcast::Sender<Invalidation>,
     /// The moment that the timer waits for, and what wakes it earlier.
     armed_ms: AtomicU64,
@@ -101,7 +106,7 @@ struct State {
     /// The reader of the current session's replies and content.
     readers: Vec<JoinHandle<()>>,
     /// Taken by the first `Opened`.
-    opened: Option<oneshot::Sender<(Vec<Ended>, Attr)>>,
+    opened: Option<oneshot::Sender<(Vec<Ended>, bool)>>,
     open_inodes: HashMap<Ino, u32>,
     nameless: HashSet<Ino>,
     release: Vec<Ino>,
@@ -266,6 +271,7 @@ impl Inner {
     }
 
     pub(super) fn set_closed(&self, ino: Ino) {
+        let after_ms = self.release_after_ms();
         self.act(|state, now_ms, _| {
             let Some(handles) = state.open_inodes.get_mut(&ino) else { return };
             *handles -= 1;
@@ -273,7 +279,7 @@ impl Inner {
                 state.open_inodes.remove(&ino);
                 state.core.set_open_inodes(now_ms, state.open_inodes.len());
                 if state.nameless.remove(&ino) {
-                    state.release_later(now_ms, ino);
+                    state.release_later(now_ms, after_ms, ino);
                 }
             }
         });
@@ -384,7 +390,9 @@ impl Inner {
         match action {
             Action::Send { .. } => {}
             Action::Done { entry, result } => self.done(entry, result),
-            Action::Opened { ended, root } => self.opened(ended, root),
+            Action::Opened { ended, limited } => self.opened(ended, limited),
+            Action::Limited => self.limited(),
+            Action::GiveBack => self.give_back_room(),
             Action::WantSession => self.wanted.notify_one(),
             Action::WantContent => self.content_wanted.notify_one(),
             Action::Invalidate(invalidation) => {
@@ -430,16 +438,30 @@ impl Inner {
 
     /// The inode is kept for us until we say that it is not open here.
     fn last_name_gone(&self, ino: Ino) {
+        let after_ms = self.release_after_ms();
         self.act(|state, now_ms, _| {
             if state.open_inodes.contains_key(&ino) {
                 state.nameless.insert(ino);
             } else {
-                state.release_later(now_ms, ino);
+                state.release_later(now_ms, after_ms, ino);
             }
         });
     }
 
-    fn opened(&self, ended: Vec<Ended>, root: Attr) {
+    fn release_after_ms(&self) -> u64 {
+        if self.is_limited() { RELEASE_SOON_MS } else { RELEASE_AFTER_MS }
+    }
+
+    /// What is not open any more is free before anything that comes after this.
+    pub(super) fn release_now(&self) {
+        self.act(|state, now_ms, actions| {
+            if state.core.is_live() && !state.release.is_empty() {
+                state.release(now_ms, actions);
+            }
+        });
+    }
+
+    fn opened(&self, ended: Vec<Ended>, limited: bool) {
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         let (link, first) = {
             let mut state = self.state();
@@ -449,9 +471,15 @@ impl Inner {
         match first {
             // The first open's replaced sessions are of adopted journals: forgotten when those are seen to.
             Some(opened) => {
-                let _ = opened.send((ended, root));
+                let _ = opened.send((ended, limited));
             }
-            None => self.forget(ended),
+            None => {
+                self.forget(ended);
+                // What is under way goes before.
+                if limited && !self.is_limited() {
+                    self.limited();
+                }
+            }
         }
     }
 
@@ -532,9 +560,9 @@ impl State {
         self.core.wake_ms().min(self.release_at_ms).min(self.appends_at_ms)
     }
 
-    fn release_later(&mut self, now_ms: u64, ino: Ino) {
+    fn release_later(&mut self, now_ms: u64, after_ms: u64, ino: Ino) {
         self.release.push(ino);
-        let due_ms = if self.release.len() >= RELEASE_MAX { now_ms } else { now_ms + RELEASE_AFTER_MS };
+        let due_ms = if self.release.len() >= RELEASE_MAX { now_ms } else { now_ms + after_ms };
         self.release_at_ms = self.release_at_ms.min(due_ms);
     }
 

@@ -6,6 +6,7 @@
 //! later one may lie over an earlier one; within one request none do.
 
 use super::dirty::Segment;
+use crate::error::FsError;
 use bytes::{Bytes, BytesMut};
 use proto::chunk::{CHUNK_BYTES, ChunkName, INLINE_BYTES, WrappedKey};
 use proto::message::{Piece, Source, Upload, WriteAt};
@@ -24,7 +25,12 @@ pub struct Pack {
     pub stage: Stage,
     /// Its one range stood at the file's end when it was written, wherever that is.
     pub append: bool,
+    /// It has no room reserved: its request goes alone, and this one is told what came of it.
+    pub through: Option<Through>,
 }
+
+/// Who waits for a request that may be refused.
+pub type Through = tokio::sync::oneshot::Sender<Result<(), FsError>>;
 
 /// "File bytes from `offset` on are plain bytes `from..from+len`."
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +144,7 @@ pub fn next_batch(packs: &VecDeque<Pack>) -> Option<Batch> {
         let fits = parts + pack.parts.len() <= Upload::MAX_PIECES
             && (inline == 0 || inline + inline_bytes <= INLINE_BYTES)
             && pack.append == packs[first].append
+            && (batch.packs.is_empty() || (pack.through.is_none() && packs[first].through.is_none()))
             && pack.parts.iter().all(|p| ranges.iter().all(|(from, to)| p.end() <= *from || p.offset >= *to));
         if !fits {
             break;
@@ -214,7 +221,7 @@ mod tests {
         };
         let part = Part { offset, from: 0, len: len as u32 };
         let plain = Bytes::from(vec![0; len]);
-        Pack { seq, parts: vec![part], plain, stage: Stage::Chunk(name, key()), append: false }
+        Pack { seq, parts: vec![part], plain, stage: Stage::Chunk(name, key()), append: false, through: None }
     }
 
     #[test]

@@ -12,8 +12,9 @@ use super::Fs;
 use super::dirty::Segment;
 use super::extents::Extent;
 use super::file::{File, FileHandle, Progress, State};
-use super::pack::{self, Pack, Stage};
-use crate::client::{CallError, Patience, Reply, Submitted};
+use super::pack::{self, Pack, Stage, Through};
+use super::room::RoomFor;
+use crate::client::{CallError, Patience, Reply, Room, Submitted};
 use crate::error::FsError;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
@@ -43,6 +44,7 @@ pub struct Sent {
     /// Where its first piece was thought to stand.
     start: u64,
     answer: Waiting,
+    through: Option<Through>,
 }
 
 impl State {
@@ -63,6 +65,15 @@ impl State {
     }
 }
 
+/// What came of a write that waits for nothing.
+enum Tried {
+    Written(u32),
+    /// The buffer is full.
+    BufferFull,
+    /// Under the quota nothing is reserved for it.
+    NoRoom,
+}
+
 enum Waiting {
     For(Submitted),
     /// It could not be sent.
@@ -74,30 +85,42 @@ impl Fs {
     /// says that it has to.
     pub fn write_now(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Option<u32>, FsError> {
         let handle = self.inner.handles.file(handle)?;
-        self.write_with(&handle, offset, data, None)
+        match self.write_with(&handle, offset, data, None, &mut None)? {
+            Tried::Written(written) => Ok(Some(written)),
+            Tried::BufferFull | Tried::NoRoom => Ok(None),
+        }
     }
 
-    /// Writes; waits for room in the buffer if there is none. `O_APPEND` handles
-    /// write to the end whatever the offset.
+    /// Writes; waits for room in the buffer, and under the quota, if there is none. `O_APPEND` handles write to
+    /// the end whatever the offset. Where the quota leaves room for a part only, that is written.
     pub async fn write(&self, handle: u64, offset: u64, data: &[u8], patience: &Patience) -> Result<u32, FsError> {
         let handle = self.inner.handles.file(handle)?;
         let started = Instant::now();
-        let mut end = None;
+        let (mut data, mut room, mut end) = (data, None, None);
         if handle.append && handle.file.pending().is_none() {
             end = Some(self.attr(handle.file.ino, patience).await?.size);
         }
         loop {
-            let room = self.inner.budget.freed();
-            tokio::pin!(room);
+            let freed = self.inner.budget.freed();
+            tokio::pin!(freed);
             // Registered before looking, so that no release in between is missed.
-            room.as_mut().enable();
-            if let Some(written) = self.write_with(&handle, offset, data, end)? {
-                return Ok(written);
+            freed.as_mut().enable();
+            match self.write_with(&handle, offset, data, end, &mut room)? {
+                Tried::Written(written) => return Ok(written),
+                Tried::BufferFull => {}
+                Tried::NoRoom => match self.room_for(&handle, offset, data, patience).await? {
+                    RoomFor::Reserved(reserved) => {
+                        data = &data[..reserved.bytes()];
+                        room = Some(reserved);
+                        continue;
+                    }
+                    RoomFor::Written(written) => return Ok(written),
+                },
             }
             self.inner.files.all().iter().for_each(|file| {
                 self.send_all(file);
             });
-            match patience.wait(room).await {
+            match patience.wait(freed).await {
                 Ok(()) => {}
                 Err(CallError::TimedOut { .. }) => return Err(FsError::BufferFull { waited: started.elapsed() }),
                 Err(error) => return Err(error.into()),
@@ -111,13 +134,14 @@ impl Fs {
         offset: u64,
         data: &[u8],
         known_end: Option<u64>,
-    ) -> Result<Option<u32>, FsError> {
+        room: &mut Option<Room>,
+    ) -> Result<Tried, FsError> {
         let file = &handle.file;
         if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
             return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
         }
         if !self.inner.budget.try_take(data.len()) {
-            return Ok(None);
+            return Ok(Tried::BufferFull);
         }
         let mut state = file.state();
         if let Some(failure) = state.failure.take() {
@@ -132,15 +156,21 @@ impl Fs {
                 (None, None) => {
                     drop(state);
                     self.inner.budget.give_back(data.len());
-                    return Ok(None);
+                    return Ok(Tried::BufferFull);
                 }
                 (known, pending) => at = known.unwrap_or(0).max(pending.map_or(0, |p| p.end)),
             }
         }
+        let Some(room) = room.take().or_else(|| self.inner.client.take_room(data.len())) else {
+            drop(state);
+            self.inner.budget.give_back(data.len());
+            return Ok(Tried::NoRoom);
+        };
         let before = state.dirty.bytes();
         state.dirty.write(at, data, handle.append);
+        room.keep();
         // What was overwritten takes no more room.
-        self.inner.budget.give_back(before + data.len() - state.dirty.bytes());
+        self.forgotten(before + data.len() - state.dirty.bytes());
         let now = Instant::now();
         state.dirty_since.get_or_insert(now);
         state.written = Some(now);
@@ -157,7 +187,13 @@ impl Fs {
             // The kernel has put the data where it thought the end was.
             self.inval_pages(file.ino);
         }
-        Ok(Some(data.len() as u32))
+        Ok(Tried::Written(data.len() as u32))
+    }
+
+    /// Written content of so many bytes will be in no request.
+    fn forgotten(&self, bytes: usize) {
+        self.inner.budget.give_back(bytes);
+        self.inner.client.return_room(bytes);
     }
 
     /// Takes ranges out of the buffer: inline ones are ready at once, others are
@@ -176,7 +212,7 @@ impl Fs {
                     Stage::Uploading
                 }
             };
-            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append });
+            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append, through: None });
         }
         if !state.uploads.is_empty() && !state.uploading {
             state.uploading = true;
@@ -199,8 +235,13 @@ impl Fs {
             if let Some(seq) = failed.map(|p| p.seq) {
                 let error = state.failure.clone().unwrap_or(FsError::WrongAnswer { op: "write" });
                 let (pieces, hashes, answer) = (Vec::new(), Vec::new(), Waiting::Nothing(error));
+                let pack = state.packs.iter_mut().find(|p| p.seq == seq);
+                let (bytes, through) = pack.map_or((0, None), |p| (p.plain.len(), p.through.take()));
+                if through.is_none() {
+                    self.inner.client.return_room(bytes);
+                }
                 let start = state.leave(seq);
-                state.expect(file, Sent { last: seq, at: WriteAt::Offsets, pieces, hashes, start, answer });
+                state.expect(file, Sent { last: seq, at: WriteAt::Offsets, pieces, hashes, start, answer, through });
                 continue;
             }
             let Some(batch) = pack::next_batch(&state.packs) else { break };
@@ -212,13 +253,18 @@ impl Fs {
                 break;
             }
             let (at, pieces, payload) = pack::write_request(state.packs.range(batch.packs.clone()));
-            let hashes = inline_hashes(&pieces, state.packs.range(batch.packs));
-            let write = Upload::Write { ino: file.ino, at, pieces: pieces.clone() };
+            let hashes = inline_hashes(&pieces, state.packs.range(batch.packs.clone()));
+            let through = state.packs[batch.packs.start].through.take();
+            let reserved = through.is_none();
+            let write = Op::Upload(Upload::Write { ino: file.ino, at, pieces: pieces.clone(), reserved });
             // Under the file's lock: requests enter the stream in the order of the packs.
             // Of when it was written, or the file's times would move once more now that it is sent.
-            let answer = Waiting::For(self.inner.client.submit_of(state.mtime, Op::Upload(write), payload));
+            let answer = Waiting::For(match reserved {
+                true => self.inner.client.submit_reserved(state.mtime, write, payload, batch.bytes),
+                false => self.inner.client.submit_of(state.mtime, write, payload),
+            });
             let start = state.leave(last);
-            state.expect(file, Sent { last, at, pieces, hashes, start, answer });
+            state.expect(file, Sent { last, at, pieces, hashes, start, answer, through });
         }
         if !state.answers.is_empty() && !state.answering {
             state.answering = true;
@@ -244,10 +290,16 @@ impl Fs {
                 Waiting::For(submitted) => submitted.await.map_err(FsError::from),
                 Waiting::Nothing(error) => Err(error),
             };
-            let failure = match result {
+            let mut failure = match result {
                 Ok(reply) => self.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),
+                Err(error) if sent.through.is_some() => Some(error),
                 Err(error) => Some(lost(file.ino, &error)),
             };
+            if let Some(through) = sent.through
+                && through.send(failure.clone().map_or(Ok(()), Err)).is_ok()
+            {
+                failure = None;
+            }
             if let Some(failure) = &failure {
                 tracing::warn!(ino = file.ino.0, error = %failure, "written content is lost");
                 self.inval_pages(file.ino);
@@ -370,7 +422,7 @@ impl Fs {
         }
     }
 
-    fn take_all(&self, file: &Arc<File>, state: &mut State) -> u64 {
+    pub(super) fn take_all(&self, file: &Arc<File>, state: &mut State) -> u64 {
         let append = state.dirty.is_appended();
         let segments = state.dirty.take_all();
         self.enqueue(file, state, segments, append);
@@ -492,10 +544,15 @@ impl Fs {
             let mut state = file.state();
             let before = state.dirty.bytes();
             state.dirty.truncate(size);
-            self.inner.budget.give_back(before - state.dirty.bytes());
+            self.forgotten(before - state.dirty.bytes());
         }
         self.forget_if_done(&file);
         self.wait_for(&file, patience, |p, last| p.answered >= last).await
+    }
+
+    /// Everything that was written is in requests.
+    pub(super) async fn all_sent(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
+        self.wait_for(file, patience, |p, last| p.sent >= last).await
     }
 
     /// Before content is changed or asked about in the file's map: all that was written is answered for.

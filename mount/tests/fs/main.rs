@@ -7,4 +7,6 @@ mod content;
 mod counts;
 mod mounted;
 mod names;
+mod owners;
 mod place;
+mod quota;

@@ -7,7 +7,7 @@ use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
 use proto::log::{Log, Start, Topic};
-use proto::message::UserName;
+use proto::message::{Quota, UserName};
 use server::admin::Admin;
 use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
@@ -20,6 +20,9 @@ const PASSWORD: &str = "correct horse battery staple";
 const WAIT: Duration = Duration::from_secs(30);
 
 pub const ME: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+
+const OWNERS: Owners =
+    Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
 
 pub struct Place {
     pub dir: tempfile::TempDir,
@@ -88,6 +91,15 @@ impl Place {
         place
     }
 
+    /// Sets the user's quota, which is in force when this returns.
+    pub async fn quota(&self, quota: Quota) {
+        let data = self.dir.path().join("data");
+        let identity = data::Identity::read(&data, None).expect("reads");
+        let epoch = data::epoch(&data).expect("known");
+        let mut admin = Admin::connect(&identity, epoch, Arc::clone(&self.log), WAIT).await.expect("connects");
+        admin.user_quota(&user(), |_| quota).await.expect("sets");
+    }
+
     pub async fn client(&self) -> Client {
         let config = ClientConfig {
             log: self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka),
@@ -107,17 +119,21 @@ impl Place {
         self.fs_at("/").await
     }
 
+    pub async fn fs_at(&self, path: &str) -> Fs {
+        self.fs_made(path, OWNERS, false).await
+    }
+
     /// One whose reads move atime.
     pub async fn fs_with_relatime(&self) -> Fs {
-        self.fs_made("/", true).await
+        self.fs_made("/", OWNERS, true).await
     }
 
-    pub async fn fs_at(&self, path: &str) -> Fs {
-        self.fs_made(path, false).await
+    /// As one who shows owners like this sees it.
+    pub async fn fs_of(&self, path: &str, owners: Owners) -> Fs {
+        self.fs_made(path, owners, false).await
     }
 
-    async fn fs_made(&self, path: &str, relatime: bool) -> Fs {
-        let owners = Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
+    async fn fs_made(&self, path: &str, owners: Owners, relatime: bool) -> Fs {
         let client = self.client().await;
         let patience = client.patience();
         let config = FsConfig { relatime, ..FsConfig::new(owners) };

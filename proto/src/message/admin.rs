@@ -96,12 +96,38 @@ pub enum Admin {
     DeviceAdd { user: UserName, seen: Position, credential: NewCredential },
     /// The user can log in no more; sessions end. The content stays. → `Done`.
     UserRemove { user: UserName },
+    /// Sets what the user's namespace may hold; `Conflict` if the user has changed since `seen`. → `Done`.
+    UserQuota { user: UserName, seen: Position, quota: Quota },
+    /// To the partition of these namespaces, at most [`Admin::MAX_USAGES`]: what they hold. → `Usages`.
+    Usage { namespaces: Vec<NamespaceId> },
     /// → `User`.
     User { user: UserName },
     /// Up to 1000 users by name. → `Users`.
     UserList { after: Option<UserName> },
     /// The registered servers. → `Servers`.
     Servers,
+}
+
+impl Admin {
+    pub const MAX_USAGES: usize = 1000;
+}
+
+/// What a namespace may hold; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Bytes of content, without history.
+    pub bytes: Option<u64>,
+    /// Files, directories and everything else that has an inode, the root included.
+    pub inodes: Option<u64>,
+}
+
+/// What a namespace holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+    /// What is in force there.
+    pub quota: Quota,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +190,8 @@ pub enum AdminOutcome {
         users: Vec<UserInfo>,
         end: bool,
     },
+    /// In the order asked for.
+    Usages(Vec<Usage>),
     /// `now_ms` counts as the times in them do; `version` is the machine's.
     Servers {
         servers: Vec<ServerInfo>,
@@ -197,4 +225,5 @@ pub struct UserInfo {
     pub namespace: NamespaceId,
     pub partition: u32,
     pub devices: Vec<String>,
+    pub quota: Quota,
 }

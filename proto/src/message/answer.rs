@@ -63,6 +63,14 @@ pub enum Outcome {
         /// What became of the sessions that this one replaces, in the order named.
         ended: Vec<Ended>,
         now: LogTime,
+        /// Content is written under a quota: room for it must be reserved.
+        limited: bool,
+    },
+    /// So many more bytes are reserved. `more` says that what is missing may come: others hold room that they have
+    /// been asked for, or files that have no name any more.
+    Reserved {
+        bytes: u64,
+        more: bool,
     },
     /// Requests are missing before this one: send again from here.
     Gap {

@@ -32,4 +32,9 @@ pub enum Push {
     LastNameGone(Ino),
     /// These have been read, and their atime is now this. What was promised goes on.
     Accessed(Vec<(Ino, Time)>),
+    /// A quota has been set. What the session has written so far will be taken whatever it adds; from its next
+    /// [`SessionOp::Reserve`](super::SessionOp::Reserve) on room must be reserved.
+    Limited,
+    /// Somebody needs the room that the session has reserved and does not use.
+    GiveBack,
 }

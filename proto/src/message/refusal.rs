@@ -34,6 +34,8 @@ pub enum Refusal {
     ForeignChunk,
     #[error("the namespace is full")]
     NoSpace,
+    #[error("the quota is used up")]
+    QuotaExceeded,
     /// The number was used before with other content.
     #[error("the request number was used for something else")]
     NumberReused,

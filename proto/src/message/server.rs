@@ -1,7 +1,7 @@
 //! What servers write to the request log, sealed under the cluster key.
 
-use super::admin::{AdminRequest, UserName};
-use crate::ids::{Position, ServerId};
+use super::admin::{AdminRequest, Quota, UserName};
+use crate::ids::{NamespaceId, Position, ServerId};
 use crate::login::CredentialId;
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +45,14 @@ pub enum ServerRecord {
     LoginAttempt { attempt: [u8; 16], user: UserName, credential: CredentialId },
     /// Partition 0: that login succeeded; the user's failures are forgotten.
     LoginSuccess { attempt: [u8; 16], user: UserName, credential: CredentialId },
-    /// Partition 0.
+    /// Partition 0; in the others only [`Admin::Usage`](super::Admin::Usage).
     Admin(AdminRequest),
     /// To a namespace's partition: every session of this user ends whose login took
     /// no account of `decision`, the place in partition 0 that said so; tickets of
     /// such logins are void from now on.
     UserEnded { user: UserName, decision: Position },
+    /// To a namespace's partition: what it may hold from here on, unless a later decision has come before.
+    Quota { namespace: NamespaceId, quota: Quota, decision: Position },
     /// Partition 0: the decision has landed in its partition.
     Landed { decision: Position },
     /// Partition 0: how far the server has come, and whether it answers. The first one

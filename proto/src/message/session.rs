@@ -45,6 +45,10 @@ pub enum SessionOp {
     /// Answered when all before it is as safe as the cluster makes it: at once, or
     /// with a volatile log once a checkpoint holds it. → `Done`.
     Sync,
+    /// Room for content under the namespace's quota. Of what the session has reserved it keeps at most `keep` bytes, and
+    /// gives back the rest; it needs `need` more, all or (with `part`) what there is, and can use `extra` beside that, of
+    /// which it gets a small share of what is left. Without a quota all is granted and nothing counted. → `Reserved`.
+    Reserve { keep: u64, need: u64, extra: u64, part: bool },
     /// The results of these ended sessions have been taken. → `Done`.
     Forget { ended: Vec<SessionId> },
     /// Ends the session: its last record. → `Done`.

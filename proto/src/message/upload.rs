@@ -23,6 +23,9 @@ pub enum Upload {
         at: WriteAt,
         /// In rising order, not overlapping; at most [`Upload::MAX_PIECES`].
         pieces: Vec<Piece>,
+        /// The session has reserved room for all of it ([`SessionOp::Reserve`](super::SessionOp::Reserve)). Else
+        /// `QuotaExceeded` if what it adds does not fit.
+        reserved: bool,
     },
     /// → `Entry`.
     SetXattr {

@@ -96,7 +96,7 @@ impl Effect {
             Effect::Push { body, .. } => match &body.push {
                 proto::message::Push::Invalidate(things) => EACH + things.len() * 16,
                 proto::message::Push::Accessed(inodes) => EACH + inodes.len() * 24,
-                proto::message::Push::LastNameGone(_) => EACH,
+                _ => EACH,
             },
             Effect::Keep { content, .. } => EACH + content.len(),
             _ => EACH,

@@ -105,7 +105,7 @@ impl Turn<'_> {
     fn free_history(&mut self, limit: usize) -> usize {
         let key = namespace_key(self.namespace);
         let row = self.get::<NamespaceRow>(&key);
-        let allowed = row.as_ref().map_or(u64::MAX, |row| row.bytes_total / SHARE);
+        let allowed = row.as_ref().map_or(u64::MAX, |row| row.may_hold() / SHARE);
         let mut bytes = row.map_or(0, |row| row.history_bytes).saturating_add_signed(self.history_bytes);
         let (now, keep_ms) = (self.now, limits().history_ms);
         let mut over: Vec<(Vec<u8>, PastRow)> = Vec::new();

@@ -8,12 +8,13 @@ use super::rows::{Key, Turn, after, table};
 use super::session::LEASE_MS;
 use super::{Machine, Stop};
 use proto::frame::Frame;
-use proto::message::ServerRecord;
+use proto::message::{Admin, ServerRecord};
 use proto::{Epoch, IncarnationId, ServerId, SessionId};
 use serde::{Deserialize, Serialize};
 
 /// Incarnations kept at once. Programs of administrators open one each and never
-/// say that they have ended; the one that has spoken least recently goes first.
+/// say that they have ended: of those the one that has spoken least recently goes first. A
+/// server may have nothing to say in a partition for long.
 const MAX_INCARNATIONS: usize = 1024;
 
 /// Why a server's record is skipped once a later start of the same server has ended
@@ -97,6 +98,10 @@ impl Machine {
             }
             ServerRecord::Version { version } => self.live.version = self.live.version.max(version),
             ServerRecord::UserEnded { user, decision } => self.user_ended(turn, &user, decision),
+            ServerRecord::Quota { namespace, quota, decision } => self.set_quota(turn, namespace, quota, decision),
+            ServerRecord::Admin(request) if matches!(request.admin, Admin::Usage { .. }) => {
+                self.admin(turn, id, frame, request, append_time_ms);
+            }
             ServerRecord::LoginAttempt { .. }
             | ServerRecord::LoginSuccess { .. }
             | ServerRecord::Admin(_)
@@ -167,8 +172,10 @@ impl Machine {
             self.end_incarnation(turn, id);
         }
         if self.live.incarnations.len() >= MAX_INCARNATIONS
-            && let Some(idle) =
-                self.live.incarnations.iter().min_by_key(|(_, other)| other.last_offset).map(|(id, _)| *id)
+            && let Some(idle) = {
+                let idle = |(_, other): &(&IncarnationId, &Incarnation)| (other.supports > 0, other.last_offset);
+                self.live.incarnations.iter().min_by_key(idle).map(|(id, _)| *id)
+            }
         {
             self.end_incarnation(turn, idle);
         }

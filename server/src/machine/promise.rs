@@ -283,6 +283,18 @@ impl Machine {
         }
     }
 
+    pub(super) fn push_limited(&mut self, turn: &mut Turn, id: SessionId) {
+        self.push(turn, id, Push::Limited, BTreeSet::new());
+    }
+
+    /// Asks a session for the room that it does not use, unless it has not answered yet.
+    pub(super) fn push_give_back(&mut self, turn: &mut Turn, id: SessionId) {
+        let asked = |session: &Shared<Session>| session.pending.values().any(|p| p.body.push == Push::GiveBack);
+        if self.live.sessions.get(&id).is_some_and(|session| !asked(session)) {
+            self.push(turn, id, Push::GiveBack, BTreeSet::new());
+        }
+    }
+
     pub(super) fn repeat_pushes(&mut self, turn: &mut Turn, id: SessionId, from: PushNo) {
         let now = self.live.now;
         let Some(session) = self.live.sessions.get_mut(&id) else { return };

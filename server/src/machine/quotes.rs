@@ -47,6 +47,7 @@ impl Machine {
             && let Some((_, first)) = self.quotable_order.pop_first()
         {
             self.live.quotable.remove(&first);
+            self.drop_reserve(first);
         }
     }
 
@@ -76,6 +77,7 @@ impl Machine {
         if last {
             self.quotable_order.remove(&(until, id));
             self.live.quotable.remove(&id);
+            self.drop_reserve(id);
         }
     }
 

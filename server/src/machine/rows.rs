@@ -9,10 +9,11 @@
 
 use super::effect::Effect;
 use super::kv::Kv;
+use super::quota::Room;
 use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
-use proto::message::{Attr, Cursor, FileKind, Promise, Refusal};
+use proto::message::{Attr, Cursor, FileKind, Promise, Quota, Refusal};
 use proto::planted::{Bug, planted};
 use proto::{Epoch, Ino, LogTime, Name, NamespaceId, Position, SessionId, Time};
 use serde::de::DeserializeOwned;
@@ -212,9 +213,20 @@ pub(super) struct NamespaceRow {
     /// What its history takes; not part of what is used.
     #[serde(default)]
     pub history_bytes: u64,
-    /// What it may hold.
+    /// What it may hold where no quota is set.
     #[serde(default = "bytes_total")]
     pub bytes_total: u64,
+    pub quota: Quota,
+    /// The place in partition 0 that set the quota, and where the last one landed that found no limit of bytes.
+    pub quota_decision: Option<Position>,
+    pub limited_since: Position,
+}
+
+impl NamespaceRow {
+    /// Bytes of content that it may hold.
+    pub fn may_hold(&self) -> u64 {
+        self.quota.bytes.unwrap_or(self.bytes_total)
+    }
 }
 
 /// An epoch can begin from a state that lacks what was applied last before: so many
@@ -264,6 +276,9 @@ pub(super) struct Turn<'a> {
     pub freed: Vec<ChunkName>,
     /// The uploads that are quoted stand before this offset of the partition's chunks.
     pub quoted_before: u64,
+    /// What it may add, and how much of what the session has reserved it uses.
+    pub room: Room,
+    pub spent: u64,
     /// Rows that went to history so far, and those that have been made room for.
     pub(super) remembered: usize,
     pub(super) bounded: usize,
@@ -297,6 +312,8 @@ impl<'a> Turn<'a> {
             effects: Vec::new(),
             freed: Vec::new(),
             quoted_before: 0,
+            room: Room::default(),
+            spent: 0,
             remembered: 0,
             bounded: 0,
             references: BTreeMap::new(),
@@ -454,6 +471,9 @@ impl<'a> Turn<'a> {
         }
         if row.next >> Ino::COUNTER_BITS != 0 {
             return Err(Refusal::NoSpace);
+        }
+        if row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota) && !planted(Bug::CreateBeyondQuota) {
+            return Err(Refusal::QuotaExceeded);
         }
         let ino = Ino::new(self.namespace, row.next);
         row.next += 1;

@@ -8,7 +8,7 @@
 use super::effect::{Effect, Peer};
 use super::opened::MAX_KEPT_OPEN;
 use super::promise::{MAX_MISSED, Pending, To};
-use super::rows::{Key as RowKey, Turn, table};
+use super::rows::{Key as RowKey, NamespaceRow, Turn, namespace_key, table};
 use super::shared::Shared;
 use super::{Machine, Stop};
 use bytes::Bytes;
@@ -84,6 +84,8 @@ pub(super) struct Session {
     pub missed: Vec<LogTime>,
     /// Gets no promises before this.
     pub barred_until: LogTime,
+    /// Writes without reserving room: there is no quota, or it may not have heard of it.
+    pub unlimited: bool,
 }
 
 /// An admitted number whose answer has not been taken.
@@ -155,6 +157,8 @@ struct EndedRow {
     lineage: Vec<SessionId>,
     /// What it had open, at most `MAX_KEPT_OPEN`.
     opened: Vec<Ino>,
+    /// What it had written may not have been reserved.
+    unlimited: bool,
     at: Position,
     until: LogTime,
 }
@@ -234,12 +238,14 @@ impl Machine {
         let mut waits = BTreeSet::new();
         let mut named = BTreeSet::new();
         let mut opened = BTreeSet::new();
+        let limited = turn.is_limited(ticket.namespace);
+        let mut unlimited = !limited;
         for predecessor in open.predecessors.into_iter().take(Open::MAX_PREDECESSORS) {
             if !named.insert(predecessor) {
                 continue;
             }
             waits.extend(self.waits_of_session(predecessor));
-            ended.push(self.replace(turn, predecessor, &ticket, &mut lineage, &mut opened));
+            ended.push(self.replace(turn, predecessor, &ticket, &mut lineage, &mut opened, &mut unlimited));
         }
         lineage.truncate(MAX_LINEAGE);
         bound_results(&mut ended);
@@ -249,7 +255,7 @@ impl Machine {
         let root = turn.inode(Ino::root(ticket.namespace)).expect("the root was made before").attr;
         turn.reads_attr(&root);
         waits.extend(self.waits(&turn.reads, id));
-        let result = Ok(Outcome::Opened { root, ended, now: self.live.now });
+        let result = Ok(Outcome::Opened { root, ended, now: self.live.now, limited });
         let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new() };
         let session = Session {
             user: ticket.user,
@@ -273,6 +279,7 @@ impl Machine {
             next_promise: 0,
             missed: Vec::with_capacity(MAX_MISSED),
             barred_until: LogTime(0),
+            unlimited,
         };
         let to = To { session: id, number: RequestNo(0), request: session.open_hash };
         turn.effects.push(Effect::SessionOpened { to: session.peer(id) });
@@ -291,6 +298,7 @@ impl Machine {
         by: &Ticket,
         lineage: &mut Vec<SessionId>,
         opened: &mut BTreeSet<Ino>,
+        unlimited: &mut bool,
     ) -> Ended {
         let unknown = Ended { session: id, known: false, last: RequestNo(0), results: Vec::new(), at: turn.at };
         if let Some(session) = self.live.sessions.get(&id) {
@@ -308,6 +316,8 @@ impl Machine {
             Some(row) if (&row.user, row.namespace) == (&by.user, by.namespace) => {
                 lineage.extend(&row.lineage);
                 self.hand_on(turn, &row.opened, by.session, opened);
+                self.inherit_reserve(row.namespace, id, by.session);
+                *unlimited |= self.may_have_written_freely(turn, id, &row);
                 if planted(Bug::ReplacedAppliedNothing) {
                     return Ended { known: true, ..unknown };
                 }
@@ -315,6 +325,13 @@ impl Machine {
             }
             _ => unknown,
         }
+    }
+
+    /// Whether an ended session may have written what it has not reserved, and its successor still has to send it.
+    fn may_have_written_freely(&self, turn: &mut Turn, id: SessionId, row: &EndedRow) -> bool {
+        let since = turn.get::<NamespaceRow>(&namespace_key(row.namespace)).map(|row| row.limited_since);
+        let heard = !row.unlimited && since.is_none_or(|since| since < row.at);
+        !heard && self.live.quotable.contains_key(&id)
     }
 
     /// Ends a session: what it held is free, and what it had not acknowledged is
@@ -348,6 +365,7 @@ impl Machine {
             results,
             lineage: session.lineage,
             opened: session.opened.iter().take(MAX_KEPT_OPEN).copied().collect(),
+            unlimited: session.unlimited,
             at: turn.at,
             until,
         };
@@ -440,6 +458,7 @@ impl Machine {
         turn.lineage = self.quotable(id, &self.live.sessions[&id].lineage);
         turn.payload = frame.payload();
         turn.time = self.request_time(request.time, append_time_ms);
+        turn.room = self.room(id);
         let (result, payload) = match &request.op {
             Op::View(view) => match turn.view(view) {
                 Ok((outcome, payload)) => (Ok(outcome), payload),
@@ -455,6 +474,7 @@ impl Machine {
         self.note_nameless(turn, id);
         self.push_accessed(turn, id);
         turn.settle();
+        self.spend(turn, id);
         #[cfg(feature = "simulation")]
         proto::simulation::seen(&proto::simulation::Seen::Applied {
             at: turn.at,
@@ -513,9 +533,15 @@ impl Machine {
                     }
                 }
             }
+            SessionOp::Reserve { keep, need, extra, part } => {
+                let outcome = self.reserve(turn, to, *keep, (*need, *extra), *part);
+                return self.tell_once(turn, to, outcome);
+            }
             SessionOp::Close => {
                 self.tell(turn, to, Ok(Outcome::Done));
-                return self.end_session(turn, to.session);
+                self.end_session(turn, to.session);
+                // Everything that it had written stands before this.
+                return self.drop_reserve(to.session);
             }
         }
         let session = &self.live.sessions[&to.session];
@@ -528,6 +554,16 @@ impl Machine {
             answer,
             payload: Bytes::new(),
         });
+    }
+
+    /// The same for what must not be done twice.
+    fn tell_once(&mut self, turn: &mut Turn, to: To, outcome: Outcome) {
+        let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
+        let answer = Answer { at: turn.at, pushed: session.pushed, result: Ok(outcome), granted: Vec::new() };
+        if let Some(remembered) = session.remembered.get_mut(&to.number) {
+            remembered.answer = Some(answer.clone());
+        }
+        turn.effects.push(answer_effect(session.peer(to.session), to.number, to.request, answer));
     }
 
     /// Answers at once something that depends on no promise.

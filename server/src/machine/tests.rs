@@ -10,6 +10,7 @@ mod hostile;
 mod model;
 mod play;
 mod promise;
+mod quota;
 mod rename;
 mod servers;
 mod session;
@@ -343,7 +344,7 @@ fn wrapped_key() -> WrappedKey {
 fn write(ino: Ino, offset: u64, len: u32, payload_len: u32) -> Op {
     let source = Source::Inline { payload_from: 0, payload_len };
     let piece = Piece { offset, len, source, chunk_from: 0, key: wrapped_key() };
-    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 fn value(bytes: &[u8]) -> SealedValue {

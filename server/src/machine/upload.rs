@@ -6,10 +6,10 @@ use super::rows::{DIR_BYTES, covering, dirent_key, inode_key, link_key, xattr_ke
 use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use proto::chunk::SealedValue;
 use proto::message::{
-    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Refusal, Rights, Upload, XattrHow,
+    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload, XattrHow,
 };
 use proto::planted::{Bug, planted};
-use proto::{Ino, Name, NamespaceId, Time};
+use proto::{Ino, Name, NamespaceId, Position, Time};
 
 /// Bytes that sealing may add to a value, from above.
 const VALUE_OVERHEAD_BYTES: usize = 1024;
@@ -25,7 +25,7 @@ impl Turn<'_> {
             Upload::Link { ino, dir, name } => self.link(*ino, *dir, name),
             Upload::Rename { from_dir, from, to_dir, to, how } => self.rename(*from_dir, from, *to_dir, to, *how),
             Upload::Setattr { ino, change } => self.setattr(*ino, change),
-            Upload::Write { ino, at, pieces } => self.write(*ino, *at, pieces),
+            Upload::Write { ino, at, pieces, reserved } => self.write(*ino, *at, pieces, *reserved),
             Upload::SetXattr { ino, name, value, how } => self.set_xattr(*ino, name, value, *how),
             Upload::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
             Upload::SetAcl { ino, which, acl, clear_setgid } => self.set_acl(*ino, *which, acl.as_ref(), *clear_setgid),
@@ -293,6 +293,9 @@ impl Turn<'_> {
             inodes_used: 1,
             history_bytes: 0,
             bytes_total: super::rows::bytes_total(),
+            quota: Quota::default(),
+            quota_decision: None,
+            limited_since: Position::default(),
         };
         self.put(&namespace_key(namespace), &row);
         self.put(&inode_key(root), &InodeRow { attr, entries: 0, xattr_bytes: 0, begin: self.begin() });

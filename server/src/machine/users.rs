@@ -8,14 +8,14 @@
 use super::Machine;
 use super::effect::{Effect, Verdict};
 use super::kv::Kv;
-use super::rows::{Key, Turn, after, decode, table};
+use super::rows::{Key, NamespaceRow, Turn, after, decode, namespace_key, table};
 use super::session::Session;
 use proto::frame::Frame;
 use proto::log::REQUEST_PARTITIONS;
 use proto::login::CredentialId;
 use proto::message::{
-    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Refusal, SealedNamespaceKey, ServerRecord,
-    UserInfo, UserName,
+    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Quota, Refusal, SealedNamespaceKey,
+    ServerRecord, Usage, UserInfo, UserName,
 };
 use proto::{IncarnationId, LogTime, NamespaceId, Position, SessionId};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,7 @@ pub struct StoredUser {
     pub credentials: Vec<NewCredential>,
     pub public_key: Vec<u8>,
     pub namespace_keys: Vec<SealedNamespaceKey>,
+    pub quota: Quota,
     /// The position of the last change.
     pub seen: Position,
 }
@@ -70,6 +71,7 @@ impl StoredUser {
             namespace: self.namespace,
             partition: self.partition,
             devices: devices.collect(),
+            quota: self.quota,
         }
     }
 }
@@ -241,6 +243,8 @@ impl Machine {
                 self.user_passwd(turn, &user, seen, credential, public_key, namespace_keys)
             }
             Admin::DeviceAdd { user, seen, credential } => self.device_add(turn, &user, seen, credential),
+            Admin::UserQuota { user, seen, quota } => self.user_quota(turn, &user, seen, quota),
+            Admin::Usage { namespaces } => usage(turn, &namespaces),
             Admin::UserRemove { user } => self.user_remove(turn, &user),
             Admin::User { user } => self.known(turn, &user).map(|user| AdminOutcome::User {
                 info: user.info(),
@@ -316,6 +320,7 @@ impl Machine {
                 credentials: user.credentials,
                 public_key: user.public_key,
                 namespace_keys: user.namespace_keys,
+                quota: Quota::default(),
                 seen: turn.at,
             };
             turn.put(&user_key(&stored.name), &stored);
@@ -384,6 +389,27 @@ impl Machine {
         Ok(AdminOutcome::Done)
     }
 
+    fn user_quota(
+        &mut self,
+        turn: &mut Turn,
+        name: &UserName,
+        seen: Position,
+        quota: Quota,
+    ) -> Result<AdminOutcome, Refusal> {
+        let mut user = self.known(turn, name)?;
+        if user.seen != seen {
+            return Err(Refusal::Conflict);
+        }
+
+        user.quota = quota;
+        user.seen = turn.at;
+        turn.put(&user_key(name), &user);
+        let decision = turn.at;
+        let record = ServerRecord::Quota { namespace: user.namespace, quota, decision };
+        self.deliver(turn, OutboxRow { partition: user.partition, decision, record });
+        Ok(AdminOutcome::Done)
+    }
+
     fn user_remove(&mut self, turn: &mut Turn, name: &UserName) -> Result<AdminOutcome, Refusal> {
         let user = self.known(turn, name)?;
 
@@ -422,8 +448,23 @@ impl Machine {
     fn end_sessions_of(&mut self, turn: &mut Turn, user: &StoredUser) {
         let decision = turn.at;
         let record = ServerRecord::UserEnded { user: user.name.clone(), decision };
-        let row = OutboxRow { partition: user.partition, decision, record };
-        turn.put(&outbox_key(decision), &row);
+        self.deliver(turn, OutboxRow { partition: user.partition, decision, record });
+    }
+
+    fn deliver(&mut self, turn: &mut Turn, row: OutboxRow) {
+        turn.put(&outbox_key(row.decision), &row);
         turn.effects.push(row.effect());
     }
+}
+
+/// What namespaces of this partition hold; one that nobody has opened yet holds nothing.
+fn usage(turn: &mut Turn, namespaces: &[NamespaceId]) -> Result<AdminOutcome, Refusal> {
+    if namespaces.len() > Admin::MAX_USAGES {
+        return Err(Refusal::TooLarge);
+    }
+    let mut usage = |namespace: &NamespaceId| {
+        let row = turn.get::<NamespaceRow>(&namespace_key(*namespace));
+        row.map_or(Usage::default(), |row| Usage { bytes: row.bytes_used, inodes: row.inodes_used, quota: row.quota })
+    };
+    Ok(AdminOutcome::Usages(namespaces.iter().map(&mut usage).collect()))
 }

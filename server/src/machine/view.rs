@@ -124,9 +124,10 @@ impl Turn<'_> {
     fn statfs(&mut self) -> Result<Outcome, Refusal> {
         let row: NamespaceRow = self.get(&namespace_key(self.namespace)).ok_or(Refusal::Stale)?;
         Ok(Outcome::Statfs {
-            bytes_total: row.bytes_total.max(row.bytes_used),
-            bytes_used: row.bytes_used,
-            inodes_total: 1 << Ino::COUNTER_BITS,
+            bytes_total: row.quota.bytes.unwrap_or(row.bytes_total.max(row.bytes_used)),
+            // What others have reserved nobody else can have.
+            bytes_used: row.bytes_used.saturating_add(self.reserved()),
+            inodes_total: row.quota.inodes.unwrap_or(1 << Ino::COUNTER_BITS),
             inodes_used: row.inodes_used,
         })
     }

@@ -15,7 +15,7 @@ use proto::{Ino, Position};
 const CLEAR_BATCH: usize = 1000;
 
 impl Turn<'_> {
-    pub fn write(&mut self, ino: Ino, at: WriteAt, pieces: &[Piece]) -> Result<Outcome, Refusal> {
+    pub fn write(&mut self, ino: Ino, at: WriteAt, pieces: &[Piece], reserved: bool) -> Result<Outcome, Refusal> {
         let old = self.file(ino)?;
         let base = match at {
             WriteAt::Offsets => 0,
@@ -24,6 +24,10 @@ impl Turn<'_> {
         };
         let extents = self.checked_pieces(base, pieces)?;
         let end = extents.last().map_or(old.attr.size, ExtentRow::end);
+        let bytes = extents.iter().map(|extent| u64::from(extent.len)).sum();
+        self.take_room(bytes, reserved, |turn| {
+            extents.iter().map(|extent| turn.covered(ino, extent.offset, extent.end())).sum()
+        })?;
 
         for (index, (extent, piece)) in extents.iter().zip(pieces).enumerate() {
             if let Source::Inline { payload_from, payload_len } = piece.source {
@@ -86,11 +90,15 @@ impl Turn<'_> {
             return Ok(Outcome::Cloned { to: old.attr, len });
         }
 
+        let ends = |extent: &ExtentRow| (extent.offset.max(from.offset), extent.end().min(from_end));
+        let adds = extents.iter().map(ends).map(|(start, stop)| stop - start).sum();
+        self.take_room(adds, false, |turn| turn.covered(to, to_offset, end).min(adds))?;
+
         let mut new = old.clone();
         let freed = self.clear(to, to_offset, end);
         let mut added = 0;
         for extent in extents {
-            let (start, stop) = (extent.offset.max(from.offset), extent.end().min(from_end));
+            let (start, stop) = ends(&extent);
             let part = ExtentRow {
                 offset: start - from.offset + to_offset,
                 len: (stop - start) as u32,

@@ -98,7 +98,8 @@ fn a_log_reads_as_it_happened() {
     let source = Source::Inline { payload_from: 0, payload_len: 6 };
     let key = WrappedKey { key_epoch: 1, wrapped: [0x5a; WrappedKey::BYTES] };
     let piece = Piece { offset: 10, len: 5, source, chunk_from: 0, key };
-    let write = Upload::Write { ino: Ino::new(NAMESPACE, 7), at: WriteAt::Offsets, pieces: vec![piece] };
+    let write =
+        Upload::Write { ino: Ino::new(NAMESPACE, 7), at: WriteAt::Offsets, pieces: vec![piece], reserved: false };
     let records = [
         log.record(
             &server_key,

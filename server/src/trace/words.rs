@@ -4,7 +4,7 @@
 use proto::chunk::ChunkName;
 use proto::message::{
     Acked, Admin, Answer, Attr, AttrChange, Delete, Heartbeat, NewUser, Op, Open, Outcome, Owner, Piece, Progress,
-    Promise, Push, Refusal, Request, ServerRecord, SessionOp, Source, Ticket, Upload, View, WriteAt,
+    Promise, Push, Quota, Refusal, Request, ServerRecord, SessionOp, Source, Ticket, Upload, View, WriteAt,
 };
 use proto::{Ino, Name, Time};
 use serde::Serialize;
@@ -121,12 +121,15 @@ impl Words {
                     .with_some("atime", *atime)
                     .with_some("mtime", *mtime)
             }
-            Upload::Write { ino, at, pieces } => {
+            Upload::Write { ino, at, pieces, reserved } => {
                 let what = match at {
                     WriteAt::Offsets => "write",
                     WriteAt::End => "append",
                 };
-                Words::new(what).with("ino", *ino).with("pieces", list(pieces, piece))
+                Words::new(what)
+                    .with("ino", *ino)
+                    .with("pieces", list(pieces, piece))
+                    .with_some("reserved", reserved.then_some(true))
             }
             Upload::SetXattr { ino, name, value, how } => Words::new("setxattr")
                 .with("ino", *ino)
@@ -163,6 +166,11 @@ impl Words {
             SessionOp::Confirm { pushes } => Words::new("confirm").with("pushes", list(pushes, |push| push.0.into())),
             SessionOp::Repeat { from } => Words::new("repeat").with("from", from.0),
             SessionOp::Release { inos } => Words::new("release").with("inos", list(inos, |ino| (*ino).into())),
+            SessionOp::Reserve { keep, need, extra, part } => Words::new("reserve")
+                .with("keep", *keep)
+                .with("need", *need)
+                .with("extra", *extra)
+                .with_some("part", part.then_some(true)),
             SessionOp::Sync => Words::new("sync"),
             SessionOp::Forget { ended } => {
                 Words::new("forget").with("ended", list(ended, |id| Part::Text(short(&id.0))))
@@ -196,6 +204,9 @@ impl Words {
             ServerRecord::UserEnded { user, decision } => {
                 Words::new("user_ended").with("user", user.as_str()).with("decision", decision.to_string())
             }
+            ServerRecord::Quota { namespace, quota, decision } => {
+                limits(Words::new("quota").with("namespace", namespace.0), quota).with("decision", decision.to_string())
+            }
             ServerRecord::Landed { decision } => Words::new("landed").with("decision", decision.to_string()),
             ServerRecord::Heartbeat(Heartbeat { answers, ends, partitions }) => Words::new("heartbeat")
                 .with("answers", *answers)
@@ -221,6 +232,12 @@ impl Words {
                 .with("user", user.as_str())
                 .with("seen", seen.to_string())
                 .with("credential", credential.id.to_string()),
+            Admin::UserQuota { user, seen, quota } => {
+                limits(Words::new("user_quota").with("user", user.as_str()).with("seen", seen.to_string()), quota)
+            }
+            Admin::Usage { namespaces } => {
+                Words::new("admin_usage").with("namespaces", list(namespaces, |namespace| namespace.0.into()))
+            }
             Admin::UserRemove { user } => Words::new("user_remove").with("user", user.as_str()),
             Admin::User { user } => Words::new("admin_user").with("user", user.as_str()),
             Admin::UserList { after } => {
@@ -279,8 +296,12 @@ impl Words {
             }
             Outcome::Cloned { to, len } => attributes("cloned", to).with("len", *len),
             Outcome::Removed(attr) => attributes("removed", attr),
-            Outcome::Opened { root, ended, now } => {
-                Words::new("opened").with("root", root.ino).with("now", now.0).with_some(
+            Outcome::Reserved { bytes, more } => {
+                Words::new("reserved").with("bytes", *bytes).with_some("more", more.then_some(true))
+            }
+            Outcome::Opened { root, ended, now, limited } => {
+                let opened = Words::new("opened").with("root", root.ino).with("now", now.0);
+                opened.with_some("limited", limited.then_some(true)).with_some(
                     "ended",
                     (!ended.is_empty()).then(|| {
                         list(ended, |ended| {
@@ -299,8 +320,15 @@ impl Words {
             Push::Invalidate(things) => Words::new("invalidate").with("things", list(things, promise)),
             Push::Accessed(inodes) => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Push::LastNameGone(ino) => Words::new("last_name_gone").with("ino", *ino),
+            Push::Limited => Words::new("limited"),
+            Push::GiveBack => Words::new("give_back"),
         }
     }
+}
+
+fn limits(words: Words, quota: &Quota) -> Words {
+    let limit = |limit: Option<u64>| limit.map_or("none".into(), Part::from);
+    words.with("bytes", limit(quota.bytes)).with("inodes", limit(quota.inodes))
 }
 
 /// An id's first 8 hexadecimal digits: enough to tell those of one incident apart.

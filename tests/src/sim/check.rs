@@ -7,13 +7,13 @@
 //! * No change has taken effect twice; those of one client take effect in their order, and
 //!   what there is of a killed client's changes is a prefix of them.
 
-use super::history::{Applied, Entered, Found, Inner, Operation, Wrote, client_of};
+use super::history::{Applied, Entered, Found, Inner, Operation, Room, Wrote, client_of};
 use super::model::Model;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
 use proto::frame::Frame;
 use proto::log::{Record, Topic};
-use proto::message::{Op, Source, Upload};
+use proto::message::{Op, Refusal, Source, Upload};
 use proto::{Epoch, Ino, Position, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +62,7 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
     if let Some(violation) = &history.violation {
         return Err(violation.clone());
     }
+    quota(history)?;
     let views = views(history, known);
     if let Some(view) = views.last().filter(|view| !view.gone.is_empty() && !known.may_lose) {
         return Err(format!("{} changes went with the log, though a server had applied them", view.gone.len()));
@@ -72,6 +73,40 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
         in_order(view, &by_time, known.journal)?;
         linearizable(view, &model, &by_time, known.fresh)
     })
+}
+
+/// What is used and reserved together grows up to the quota and no further, and nothing is refused that fits.
+fn quota(history: &Inner) -> Result<(), String> {
+    let mut before: Option<Room> = None;
+    for (at, room) in &history.rooms {
+        if let Some(before) = before.filter(|before| before.quota == room.quota && !before.is_free) {
+            let (was, is) = (before.bytes_used + before.reserved, room.bytes_used + room.reserved);
+            if room.quota.bytes.is_some_and(|quota| is > quota.max(was)) {
+                return Err(format!("at {at} more is used and reserved than the quota allows: {before:?}, {room:?}"));
+            }
+            if room.quota.inodes.is_some_and(|quota| room.inodes_used > quota.max(before.inodes_used)) {
+                return Err(format!("at {at} there are more inodes than the quota allows: {before:?}, {room:?}"));
+            }
+        }
+        if let Some(applied) = history.applied.get(at)
+            && applied.result == Err(Refusal::QuotaExceeded)
+        {
+            let full = room.bytes_used + room.reserved;
+            let fits = match &applied.op {
+                Op::Upload(Upload::Create { .. }) => room.quota.inodes.is_none_or(|quota| room.inodes_used < quota),
+                Op::Upload(Upload::Write { pieces, .. }) => {
+                    let adds: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+                    room.quota.bytes.is_none_or(|quota| full + adds <= quota)
+                }
+                _ => room.quota.bytes.is_none(),
+            };
+            if fits {
+                return Err(format!("at {at} was refused what fits: {room:?}, {:?}", applied.op));
+            }
+        }
+        before = Some(*room);
+    }
+    Ok(())
 }
 
 /// The whole of it; or, if applied records went with the log, what was before that, and what

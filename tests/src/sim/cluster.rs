@@ -235,6 +235,10 @@ impl<'a> World<'a> {
 
     async fn live(&mut self) -> Result<(), String> {
         self.servers.start_all()?;
+        for (at_ms, quota) in &self.plan.quotas {
+            let user = UserName::new(&self.template.credential.user).expect("the template's user has a name");
+            self.servers.set_quota(user, *at_ms, *quota);
+        }
         for number in 0..self.clients.len() {
             self.start_client(number);
         }

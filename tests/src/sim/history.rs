@@ -4,7 +4,7 @@
 use super::bus::Bus;
 use bytes::Bytes;
 use proto::log::Topic;
-use proto::message::{FileKind, Op, Outcome, Refusal, Upload};
+use proto::message::{FileKind, Op, Outcome, Quota, Refusal, Upload};
 use proto::simulation::Seen;
 use proto::{Position, SessionId, Time};
 use std::cell::Cell;
@@ -40,10 +40,23 @@ pub struct Inner {
     lives: BTreeMap<usize, usize>,
     /// When the log lost what it held.
     pub log_lost: Option<u64>,
+    /// What the namespace held and had reserved after each record.
+    pub rooms: BTreeMap<Position, Room>,
     /// What had been applied of the ends that partitions lost: others may come to stand in their places.
     pub lost: BTreeMap<Position, Applied>,
     /// The first thing that cannot be.
     pub violation: Option<String>,
+}
+
+/// What a namespace held and had reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub quota: Quota,
+    pub bytes_used: u64,
+    pub inodes_used: u64,
+    pub reserved: u64,
+    /// Some session may not have heard of the quota.
+    pub is_free: bool,
 }
 
 /// What a machine did with a request at its place.
@@ -179,6 +192,11 @@ impl History {
                     result: (*result).clone(),
                 };
                 inner.applied.insert(*at, applied);
+            }
+            Seen::Room { at, quota, bytes_used, inodes_used, reserved, is_free, .. } => {
+                let (bytes_used, inodes_used, reserved) = (*bytes_used, *inodes_used, *reserved);
+                let room = Room { quota: *quota, bytes_used, inodes_used, reserved, is_free: *is_free };
+                inner.rooms.insert(*at, room);
             }
             Seen::Hash { at, hash } => {
                 if let Some(known) = inner.hashes.insert(*at, *hash)

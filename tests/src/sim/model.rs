@@ -164,6 +164,15 @@ impl Model {
 
     fn upload(&mut self, at: Position, upload: &Upload, applied: &Applied, plain: Plain<'_>) -> Result<(), String> {
         let result = &applied.result;
+        if *result == Err(Refusal::QuotaExceeded) {
+            return match upload {
+                Upload::Write { reserved: true, .. } => {
+                    Err("refused for the quota, though its writer was told yes".into())
+                }
+                Upload::Write { .. } | Upload::Create { .. } | Upload::Clone { .. } => Ok(()),
+                _ => Err("refused for the quota, though it adds nothing".into()),
+            };
+        }
         match upload {
             Upload::Create { dir, name, new } => {
                 let free = self.dir(*dir).is_some() && self.named(*dir, name.as_bytes()).is_none();

@@ -8,7 +8,7 @@ use super::bus::Net;
 use super::rng::Rng;
 use super::workload::Kind;
 use proto::log::Topic;
-use proto::message::FallocateHow;
+use proto::message::{FallocateHow, Quota};
 use serde::{Deserialize, Serialize};
 pub use servers::Servers;
 
@@ -32,6 +32,8 @@ pub struct Plan {
     /// By client, by worker: what is done, one after the other.
     pub clients: Vec<Vec<Vec<Step>>>,
     pub faults: Vec<Fault>,
+    /// What an administrator lets the namespace hold, and when.
+    pub quotas: Vec<(u64, Quota)>,
     /// When everything is over, the server goes on until all garbage must have gone.
     pub tidies_up: bool,
 }
@@ -348,7 +350,9 @@ impl Plan {
         }
         faults.sort_by_key(|fault| fault.at_ms);
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
-        Plan { seed, net, append_time: true, journal: rng.chance(500), servers, pace_ms, clients, faults, tidies_up }
+        let quotas = quotas(seed, &mut clients, &faults);
+        let journal = rng.chance(500);
+        Plan { seed, net, append_time: true, journal, servers, pace_ms, clients, faults, quotas, tidies_up }
     }
 
     /// Whether partitions lose their last records, and nothing else.
@@ -360,6 +364,33 @@ impl Plan {
     pub fn size(&self) -> usize {
         self.clients.iter().flatten().map(Vec::len).sum::<usize>() + self.faults.len()
     }
+}
+
+/// In some runs there is a quota, mostly a tight one for people who write much.
+fn quotas(seed: u64, clients: &mut [Vec<Vec<Step>>], faults: &[Fault]) -> Vec<(u64, Quota)> {
+    let mut rng = Rng::new(seed, "quota");
+    // What was granted can be lost with the log.
+    let is_lost = faults.iter().any(|fault| matches!(fault.what, What::LogLost { .. }));
+    if is_lost || !rng.chance(70) {
+        return Vec::new();
+    }
+    let writes = rng.chance(800);
+    if writes {
+        for (client, workers) in clients.iter_mut().enumerate() {
+            workers.iter_mut().flatten().for_each(|step| *step = Kind::Contents.step(&mut rng, client));
+        }
+    }
+    let quota = |rng: &mut Rng| Quota {
+        bytes: rng.chance(850).then(|| rng.range(1000, if writes { 60_000 } else { 10_000 })),
+        inodes: rng.chance(250).then(|| rng.range(3, 9)),
+    };
+    let at_ms = if rng.chance(600) { 0 } else { rng.range(1, 3000) };
+    let mut quotas = vec![(at_ms, quota(&mut rng))];
+    if rng.chance(300) {
+        let at_ms = at_ms + rng.range(50, 5000);
+        quotas.push((at_ms, if rng.chance(400) { Quota::default() } else { quota(&mut rng) }));
+    }
+    quotas
 }
 
 fn net(rng: &mut Rng) -> Net {

@@ -16,6 +16,7 @@ use kept::{is_of_version, kept, same};
 use proto::ServerId;
 use proto::clock::Clock;
 use proto::log::{Log, LogError};
+use proto::message::{Quota, UserName};
 use proto::simulation::Node;
 use server::admin::{Admin, epoch_of};
 use server::data::{DataError, Identity};
@@ -433,6 +434,19 @@ impl Servers {
         });
     }
 
+    /// An administrator limits what a user's namespace may hold, at some moment.
+    pub fn set_quota(&self, user: UserName, at_ms: u64, quota: Quota) {
+        let identity = Identity::read(self.machines[0].data.path(), None).expect("the template has written it");
+        let node = Node::new();
+        let log: Arc<dyn Log> = Arc::new(self.bus.log("admin", node.clone()));
+        node.spawn(&tokio::runtime::Handle::current(), async move {
+            tokio::time::sleep(Duration::from_millis(at_ms)).await;
+            while set_quota(&identity, &log, &user, quota).await.is_none() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
     fn crash(&mut self, number: usize, for_ms: u64) -> Due {
         if !self.kill(number) {
             return None;
@@ -616,4 +630,11 @@ async fn deregister(identity: &Identity, log: &Arc<dyn Log>, server: ServerId) -
     let epoch = epoch_of(&identity.cluster_key, log.as_ref()).await.ok()??;
     let mut admin = Admin::connect(identity, epoch, log.clone(), ADMIN_WAIT).await.ok()?;
     admin.deregister(server).await.ok()
+}
+
+/// `None` if it may not have worked.
+async fn set_quota(identity: &Identity, log: &Arc<dyn Log>, user: &UserName, quota: Quota) -> Option<()> {
+    let epoch = epoch_of(&identity.cluster_key, log.as_ref()).await.ok()??;
+    let mut admin = Admin::connect(identity, epoch, log.clone(), ADMIN_WAIT).await.ok()?;
+    admin.user_quota(user, |_| quota).await.ok().map(drop)
 }

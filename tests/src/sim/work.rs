@@ -301,13 +301,17 @@ impl Work {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(ino, append, p).await?;
             let written = async {
+                let mut pieces = Vec::new();
                 for content in contents {
-                    self.fs.write(opened.handle, u64::from(content.offset), &content.bytes(), p).await?;
+                    let mut bytes = content.bytes();
+                    bytes.truncate(self.write_all(opened.handle, u64::from(content.offset), &bytes).await?);
+                    pieces.push((u64::from(content.offset), bytes));
                 }
                 if synced {
                     self.fs.fsync(opened.handle, p).await?;
                 }
-                self.fs.flush(opened.handle, p).await
+                self.fs.flush(opened.handle, p).await?;
+                Ok(pieces)
             };
             let written = written.await;
             self.fs.release(opened.handle)?;
@@ -316,9 +320,13 @@ impl Work {
         let written = self
             .operation(text, writing, |result| match result {
                 // With another writer beside it, what is written is not its own alone.
-                Ok(()) if own.now == 1 && self.own(ino) == own => {
-                    let pieces = contents.iter().map(|content| (u64::from(content.offset), content.bytes())).collect();
+                Ok(pieces) if own.now == 1 && self.own(ino) == own => {
+                    let pieces = pieces.iter().filter(|(_, bytes)| !bytes.is_empty()).cloned().collect();
                     Found::Written { ino, wrote: Wrote { pieces, appended: append } }
+                }
+                Err(error) if i32::from(error.errno()) == libc::EDQUOT => {
+                    self.history.violated(format!("the quota is told of after the write: {error}"));
+                    Found::Nothing
                 }
                 _ => Found::Nothing,
             })
@@ -327,6 +335,20 @@ impl Work {
         if written.is_some() {
             self.disowned(ino);
         }
+    }
+
+    /// As programs write: until all is written, or there is no room. Says how much was.
+    async fn write_all(&self, handle: u64, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
+        let p = &Patience::within(PATIENCE);
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.fs.write(handle, offset + written as u64, &bytes[written..], p).await {
+                Ok(more) => written += more as usize,
+                Err(FsError::QuotaExceeded) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
     }
 
     async fn fallocate(&self, text: String, at: &Place, range: Range, how: FallocateHow) {
@@ -393,8 +415,11 @@ impl Work {
         };
         let using = async {
             let (from, half) = (content.offset as usize, content.len as usize / 2);
-            self.fs.write(opened.handle, from as u64, &content.bytes(), p).await?;
-            self.fs.write(opened.handle, from as u64, &expected[from..from + half], p).await?;
+            for bytes in [&content.bytes(), &expected[from..from + half]] {
+                if self.write_all(opened.handle, from as u64, bytes).await? < bytes.len() {
+                    return Err(FsError::QuotaExceeded);
+                }
+            }
             let before = self.read_all(opened.handle).await?;
             self.fs.flush(opened.handle, p).await?;
             Ok::<_, FsError>((before, self.read_all(opened.handle).await?))

@@ -83,7 +83,7 @@ mod tests {
             key: WrappedKey { key_epoch: 1, wrapped: [0; WrappedKey::BYTES] },
         };
         let pieces = chunks.iter().enumerate().map(piece).collect();
-        Op::Upload(Upload::Write { ino: Ino(2), at: WriteAt::Offsets, pieces })
+        Op::Upload(Upload::Write { ino: Ino(2), at: WriteAt::Offsets, pieces, reserved: false })
     }
 
     /// A chunk that is asked for twice would be found gone the second time.

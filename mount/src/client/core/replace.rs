@@ -61,7 +61,7 @@ impl<W: Waiter> Core<W> {
     /// The open was answered. What was under way in the session before it is
     /// completed from its results or entered again, in order.
     pub(super) fn opened(&mut self, now_ms: u64, answer: Answer, out: &mut Vec<Action<W>>) {
-        let Ok(Outcome::Opened { root, ended, now: _ }) = answer.result else {
+        let Ok(Outcome::Opened { root: _, ended, now: _, limited }) = answer.result else {
             // Refused (the ticket has run out, the user was removed meanwhile): the next login will tell.
             return self.ended(now_ms, out);
         };
@@ -104,7 +104,7 @@ impl<W: Waiter> Core<W> {
         self.phase = Phase::Live;
         self.promises.drop_all(self.seen);
         self.wake_at(now_ms + RENEW_ACTIVE_MS);
-        out.push(Action::Opened { ended, root });
+        out.push(Action::Opened { ended, limited });
         self.pump(now_ms, out);
     }
 }

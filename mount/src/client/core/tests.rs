@@ -291,7 +291,7 @@ impl Sim {
                 Action::WantSession => self.want_session(client),
                 // There is one epoch here.
                 Action::WantContent => panic!("content of another epoch is wanted"),
-                Action::Opened { .. } | Action::Invalidate(_) => {}
+                Action::Opened { .. } | Action::Invalidate(_) | Action::Limited | Action::GiveBack => {}
             }
         }
     }

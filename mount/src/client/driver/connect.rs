@@ -49,6 +49,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         live: watch::Sender::new(None),
         journal,
         transfers: Transfers::default(),
+        reserves: Reserves::default(),
         invalidations: broadcast::Sender::new(INVALIDATIONS),
         armed_ms: AtomicU64::new(u64::MAX),
         timer: Notify::new(),
@@ -70,8 +71,8 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     // From here on a failing open is replaced by another login.
     spawn(task::spawn(Arc::clone(&inner).keep_session()));
     let left = timeout.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
-    let ended = match tokio::time::timeout(left, first_open).await {
-        Ok(Ok((ended, _root))) => ended,
+    let (ended, limited) = match tokio::time::timeout(left, first_open).await {
+        Ok(Ok(opened)) => opened,
         Ok(Err(_)) | Err(_) => {
             return Err(ConnectError::NoServer {
                 brokers: inner.config.brokers.clone(),
@@ -80,7 +81,13 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
             });
         }
     };
-    inner.adopt(adopted, ended).await;
+    let adopting = inner.adopt(adopted, ended).await;
+    if limited {
+        // Behind what earlier mounts have reserved room for; the rest of it is given back.
+        inner.limited();
+    }
+    // What takes longer goes on behind the mount's back, as any unanswered request does.
+    let _ = tokio::time::timeout(inner.config.timeout, adopting).await;
     Ok(handle)
 }
 
@@ -151,9 +158,9 @@ impl Inner {
     }
 
     /// Sends again, in order, what earlier clients' journals hold and was never
-    /// applied. What is refused is kept beside the journals and told.
-    async fn adopt(self: &Arc<Self>, adopted: Adopted, ended: Vec<Ended>) {
-        let Some(journal) = self.journal.clone() else { return };
+    /// applied. What is refused is kept beside the journals and told. Gives what ends with the last answer.
+    async fn adopt(self: &Arc<Self>, adopted: Adopted, ended: Vec<Ended>) -> JoinHandle<()> {
+        let Some(journal) = self.journal.clone() else { return task::spawn(async {}) };
         let mut sent = Vec::new();
         let mut is_complete = true;
         for entry in adopted.entries {
@@ -194,9 +201,7 @@ impl Inner {
                 inner.forget(ended);
             }
         };
-        let task = task::spawn(finishing);
-        // What takes longer goes on behind the mount's back, as any unanswered request does.
-        let _ = tokio::time::timeout(self.config.timeout, task).await;
+        task::spawn(finishing)
     }
 
     /// Uploads again what requests quote of an epoch that is over, whenever the core wants it.

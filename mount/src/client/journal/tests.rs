@@ -50,7 +50,7 @@ fn chunk(content: &[u8]) -> ChunkName {
 fn write(name: ChunkName) -> Op {
     let key = proto::chunk::WrappedKey { key_epoch: 1, wrapped: [0; proto::chunk::WrappedKey::BYTES] };
     let piece = Piece { offset: 0, len: 5, source: Source::Chunk(name), chunk_from: 0, key };
-    Op::Upload(Upload::Write { ino: Ino(2), at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino: Ino(2), at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 fn keep(journal: &Journal, op: &Op, payload: &'static [u8]) -> Journaled {

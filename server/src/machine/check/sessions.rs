@@ -39,6 +39,10 @@ impl Check<'_> {
             }
             violations.check(!holders.is_empty(), || format!("inode {} is kept for nobody", ino.0));
         }
+        for id in live.reserves.values().flat_map(std::collections::BTreeMap::keys) {
+            let may_use = live.sessions.contains_key(id) || live.quotable.contains_key(id);
+            violations.check(may_use, || format!("room is reserved for session {id}, which nobody can use"));
+        }
         let order: BTreeSet<_> = live.ended.iter().map(|(id, mark)| (mark.at, *id)).collect();
         violations.check(order == live.ended_order, || "the order of sessions' ends is not theirs".into());
         match Machine::restore(machine.partition, machine.secrets.clone(), &machine.dump()) {

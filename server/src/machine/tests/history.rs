@@ -58,7 +58,7 @@ fn chunk(session: SessionId, offset: u64) -> ChunkName {
 fn quote(ino: Ino, offset: u64, name: ChunkName) -> Op {
     let source = Source::Chunk(name);
     let piece = Piece { offset, len: 1000, source, chunk_from: 0, key: wrapped_key() };
-    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 #[test]

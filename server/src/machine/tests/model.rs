@@ -185,7 +185,7 @@ impl Model {
                 }
                 Ok(self.entry(*ino))
             }
-            Op::Upload(Upload::Write { ino, at, pieces }) => {
+            Op::Upload(Upload::Write { ino, at, pieces, .. }) => {
                 let content = &mut self.file(*ino)?.content;
                 let base = if *at == WriteAt::End { content.len() } else { 0 };
                 for piece in pieces {

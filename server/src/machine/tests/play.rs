@@ -109,7 +109,7 @@ impl Pick {
                 let at = if self.what == 20 { WriteAt::Offsets } else { WriteAt::End };
                 let (offset, len) = (if self.what == 20 { self.offset } else { 0 }, self.len);
                 let piece = Piece { offset, len, source, chunk_from: 3, key: wrapped_key() };
-                let op = Op::Upload(Upload::Write { ino: file, at, pieces: vec![piece] });
+                let op = Op::Upload(Upload::Write { ino: file, at, pieces: vec![piece], reserved: false });
                 return (op, vec![self.len as u8; 4]);
             }
             22 => unlink(dir, at),

@@ -124,7 +124,7 @@ fn only_own_or_referenced_chunks_may_be_quoted() {
     };
     let quote = |ino, at| {
         let piece = Piece { offset: 0, len: 9, source: Source::Chunk(chunk), chunk_from: 1, key: wrapped_key() };
-        Op::Upload(Upload::Write { ino, at, pieces: vec![piece] })
+        Op::Upload(Upload::Write { ino, at, pieces: vec![piece], reserved: false })
     };
     let ino = world.mkfile(&mut b, ROOT, "f");
     assert_eq!(world.call(&mut b, quote(ino, WriteAt::Offsets)), Err(Refusal::ForeignChunk));
@@ -144,7 +144,7 @@ fn only_own_or_referenced_chunks_may_be_quoted() {
     let mut other = chunk;
     other.offset = 78;
     let piece = Piece { offset: 0, len: 9, source: Source::Chunk(other), chunk_from: 0, key: wrapped_key() };
-    let op = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] });
+    let op = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false });
     assert_eq!(world.entry(&mut successor, op).size, 9);
 }
 
@@ -172,7 +172,7 @@ fn malformed_writes_are_refused() {
         (vec![piece(1 << 50, 5, 0, 5)], Refusal::TooLarge),
     ];
     for (pieces, refusal) in cases {
-        let op = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces });
+        let op = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces, reserved: false });
         assert_eq!(world.call_with(&mut c, op, &[1; 5]), Err(refusal));
     }
     assert_eq!(world.kv, rows);
@@ -226,7 +226,7 @@ fn what_is_written_behind_a_clients_back_has_its_own_time() {
         chunk_from: 0,
         key: wrapped_key(),
     };
-    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] });
+    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false });
     let mut write_at = |time| {
         let attr = entry(world.call_at(&mut c, time, write.clone(), &[1; 5]));
         assert_eq!(attr.mtime, attr.ctime);

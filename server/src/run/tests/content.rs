@@ -20,7 +20,7 @@ fn create(dir: Ino, name: &str) -> Op {
 pub(super) fn quote(ino: Ino, offset: u64, name: ChunkName) -> Op {
     let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
     let piece = Piece { offset, len: 1000, source: Source::Chunk(name), chunk_from: 0, key };
-    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 fn truncate(ino: Ino) -> Op {
@@ -293,7 +293,7 @@ async fn every_piece_of_a_request_is_healed() {
         pieces.push(Piece { offset, len: 5000, source, chunk_from: 0, key });
         parts.push(payload[payload_from as usize..][..payload_len as usize].to_vec());
     }
-    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces });
+    let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces, reserved: false });
     client.number += 1;
     let request = Request { acked: Acked::default(), time: Time::from_millis(0), op: write };
     let answer = client.send(Kind::Request, client.number, &request, &payload).await;

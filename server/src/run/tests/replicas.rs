@@ -270,7 +270,7 @@ fn inline_write(ino: Ino, len: u32) -> Op {
     let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
     let source = Source::Inline { payload_from: 0, payload_len: len };
     let piece = Piece { offset: 0, len, source, chunk_from: 0, key };
-    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece] })
+    Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
 fn create(dir: Ino, name: &str) -> Op {

@@ -1,0 +1,141 @@
+//! Room under a quota: what a write does that finds none.
+//!
+//! The server is asked for it. If it has not enough, what is written here is sent first, since content
+//! that lies over other content gives room back; the others are asked for theirs, for a
+//! while. What is then left is written, and after that `EDQUOT` comes at the write. Writing over
+//! what is there adds nothing and must go on in a full namespace: such a write goes through
+//! to the server, which knows what it adds, and is answered with its answer.
+
+use super::file::{File, FileHandle};
+use super::pack::{Draft, Pack, Part};
+use super::{Fs, file::State};
+use crate::client::{CallError, Patience, Room};
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::chunk::INLINE_BYTES;
+use proto::message::Refusal;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Between askings while others may give room back: first, and at most; 1.3 s together.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(640);
+
+/// What was found for a write.
+pub(super) enum RoomFor {
+    /// Room for as much as it says, at most all of it.
+    Reserved(Room),
+    /// So much has been written through.
+    Written(u32),
+}
+
+impl Fs {
+    pub(super) async fn room_for(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        data: &[u8],
+        patience: &Patience,
+    ) -> Result<RoomFor, FsError> {
+        let client = &self.inner.client;
+        let is_all = |room: &Room| room.bytes() == data.len();
+        let mut wait = ASK_AGAIN;
+        let mut has_sent = false;
+        loop {
+            let (room, more) = client.ask_for_room(data.len(), false, patience).await?;
+            if let Some(room) = room.filter(is_all) {
+                return Ok(RoomFor::Reserved(room));
+            }
+            if !has_sent && self.inner.budget.used() > 0 {
+                has_sent = true;
+                self.send_everything(patience).await?;
+                continue;
+            }
+            if !more || wait > ASK_AGAIN_MAX {
+                break;
+            }
+            patience.wait(tokio::time::sleep(wait)).await?;
+            wait *= 2;
+        }
+        if !handle.append
+            && let written @ 1.. = self.write_over(&handle.file, offset, data, patience).await?
+        {
+            return Ok(RoomFor::Written(written));
+        }
+        match client.ask_for_room(data.len(), true, patience).await? {
+            (Some(room), _) => Ok(RoomFor::Reserved(room)),
+            (None, _) => Err(FsError::QuotaExceeded),
+        }
+    }
+
+    /// All that was written here is in requests.
+    async fn send_everything(&self, patience: &Patience) -> Result<(), FsError> {
+        for file in self.inner.files.all() {
+            self.all_sent(&file, patience).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes over what a file has, as far as that adds nothing that does not fit: says how much that is.
+    async fn write_over(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        data: &[u8],
+        patience: &Patience,
+    ) -> Result<u32, FsError> {
+        self.all_answered(file, patience).await?;
+        let size = self.attr(file.ino, patience).await?.size;
+        let mut written = 0;
+        while written < data.len() && offset + (written as u64) < size {
+            let part = &data[written..data.len().min(written + INLINE_BYTES)];
+            match self.write_through(file, offset + written as u64, part, patience).await {
+                Ok(()) => written += part.len(),
+                Err(FsError::Call(CallError::Refused { refusal: Refusal::QuotaExceeded, .. })) => break,
+                // What has been written is not to be lost sight of.
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written as u32)
+    }
+
+    /// Writes with the server's answer, behind all that was written to the file before.
+    async fn write_through(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        data: &[u8],
+        patience: &Patience,
+    ) -> Result<(), FsError> {
+        loop {
+            let freed = self.inner.budget.freed();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.inner.budget.try_take(data.len()) {
+                break;
+            }
+            patience.wait(freed).await?;
+        }
+        let (through, answer) = oneshot::channel();
+        {
+            let mut state = file.state();
+            self.take_all(file, &mut state);
+            self.put_through(&mut state, offset, Bytes::copy_from_slice(data), through);
+        }
+        self.pump(file, true);
+        patience.wait(answer).await?.unwrap_or(Err(FsError::Call(CallError::Closed)))
+    }
+
+    fn put_through(&self, state: &mut State, offset: u64, plain: Bytes, through: super::pack::Through) {
+        let part = Part { offset, from: 0, len: plain.len() as u32 };
+        let draft = Draft { parts: vec![part], plain, inline: true };
+        let stage = self.seal_inline(state, &draft);
+        state.last_seq += 1;
+        let (seq, through) = (state.last_seq, Some(through));
+        state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append: false, through });
+        state.commit_upto = seq;
+        state.mtime = self.inner.client.now();
+    }
+}
