@@ -18,7 +18,7 @@ mod promises;
 mod status;
 mod transfer;
 
-pub use driver::Submitted;
+pub use driver::{First, Submitted};
 pub use keys::{ContentKeys, KeyError, SealedContent};
 pub use patience::{Interrupt, Patience};
 pub use promises::{Continued, Grant, LEASE_MS, Promises};
@@ -32,7 +32,7 @@ use proto::clock::Clock;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
 use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
-use proto::{Ino, NamespaceId, Position, SessionId, Time};
+use proto::{Ino, NamespaceId, Position, RequestNo, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +86,8 @@ pub struct Client {
 pub struct Reply {
     /// The answer is true as of this place in the log.
     pub at: Position,
+    /// The session that it belongs to: what only counts in a session counts in this one.
+    pub session: Option<SessionId>,
     pub outcome: Outcome,
     /// Content that came along.
     pub payload: Bytes,
@@ -214,7 +216,19 @@ impl Client {
     /// after the other are applied in that order. Dropping the result does not
     /// undo the request. At most 65,536 wait; more are [`CallError::Overloaded`].
     pub fn submit(&self, op: Op, payload: Bytes) -> Submitted {
-        self.inner.submit(op, payload)
+        self.inner.submit(op, payload, None)
+    }
+
+    /// The same for what must not be applied in any other session than this one: it then ends
+    /// with [`CallError::SessionLost`], and what the journal holds of it is set aside.
+    pub fn submit_only_in(&self, session: SessionId, op: Op, payload: Bytes) -> Submitted {
+        self.inner.submit(op, payload, Some(session))
+    }
+
+    /// Lets a request that waits in the server ([`First::Parked`]) end soon: with what it waits for,
+    /// if that comes first, else with [`Refusal::Cancelled`].
+    pub fn cancel(&self, session: SessionId, number: RequestNo) {
+        self.inner.cancel(session, number);
     }
 
     /// The civil time for changes: this machine's clock, corrected by how it
@@ -250,6 +264,11 @@ impl Client {
     /// The session that is open now: part of the names of content that its requests carry.
     pub fn session(&self) -> Option<SessionId> {
         self.inner.session()
+    }
+
+    /// The session that the next request would be sent in. What only counted in another one is over.
+    pub fn sends_in(&self) -> Option<SessionId> {
+        self.inner.sends_in()
     }
 
     /// Bytes of content that may be uploaded and not yet quoted by an answered

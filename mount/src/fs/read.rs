@@ -32,6 +32,7 @@ impl Fs {
 
     async fn read_once(&self, handle: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         let ino = handle.file.ino;
         // First what was written here: what leaves it meanwhile is in the map by then.
         let (overlay, written_end) = handle.file.overlay(offset, u64::from(len));

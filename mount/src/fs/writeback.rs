@@ -113,6 +113,8 @@ impl Fs {
         known_end: Option<u64>,
     ) -> Result<Option<u32>, FsError> {
         let file = &handle.file;
+        self.check_locks(handle)?;
+        let locked_in = file.owners().session();
         if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
             return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
         }
@@ -136,6 +138,9 @@ impl Fs {
                 }
                 (known, pending) => at = known.unwrap_or(0).max(pending.map_or(0, |p| p.end)),
             }
+        }
+        if locked_in.is_some() || state.dirty.is_empty() {
+            state.only_in = locked_in;
         }
         let before = state.dirty.bytes();
         state.dirty.write(at, data, handle.append);
@@ -176,7 +181,8 @@ impl Fs {
                     Stage::Uploading
                 }
             };
-            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append });
+            let only_in = state.only_in;
+            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, only_in, append });
         }
         if !state.uploads.is_empty() && !state.uploading {
             state.uploading = true;
@@ -212,10 +218,14 @@ impl Fs {
                 break;
             }
             let (at, pieces, payload) = pack::write_request(state.packs.range(batch.packs.clone()));
+            let only_in = state.packs[batch.packs.start].only_in;
             let hashes = inline_hashes(&pieces, state.packs.range(batch.packs));
             let write = Upload::Write { ino: file.ino, at, pieces: pieces.clone() };
             // Under the file's lock: requests enter the stream in the order of the packs.
-            let answer = Waiting::For(self.inner.client.submit(Op::Upload(write), payload));
+            let answer = Waiting::For(match only_in {
+                Some(session) => self.inner.client.submit_only_in(session, Op::Upload(write), payload),
+                None => self.inner.client.submit(Op::Upload(write), payload),
+            });
             let start = state.leave(last);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer });
         }
@@ -389,6 +399,7 @@ impl Fs {
     /// the requests are in the stream, and so in the journal.
     pub async fn flush(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         if planted(Bug::CloseDoesNotWait) {
             return Ok(());
         }
@@ -405,7 +416,9 @@ impl Fs {
     /// Waits until everything written is answered for and as safe as the cluster makes it.
     pub async fn fsync(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         self.write_back(&handle.file, patience).await?;
+        self.check_locks(&handle)?;
         Ok(self.inner.client.sync(patience).await?)
     }
 
@@ -495,6 +508,11 @@ impl Fs {
         }
         self.forget_if_done(&file);
         self.wait_for(&file, patience, |p, last| p.answered >= last).await
+    }
+
+    /// All that was written is in the stream.
+    pub(super) async fn all_sent(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
+        self.wait_for(file, patience, |p, last| p.sent >= last).await
     }
 
     /// Before content is changed or asked about in the file's map: all that was written is answered for.

@@ -3,6 +3,7 @@
 
 mod content;
 mod counts;
+mod locks;
 mod mounted;
 mod names;
 mod place;

@@ -1,6 +1,8 @@
 //! Promises, and the pushes that break them (the design's section 5).
 
-use crate::ids::{Ino, Position};
+use super::answer::Outcome;
+use super::refusal::Refusal;
+use crate::ids::{Ino, Position, RequestNo};
 use serde::{Deserialize, Serialize};
 
 /// What a session has been promised to hear about before anyone sees a change.
@@ -30,4 +32,6 @@ pub enum Push {
     /// The inode has lost its last name. It is kept for this session until it
     /// sends `Release` for it or ends.
     LastNameGone(Ino),
+    /// How a request that was answered with [`Outcome::Waiting`] has ended. Told again until it is confirmed.
+    Outcome { number: RequestNo, result: Result<Outcome, Refusal> },
 }

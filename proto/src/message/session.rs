@@ -45,6 +45,9 @@ pub enum SessionOp {
     /// Answered when all before it is as safe as the cluster makes it: at once, or
     /// with a volatile log once a checkpoint holds it. → `Done`.
     Sync,
+    /// The request with this number waits no longer, if it still does. Either way its outcome is told
+    /// by one push: `Cancelled`, or what came before. → `Done`.
+    Cancel { number: RequestNo },
     /// The results of these ended sessions have been taken. → `Done`.
     Forget { ended: Vec<SessionId> },
     /// Ends the session: its last record. → `Done`.

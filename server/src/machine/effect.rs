@@ -95,7 +95,7 @@ impl Effect {
             Effect::Answer { answer: given, payload, .. } => EACH + answer(given) + payload.len(),
             Effect::Push { body, .. } => match &body.push {
                 proto::message::Push::Invalidate(things) => EACH + things.len() * 16,
-                proto::message::Push::LastNameGone(_) => EACH,
+                proto::message::Push::LastNameGone(_) | proto::message::Push::Outcome { .. } => EACH,
             },
             Effect::Keep { content, .. } => EACH + content.len(),
             _ => EACH,

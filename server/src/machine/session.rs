@@ -333,6 +333,7 @@ impl Machine {
         }
         turn.namespace = session.namespace;
         turn.settle();
+        self.end_locks(turn, id);
 
         let results = session
             .remembered
@@ -447,6 +448,7 @@ impl Machine {
             },
             Op::Upload(upload) => (turn.upload(upload), Bytes::new()),
             Op::Delete(delete) => (turn.delete_name(delete), Bytes::new()),
+            Op::Lock(op) => (self.lock_op(turn, to, op), Bytes::new()),
             Op::Session(op) => return self.session_op(turn, to, op, repeat),
         };
         if !repeat {
@@ -499,6 +501,7 @@ impl Machine {
                 }
                 turn.settle();
             }
+            SessionOp::Cancel { number } => self.cancel(turn, to.session, *number),
             SessionOp::Sync => after_checkpoint = self.live.volatile.then_some(turn.at),
             SessionOp::Forget { ended } => {
                 let session = &self.live.sessions[&to.session];
