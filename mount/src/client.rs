@@ -19,7 +19,7 @@ mod reserve;
 mod status;
 mod transfer;
 
-pub use driver::Submitted;
+pub use driver::{First, Submitted};
 pub use keys::{ContentKeys, KeyError, SealedContent};
 pub use patience::{Interrupt, Patience};
 pub use promises::{Continued, Grant, LEASE_MS, Promises};
@@ -33,7 +33,7 @@ use proto::clock::Clock;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
 use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
-use proto::{Ino, NamespaceId, Position, SessionId, Time};
+use proto::{Ino, NamespaceId, Position, RequestNo, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,11 +107,23 @@ impl Drop for Room {
     }
 }
 
+/// On what terms a request is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When what it asks for was done.
+    pub time: Time,
+    /// It must not be applied in any other session than this one: it then ends with
+    /// [`CallError::SessionLost`], and what the journal holds of it is set aside.
+    pub only_in: Option<SessionId>,
+}
+
 /// The server's yes to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The answer is true as of this place in the log.
     pub at: Position,
+    /// The session that it belongs to: what only counts in a session counts in this one.
+    pub session: Option<SessionId>,
     pub outcome: Outcome,
     /// Content that came along.
     pub payload: Bytes,
@@ -245,12 +257,18 @@ impl Client {
     /// after the other are applied in that order. Dropping the result does not
     /// undo the request. At most 65,536 wait; more are [`CallError::Overloaded`].
     pub fn submit(&self, op: Op, payload: Bytes) -> Submitted {
-        self.submit_of(self.now(), op, payload)
+        self.submit_on(self.inner.terms(), op, payload)
     }
 
-    /// The same for what was done at an earlier time.
-    pub fn submit_of(&self, time: Time, op: Op, payload: Bytes) -> Submitted {
-        self.inner.submit(op, payload, time)
+    /// The same on terms of its own.
+    pub fn submit_on(&self, terms: Terms, op: Op, payload: Bytes) -> Submitted {
+        self.inner.submit(op, payload, terms)
+    }
+
+    /// Lets a request that waits in the server ([`First::Parked`]) end soon: with what it waits for,
+    /// if that comes first, else with [`Refusal::Cancelled`].
+    pub fn cancel(&self, session: SessionId, number: RequestNo) {
+        self.inner.cancel(session, number);
     }
 
     /// Takes room for written content, if it is there without asking: always, where there is no quota.
@@ -279,9 +297,9 @@ impl Client {
         }
     }
 
-    /// [`Client::submit_of`] a write for whose content of `bytes` room was taken.
-    pub fn submit_reserved(&self, time: Time, op: Op, payload: Bytes, bytes: usize) -> Submitted {
-        self.inner.submit_reserved(time, op, payload, bytes as u64)
+    /// [`Client::submit_on`] for a write for whose content of `bytes` room was taken.
+    pub fn submit_reserved(&self, terms: Terms, op: Op, payload: Bytes, bytes: usize) -> Submitted {
+        self.inner.submit_reserved(terms, op, payload, bytes as u64)
     }
 
     /// Whether content is written under a quota.
@@ -330,6 +348,11 @@ impl Client {
     /// The session that is open now: part of the names of content that its requests carry.
     pub fn session(&self) -> Option<SessionId> {
         self.inner.session()
+    }
+
+    /// The session that the next request would be sent in. What only counted in another one is over.
+    pub fn sends_in(&self) -> Option<SessionId> {
+        self.inner.sends_in()
     }
 
     /// Bytes of content that may be uploaded and not yet quoted by an answered

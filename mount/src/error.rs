@@ -17,6 +17,9 @@ pub enum FsError {
     /// Something written earlier could not be kept by the server; told once.
     #[error("what was written to inode {ino} before could not be saved and is lost: {reason}")]
     Lost { ino: u64, reason: String, errno: i32 },
+    /// Its locks went with the session.
+    #[error("a lock taken on this open file was lost; open the file again")]
+    LockLost,
     #[error("{0} is not open (any more)")]
     BadHandle(u64),
     #[error("the write buffer has been full for {waited:?}; kfs status shows what is pending")]
@@ -57,6 +60,7 @@ impl FsError {
             FsError::Name(NameError::TooLong) => Errno::ENAMETOOLONG,
             FsError::Name(NameError::Invalid) => Errno::EINVAL,
             FsError::Lost { errno, .. } => Errno::from_i32(*errno),
+            FsError::LockLost => Errno::EIO,
             FsError::BadHandle(_) => Errno::EBADF,
             FsError::BufferFull { .. } => Errno::ETIMEDOUT,
             FsError::QuotaExceeded => Errno::EDQUOT,
@@ -112,6 +116,10 @@ fn refusal_errno(refusal: Refusal) -> Errno {
         Refusal::NotPermitted => Errno::EPERM,
         Refusal::NoSpace => Errno::ENOSPC,
         Refusal::QuotaExceeded => Errno::EDQUOT,
+        Refusal::WouldBlock => Errno::EAGAIN,
+        Refusal::Deadlock => Errno::EDEADLK,
+        Refusal::NoLocks => Errno::ENOLCK,
+        Refusal::Cancelled => Errno::EINTR,
         // These say that a program of ours is broken or out of date, not the caller's.
         Refusal::ForeignChunk | Refusal::NumberReused | Refusal::SessionEnded => Errno::EIO,
         Refusal::NotUnderstood => Errno::ENOTSUP,

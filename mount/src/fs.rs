@@ -21,6 +21,7 @@ mod dirty;
 mod extents;
 mod file;
 mod handles;
+mod locks;
 mod names;
 mod neighbours;
 mod pack;
@@ -39,6 +40,7 @@ pub use allocate::{Allocate, Seek};
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
 pub use file::{CreateHow, Opened};
+pub use locks::LockCall;
 pub use names::NewNode;
 
 use crate::client::{CallError, Client, Patience, Reply};
@@ -56,6 +58,7 @@ use proto::{Ino, Name};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// The inode number of a mount's root, whatever directory it shows.
 pub const ROOT: u64 = 1;
@@ -117,8 +120,9 @@ pub struct Caller {
 /// What the filesystem tells the kernel unasked. Called from tasks, so it must
 /// only queue, never wait.
 pub trait Kernel: Send + Sync {
-    /// The pages that the kernel keeps of this inode may be wrong.
-    fn inval_inode(&self, ino: u64);
+    /// The pages that the kernel keeps of this inode may be wrong. Whoever wants to know is told
+    /// when they are gone.
+    fn inval_inode(&self, ino: u64, done: Option<oneshot::Sender<()>>);
 }
 
 /// One namespace, or a directory of it, as a filesystem. Clones share it.

@@ -12,14 +12,15 @@ mod invalidator;
 
 use crate::client::Patience;
 use crate::error::FsError;
-use crate::fs::{Caller, CreateHow, DirEntry, Fs, NewNode, Seek, SetAttr, acl_kind};
+use crate::fs::{Caller, CreateHow, DirEntry, Fs, LockCall, NewNode, Seek, SetAttr, acl_kind};
 use crate::inline;
 use crate::sys::group::keeps_setgid;
 use crate::sys::interrupt::{Kind, Watcher};
+use crate::sys::lock_call;
 use bytes::Bytes;
 use convert::{
     GENERATION, TTL, allocate, attr_reply, copy_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr,
-    file_type, logged, node_kind, open_flags, seek_reply, set_time, xattr_reply,
+    file_type, lock_mode, lock_reply, logged, node_kind, open_flags, seek_reply, set_time, xattr_reply,
 };
 use fuser::{
     AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
@@ -29,7 +30,7 @@ use fuser::{
     SessionACL, TimeOrNow, WriteFlags,
 };
 use invalidator::Invalidator;
-use proto::message::{RenameHow, XattrHow};
+use proto::message::{LockRange, RenameHow, XattrHow};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
@@ -119,7 +120,7 @@ fn caller(req: &Request, umask: u32) -> Caller {
 
 impl Filesystem for KfsFuse {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not requested: locks (they stay local), write-back, kernel-side suid
+        // Not requested: write-back, kernel-side suid
         // clearing by us, and the automatic invalidation that mtime changes would cause.
         for wanted in [
             // The kernel obeys access control lists, and leaves the umask to whoever knows of default ones.
@@ -130,6 +131,8 @@ impl Filesystem for KfsFuse {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
         ] {
             // A kernel without it works as well, only slower.
             let _ = config.add_capabilities(wanted);
@@ -337,9 +340,10 @@ impl Filesystem for KfsFuse {
         });
     }
 
-    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Flush));
-        self.answer("flush", reply, async move { fs.flush(fh.0, &patience).await }, empty_reply);
+        let work = async move { fs.flush_and_unlock(fh.0, lock_owner.0, &patience).await };
+        self.answer("flush", reply, work, empty_reply);
     }
 
     fn release(
@@ -474,37 +478,65 @@ impl Filesystem for KfsFuse {
         reply.ok();
     }
 
-    /// Locks stay in this kernel, since the capability is not requested.
     fn getlk(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
         reply: ReplyLock,
     ) {
-        reply.error(Errno::ENOSYS);
+        let Some(mode) = lock_mode(typ) else { return reply.error(Errno::EINVAL) };
+        let (fs, tid, patience) = (self.fs.clone(), req.pid(), self.patience(req, Kind::Ordinary));
+        let work = async move {
+            let call = LockCall {
+                owner: lock_owner.0,
+                kind: lock_call::kind(tid).await,
+                pid,
+                range: LockRange { start, end },
+            };
+            fs.test_lock(fh.0, call, mode, &patience).await
+        };
+        self.answer("getlk", reply, work, lock_reply);
     }
 
-    /// As `getlk`.
+    /// Of what the kernel tells, fuser leaves out which kind of lock it is.
     fn setlk(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        _sleep: bool,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let mode = lock_mode(typ);
+        if mode.is_none() && typ != libc::F_UNLCK {
+            return reply.error(Errno::EINVAL);
+        }
+        let kind = if sleep { Kind::BlockingLock } else { Kind::Ordinary };
+        let (fs, tid, patience) = (self.fs.clone(), req.pid(), self.patience(req, kind));
+        let work = async move {
+            let call = LockCall {
+                owner: lock_owner.0,
+                kind: lock_call::kind(tid).await,
+                pid,
+                range: LockRange { start, end },
+            };
+            match mode {
+                Some(mode) => fs.lock(fh.0, call, mode, sleep, &patience).await,
+                None => fs.unlock(fh.0, call, &patience).await,
+            }
+        };
+        self.answer("setlk", reply, work, empty_reply);
     }
 
     /// There is no block device below.

@@ -2,7 +2,7 @@
 //! old and new versions can talk: fields are only ever added, with a default.
 //!
 //! Requests come in four families, [`View`], [`Download`], [`Upload`] and
-//! [`Delete`]; around them stand [`SessionOp`], [`ServerRecord`] and [`Admin`].
+//! [`Delete`]; beside them [`LockOp`], around them [`SessionOp`], [`ServerRecord`] and [`Admin`].
 
 mod acl;
 mod admin;
@@ -10,6 +10,7 @@ mod answer;
 mod attr;
 mod delete;
 mod download;
+mod lock;
 mod login;
 mod promise;
 mod refusal;
@@ -28,6 +29,7 @@ pub use answer::{Answer, Listed, Outcome, StoredExtent};
 pub use attr::{Attr, FileKind, Owner};
 pub use delete::Delete;
 pub use download::{Download, Served};
+pub use lock::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRange, Locked};
 pub use login::{LoginAnswer, LoginDone, LoginRequest, Ticket};
 pub use promise::{Promise, Push, PushBody};
 pub use refusal::Refusal;
@@ -69,6 +71,7 @@ pub enum Op {
     View(View),
     Upload(Upload),
     Delete(Delete),
+    Lock(LockOp),
     Session(SessionOp),
 }
 
@@ -76,6 +79,11 @@ impl Op {
     /// Whether a repeat must be answered from the remembered result, since
     /// executing it again would change something twice.
     pub fn is_change(&self) -> bool {
+        matches!(self, Op::Upload(_) | Op::Delete(_) | Op::Lock(LockOp::Lock { .. } | LockOp::Unlock { .. }))
+    }
+
+    /// Whether it is about the tree or content, and so means the same in a later session.
+    pub fn outlives_session(&self) -> bool {
         matches!(self, Op::Upload(_) | Op::Delete(_))
     }
 }

@@ -81,6 +81,14 @@ bugs! {
     ReserveOutlivesSession,
     /// machine: what a session had reserved is not its successor's
     ReserveNotInherited,
+    /// machine: a shared lock is given beside an exclusive one
+    SharedBesideExclusive,
+    /// machine: a lock outlives its session
+    LockOutlivesSession,
+    /// machine: whoever waits is not woken when a lock is given up
+    UnlockWakesNobody,
+    /// machine: who has given up waiting for a lock gets it all the same
+    CancelForgotten,
     /// loop: a checkpoint says that it holds one record more than it does
     CheckpointOffByOne,
     /// loop: a record that a replayed server has applied already is applied again
@@ -131,6 +139,8 @@ bugs! {
     ResendWithoutAsking,
     /// client: a request that is sent again gets a new number
     ResendRenumbered,
+    /// client: what was written under a lock is sent though the lock was lost
+    WrittenOutlivesLock,
     /// client: a push is confirmed, and what it broke is relied on
     IgnorePush,
     /// client: an answer older than the last push grants promises
@@ -163,6 +173,8 @@ bugs! {
     RenameForgetsTarget,
     /// fs: close returns before what was written is answered for
     CloseDoesNotWait,
+    /// fs: a lock is given up before what was written under it is answered for
+    UnlockDoesNotWait,
     /// fs: of two overlapping writes the older one wins
     OlderWriteWins,
     /// fs: what was written and not sent is not read

@@ -93,8 +93,8 @@ pub enum Seen<'a> {
     /// A machine has taken a record in, skipped or not; its state now has this hash.
     Hash { at: Position, hash: [u8; 32] },
     /// A client has entered a request into its session's order. `time` is the client's own
-    /// and goes with the request for good.
-    Entered { time: Time, op: &'a Op },
+    /// and goes with the request for good. `is_bound`: it may be applied in one session only.
+    Entered { time: Time, op: &'a Op, is_bound: bool },
 }
 
 type Observer = Box<dyn FnMut(&Seen<'_>)>;

@@ -22,7 +22,9 @@ mod clock;
 mod delete;
 mod history;
 mod incarnation;
+mod lock;
 mod opened;
+mod park;
 mod promise;
 mod quota;
 mod quotes;
@@ -50,13 +52,16 @@ use bytes::Bytes;
 use effect::{Applied, Effect, NotApplied, Peer};
 use incarnation::Incarnation;
 use kv::Kv;
+use lock::Holdings;
+use lock::table::FileLocks;
+use park::Parked;
 use promise::{Held, Things};
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
 use proto::message::{Refusal, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
-use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, ServerId, SessionId};
+use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, RequestNo, ServerId, SessionId};
 use rows::Turn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -90,6 +95,7 @@ pub struct Machine {
     quotable_order: BTreeSet<(LogTime, SessionId)>,
     /// The uploads that have been quoted since this program began stand before this.
     quoted: (Epoch, u64),
+    holdings: Holdings,
 }
 
 /// The part of the state that lives in memory.
@@ -130,6 +136,11 @@ struct Live {
     /// told before that a session is open.
     #[serde(default)]
     grace_until: Option<LogTime>,
+    #[serde(default)]
+    locks: BTreeMap<Ino, Shared<FileLocks>>,
+    /// Requests that wait, by session and number.
+    #[serde(default)]
+    parked: BTreeMap<(SessionId, RequestNo), Parked>,
 }
 
 /// A machine's in-memory part at one moment. Taking it costs little, since what is
@@ -201,14 +212,16 @@ impl Machine {
             reserves: BTreeMap::new(),
             history_turn: NamespaceId(0),
             grace_until: None,
+            locks: BTreeMap::new(),
+            parked: BTreeMap::new(),
         };
         Machine::of(partition, secrets, live)
     }
 
     fn of(partition: u32, secrets: Arc<ClusterKey>, live: Live) -> Machine {
         let (holders, things, quotable_order) = (BTreeSet::new(), Things::default(), BTreeSet::new());
-        let quoted = (Epoch(0), 0);
-        Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order, quoted }
+        let (quoted, holdings) = ((Epoch(0), 0), Holdings::default());
+        Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order, quoted, holdings }
     }
 
     /// The in-memory part as it is now, to be kept with the rows as they are now.
@@ -232,6 +245,7 @@ impl Machine {
         let mut machine = Machine::of(partition, secrets, live);
         machine.index_promises();
         machine.index_quotes();
+        machine.index_locks();
         Ok(machine)
     }
 

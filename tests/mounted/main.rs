@@ -15,6 +15,7 @@ mod files;
 mod holes;
 mod jobs;
 mod large;
+mod locks;
 mod log;
 mod login;
 mod mount8;

@@ -10,6 +10,7 @@
 mod bus;
 mod check;
 mod cluster;
+mod counting;
 mod disk;
 mod history;
 mod minimise;

@@ -13,6 +13,7 @@
 mod acks;
 pub(super) mod content;
 mod flight;
+mod parked;
 mod pushes;
 mod replace;
 mod touch;
@@ -25,6 +26,7 @@ use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
+use parked::ParkedRequests;
 use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
 use proto::planted::{Bug, planted};
 use proto::seal::SealError;
@@ -66,6 +68,9 @@ pub(crate) trait Seal: Send {
 pub(crate) trait Waiter {
     /// Nobody will look at the answer any more.
     fn is_gone(&self) -> bool;
+
+    /// The request has been admitted under this number and waits; its answer comes later.
+    fn parked(&mut self, session: SessionId, number: RequestNo);
 }
 
 /// A change's place in the journal.
@@ -92,6 +97,8 @@ pub(crate) struct Entry<W> {
     pub payload: Bytes,
     pub time: Time,
     pub journaled: Option<Journaled>,
+    /// Means nothing, or harm, in another session than this one: what is written under a lock.
+    pub only_in: Option<SessionId>,
     pub entered_ms: u64,
 }
 
@@ -155,6 +162,7 @@ pub(crate) struct Core<W> {
     flight: BTreeMap<RequestNo, Flight<W>>,
     /// Whose numbers `flight` has.
     flight_session: Option<SessionId>,
+    parked: ParkedRequests<W>,
     /// Requests in flight that are not upkeep.
     ordinary: usize,
     /// Sessions to be replaced by the next open, oldest first.
@@ -188,6 +196,7 @@ impl<W: Waiter> Core<W> {
             waiting: VecDeque::new(),
             flight: BTreeMap::new(),
             flight_session: None,
+            parked: ParkedRequests::default(),
             ordinary: 0,
             predecessors,
             next: RequestNo(1),
@@ -284,7 +293,10 @@ impl<W: Waiter> Core<W> {
         if let Some(deadline_ms) = self.pushes.deadline_ms() {
             self.wake_at(deadline_ms);
         }
-        self.finish(now_ms, flight.entry, answer, payload, out);
+        match answer.result {
+            Ok(Outcome::Waiting) => self.park(now_ms, number, flight.entry, out),
+            _ => self.finish(now_ms, flight.entry, answer, payload, out),
+        }
         self.pump(now_ms, out);
     }
 
@@ -295,6 +307,10 @@ impl<W: Waiter> Core<W> {
         }
         self.heard(now_ms);
         self.seen = self.seen.max(Some(body.at));
+        // First of all: an outcome may show what a push takes back that has not come.
+        if self.pushes.came(now_ms, number) {
+            self.lost(out);
+        }
         match body.push {
             Push::Invalidate(promises) => {
                 if !planted(Bug::IgnorePush) {
@@ -308,9 +324,7 @@ impl<W: Waiter> Core<W> {
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
             Push::Limited => out.push(Action::Limited),
             Push::GiveBack => out.push(Action::GiveBack),
-        }
-        if self.pushes.came(now_ms, number) {
-            self.lost(out);
+            Push::Outcome { number, result } => self.outcome(now_ms, body.at, number, result, out),
         }
     }
 
@@ -413,7 +427,9 @@ impl<W: Waiter> Core<W> {
 
     /// Requests of callers that are not answered, in order.
     pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Entry<W>> {
-        self.flight.values().map(|flight| &flight.entry).chain(&self.waiting).filter(|entry| !is_upkeep(&entry.op))
+        let flight = self.flight.values().map(|flight| &flight.entry);
+        // A lock that is waited for is nothing that is still to be done.
+        flight.chain(&self.waiting).filter(|entry| !is_upkeep(&entry.op))
     }
 
     /// Ends everything: what was entered and not answered is handed back as closed.
@@ -422,7 +438,8 @@ impl<W: Waiter> Core<W> {
         self.promises.drop_all(self.seen);
         self.ordinary = 0;
         let flight = std::mem::take(&mut self.flight).into_values().map(|flight| flight.entry);
-        for entry in flight.chain(std::mem::take(&mut self.waiting)) {
+        let parked = self.parked.take();
+        for entry in flight.chain(parked).chain(std::mem::take(&mut self.waiting)) {
             out.push(Action::Done { entry, result: Err(CallError::Closed) });
         }
     }
@@ -443,6 +460,10 @@ impl<W: Waiter> Core<W> {
             let is_moot = matches!(entry.op, Op::View(_)) && entry.waiter.as_ref().is_some_and(W::is_gone);
             if is_moot {
                 out.push(Action::Done { entry, result: Err(CallError::Interrupted) });
+            } else if entry.only_in.is_some_and(|only| self.session() != Some(only))
+                && !planted(Bug::WrittenOutlivesLock)
+            {
+                out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
             } else {
                 self.number(now_ms, entry, out);
             }
@@ -456,6 +477,7 @@ impl<W: Waiter> Core<W> {
             payload: Bytes::new(),
             time: Time::default(),
             journaled: None,
+            only_in: None,
             entered_ms: now_ms,
         };
         self.number(now_ms, entry, out);
@@ -514,7 +536,8 @@ impl<W: Waiter> Core<W> {
                 } else {
                     self.promises.changed_here(now_ms, answer.at, &touched, &answer.granted)
                 };
-                Ok(Reply { at: answer.at, outcome, payload, granted, continued })
+                let session = self.session();
+                Ok(Reply { at: answer.at, session, outcome, payload, granted, continued })
             }
             Err(refusal) => {
                 let granted = self.promises.granted(answer.at, &answer.granted);
@@ -529,7 +552,7 @@ impl<W: Waiter> Core<W> {
     fn overtakes_change(&mut self, number: RequestNo) -> bool {
         let mut first = false;
         for (_, flight) in self.flight.range_mut(..number) {
-            if flight.entry.op.is_change() && !flight.overtaken {
+            if flight.entry.op.outlives_session() && !flight.overtaken {
                 flight.overtaken = true;
                 first = true;
             }
@@ -638,5 +661,8 @@ impl<W: Waiter> Core<W> {
 
 /// Records of the session's own, outside the window; a new session does not need them again.
 fn is_upkeep(op: &Op) -> bool {
-    matches!(op, Op::Session(SessionOp::Renew | SessionOp::Confirm { .. } | SessionOp::Repeat { .. }))
+    matches!(
+        op,
+        Op::Session(SessionOp::Renew | SessionOp::Confirm { .. } | SessionOp::Repeat { .. } | SessionOp::Cancel { .. })
+    )
 }

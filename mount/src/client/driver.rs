@@ -19,7 +19,7 @@ use super::patience::Patience;
 use super::promises::Promises;
 use super::status::{ClientStatus, Counters, Drained};
 use super::transfer::Transfers;
-use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, login};
+use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, Terms, login};
 use bytes::Bytes;
 use proto::frame::Kind;
 use proto::log::{Appended, LogError, Topic};
@@ -132,11 +132,22 @@ pub(super) struct Counts {
 }
 
 /// Who waits for an answer.
-struct Caller(oneshot::Sender<Result<Reply, CallError>>);
+struct Caller {
+    answer: oneshot::Sender<Result<Reply, CallError>>,
+    /// Taken when the server says that the request waits.
+    parked: Option<oneshot::Sender<(SessionId, RequestNo)>>,
+}
 
 impl Waiter for Caller {
     fn is_gone(&self) -> bool {
-        self.0.is_closed()
+        self.answer.is_closed()
+    }
+
+    fn parked(&mut self, session: SessionId, number: RequestNo) {
+        if let Some(parked) = self.parked.take() {
+            // Whoever has given up does not look.
+            let _ = parked.send((session, number));
+        }
     }
 }
 
@@ -144,6 +155,7 @@ impl Waiter for Caller {
 /// undo the request.
 pub struct Submitted {
     answer: oneshot::Receiver<Result<Reply, CallError>>,
+    parked: oneshot::Receiver<(SessionId, RequestNo)>,
     journaled: bool,
 }
 
@@ -151,6 +163,37 @@ impl Submitted {
     /// The journal holds it: a crash of this process does not lose it.
     pub fn is_journaled(&self) -> bool {
         self.journaled
+    }
+
+    /// What comes first: the answer, or the server's word that the request waits there. Afterwards the
+    /// answer is waited for.
+    pub async fn first(&mut self) -> First {
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(answer) = Pin::new(&mut *self).poll(context) {
+                return Poll::Ready(First::Answer(Box::new(answer)));
+            }
+            match Pin::new(&mut self.parked).poll(context) {
+                Poll::Ready(Ok((session, number))) => Poll::Ready(First::Parked(session, number)),
+                // Told with the answer.
+                Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// See [`Submitted::first`].
+pub enum First {
+    Answer(Box<Result<Reply, CallError>>),
+    /// The request waits under this number.
+    Parked(SessionId, RequestNo),
+}
+
+impl Submitted {
+    fn new() -> (Caller, Submitted) {
+        let ((answer, answered), (parked, waits)) = (oneshot::channel(), oneshot::channel());
+        let caller = Caller { answer, parked: Some(parked) };
+        (caller, Submitted { answer: answered, parked: waits, journaled: false })
     }
 }
 
@@ -200,6 +243,10 @@ impl Inner {
         self.live.borrow().as_ref().map(|link| link.session)
     }
 
+    pub(super) fn sends_in(&self) -> Option<SessionId> {
+        self.state().core.session()
+    }
+
     pub(super) fn window_bytes(&self) -> u64 {
         self.live.borrow().as_ref().map_or(0, |link| link.window_bytes)
     }
@@ -217,6 +264,11 @@ impl Inner {
         Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
     }
 
+    /// Of a request of now, which may be applied in any session.
+    pub(super) fn terms(&self) -> Terms {
+        Terms { time: self.now(), only_in: None }
+    }
+
     pub(super) fn now_ms(&self) -> u64 {
         proto::clock::monotonic_ms()
     }
@@ -226,38 +278,49 @@ impl Inner {
         self.live.subscribe()
     }
 
-    pub(super) fn submit(&self, op: Op, payload: Bytes, time: Time) -> Submitted {
+    pub(super) fn submit(&self, op: Op, payload: Bytes, terms: Terms) -> Submitted {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let (caller, answer) = oneshot::channel();
-        let journaled = self.enter(Some(caller), op, payload, time, None);
-        Submitted { answer, journaled }
+        let (caller, mut submitted) = Submitted::new();
+        submitted.journaled = self.enter(Some(caller), op, payload, terms, None);
+        submitted
     }
 
     /// Submits what the journal already holds.
     fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
-        let (caller, answer) = oneshot::channel();
-        self.enter(Some(caller), op, payload, time, Some(journaled));
-        Submitted { answer, journaled: true }
+        let (caller, submitted) = Submitted::new();
+        self.enter(Some(caller), op, payload, Terms { time, only_in: None }, Some(journaled));
+        Submitted { journaled: true, ..submitted }
+    }
+
+    /// Lets a request that waits in the server end.
+    pub(super) fn cancel(&self, session: SessionId, number: RequestNo) {
+        self.act(|state, now_ms, actions| {
+            if state.core.session() == Some(session) {
+                state.core.cancel(now_ms, number, actions);
+            }
+        });
     }
 
     fn enter(
         &self,
-        caller: Option<oneshot::Sender<Result<Reply, CallError>>>,
+        waiter: Option<Caller>,
         op: Op,
         payload: Bytes,
-        time: Time,
+        Terms { time, only_in }: Terms,
         adopted: Option<Journaled>,
     ) -> bool {
         self.act(|state, now_ms, actions| {
             // Under the lock, so that the journal has changes in the order in which they are entered.
             let journaled = adopted.or_else(|| {
-                let journal = self.journal.as_ref().filter(|_| op.is_change());
-                journal.and_then(|journal| journal.request(&op, &payload, time))
+                let journal = self.journal.as_ref().filter(|_| op.outlives_session());
+                journal.and_then(|journal| journal.request(&op, &payload, time, only_in))
             });
             #[cfg(feature = "simulation")]
-            proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op });
-            let waiter = caller.map(Caller);
-            let entry = Entry { waiter, op, payload, time, journaled, entered_ms: now_ms };
+            {
+                let is_bound = only_in.is_some();
+                proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound });
+            }
+            let entry = Entry { waiter, op, payload, time, journaled, only_in, entered_ms: now_ms };
             state.core.submit(now_ms, entry, actions);
             journaled.is_some()
         })
@@ -337,7 +400,7 @@ impl Inner {
 
     pub(super) async fn close(&self) {
         if self.state().core.is_live() {
-            let closed = self.submit(Op::Session(SessionOp::Close), Bytes::new(), self.now());
+            let closed = self.submit(Op::Session(SessionOp::Close), Bytes::new(), self.terms());
             // If the server does not hear of it, the session expires by itself.
             let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
         }
@@ -414,6 +477,10 @@ impl Inner {
                     Err(error) if journaled.is_adopted() => {
                         journal.conflict(journaled, &entry.op, &error.to_string());
                     }
+                    // Whoever had the lock since may have written there as well.
+                    Err(CallError::SessionLost) if entry.only_in.is_some() => {
+                        journal.conflict(journaled, &entry.op, "the lock that it was written under was lost");
+                    }
                     _ => journal.done(journaled),
                 }
             }
@@ -424,9 +491,9 @@ impl Inner {
             Ok(Reply { outcome: Outcome::Renamed { other: Some(gone), .. }, .. }) => self.lost_a_name(gone),
             _ => {}
         }
-        if let Some(Caller(caller)) = entry.waiter {
+        if let Some(caller) = entry.waiter {
             // A caller that has given up does not look.
-            let _ = caller.send(result);
+            let _ = caller.answer.send(result);
         }
     }
 
@@ -487,7 +554,7 @@ impl Inner {
     fn forget(&self, ended: Vec<Ended>) {
         let ended: Vec<SessionId> = ended.into_iter().filter(|e| e.known).map(|e| e.session).collect();
         if !ended.is_empty() {
-            self.enter(None, Op::Session(SessionOp::Forget { ended }), Bytes::new(), self.now(), None);
+            self.enter(None, Op::Session(SessionOp::Forget { ended }), Bytes::new(), self.terms(), None);
         }
     }
 
@@ -582,6 +649,7 @@ impl State {
                 payload: Bytes::new(),
                 time: Time::default(),
                 journaled: None,
+                only_in: None,
                 entered_ms: now_ms,
             };
             self.core.submit(now_ms, entry, actions);

@@ -78,6 +78,8 @@ pub(super) struct AdoptedEntry {
     pub op: Op,
     pub payload: Bytes,
     pub time: Time,
+    /// It must not be applied in any other session.
+    pub only_in: Option<SessionId>,
 }
 
 impl Journal {
@@ -128,11 +130,17 @@ impl Journal {
 
     /// Keeps a change that is about to enter the stream. `None` if the journal is
     /// full or cannot be written: then only its answer makes it safe.
-    pub(super) fn request(&self, op: &Op, payload: &Bytes, time: Time) -> Option<Journaled> {
+    pub(super) fn request(
+        &self,
+        op: &Op,
+        payload: &Bytes,
+        time: Time,
+        only_in: Option<SessionId>,
+    ) -> Option<Journaled> {
         let mut state = self.state();
         let entry = state.next_entry;
         let quotes = quotes(op);
-        let request = Request { entry, op: op.clone(), time, payload_hash: hash_of(payload) };
+        let request = Request { entry, op: op.clone(), time, only_in, payload_hash: hash_of(payload) };
         let room = (payload.len() + 64 * quotes.len() + 4096) as u64;
         self.write(&mut state, room, |file, key| file.add_request(key, &request, payload, quotes))?;
         state.next_entry += 1;
@@ -182,22 +190,20 @@ impl Journal {
         }
     }
 
-    /// An adopted change that can no longer be applied: kept beside the journals, sealed, and told.
+    /// A change that can no longer be applied: kept beside the journals, sealed, and told.
     pub(super) fn conflict(&self, journaled: Journaled, op: &Op, reason: &str) {
         let what = super::status::describe(op);
         match self.keep_conflict(journaled) {
             Ok(path) => {
                 tracing::warn!(
-                    "an earlier mount could not finish to {what}, and now it no longer applies ({reason}); kept in {}",
+                    "could not finish to {what}, and now it no longer applies ({reason}); kept in {}",
                     path.display()
                 );
                 self.done(journaled);
             }
             // It stays in its journal, for the next start to try again.
             Err(error) => {
-                tracing::warn!(
-                    "an earlier mount could not finish to {what} ({reason}), and it cannot be set aside: {error}"
-                );
+                tracing::warn!("could not finish to {what} ({reason}), and it cannot be set aside: {error}");
             }
         }
     }
@@ -338,6 +344,7 @@ impl State {
                     op: request.op,
                     payload,
                     time: request.time,
+                    only_in: request.only_in,
                 });
             }
             self.files.insert(number, file);

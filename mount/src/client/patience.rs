@@ -43,6 +43,11 @@ impl Patience {
         }
     }
 
+    /// The same, ended by an interrupt only.
+    pub fn without_timeout(self) -> Patience {
+        Patience { interrupted: self.interrupted, ..Patience::for_ever() }
+    }
+
     /// Waits for `work`, but no longer than this caller would.
     pub async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, CallError> {
         // One timer and one look at the interrupt for each wait, none before the work is pending.

@@ -1,6 +1,6 @@
 //! What `kfs status` shows of a client.
 
-use proto::message::{Delete, Op, Upload};
+use proto::message::{Delete, LockOp, Op, Upload};
 use proto::{Ino, Name};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -95,6 +95,9 @@ pub(super) fn describe(op: &Op) -> String {
         }
         Op::Delete(Delete::Unlink { dir, name }) => format!("remove {}", named(dir, name)),
         Op::Delete(Delete::Rmdir { dir, name }) => format!("remove directory {}", named(dir, name)),
+        Op::Lock(LockOp::Lock { ino, .. }) => format!("lock inode {}", ino.0),
+        Op::Lock(LockOp::Unlock { ino, .. }) => format!("unlock inode {}", ino.0),
+        Op::Lock(LockOp::Test { ino, .. }) => format!("a look at the locks of inode {}", ino.0),
         Op::Session(_) => "a record about the session".to_owned(),
     }
 }

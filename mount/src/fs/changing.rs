@@ -58,7 +58,7 @@ fn concerned(cache: &Cache, op: &Op) -> Concerned {
             Upload::Write { .. } | Upload::Accessed { .. } => {}
         },
         Op::Delete(Delete::Unlink { dir, name } | Delete::Rmdir { dir, name }) => names.push((*dir, name)),
-        Op::View(_) | Op::Session(_) => {}
+        Op::View(_) | Op::Lock(_) | Op::Session(_) => {}
     }
     let mut things: Vec<Promise> = made.iter().chain(&names).map(|(dir, _)| Promise::Dir(*dir)).collect();
     let mut any_inode = false;

@@ -5,6 +5,7 @@
 
 use super::bytes_lru::BytesLru;
 use super::dirty::Dirty;
+use super::locks::Owners;
 use super::names::NewNode;
 use super::pack::{Pack, Stage};
 use super::prefetch::Sequence;
@@ -15,7 +16,7 @@ use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Attr, FileKind, Outcome, Refusal, View};
 use proto::planted::{Bug, planted};
-use proto::{Ino, Name, Position, Time};
+use proto::{Ino, Name, Position, SessionId, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,8 @@ pub struct FileHandle {
     pub append: bool,
     keeps_atime: AtomicBool,
     pub sequence: Mutex<Sequence>,
+    /// A lock that was taken through it has been lost.
+    pub lost: AtomicBool,
 }
 
 impl FileHandle {
@@ -57,6 +60,9 @@ pub struct File {
     pub ino: Ino,
     state: Mutex<State>,
     pub progress: watch::Sender<Progress>,
+    owners: Mutex<Owners>,
+    /// Requests about locks that nobody waits for any more and whose end is not known.
+    pub unsettled: watch::Sender<u32>,
 }
 
 /// Packs up to these have left, and have been answered.
@@ -69,6 +75,8 @@ pub struct Progress {
 pub struct State {
     pub handles: u32,
     pub dirty: Dirty,
+    /// The session whose lock what lies in `dirty` was written under, as far as there was one.
+    pub only_in: Option<SessionId>,
     /// When the oldest and the newest of it was written.
     pub dirty_since: Option<Instant>,
     pub written: Option<Instant>,
@@ -123,6 +131,7 @@ impl File {
             state: Mutex::new(State {
                 handles: 0,
                 dirty: Dirty::default(),
+                only_in: None,
                 dirty_since: None,
                 written: None,
                 packs: VecDeque::new(),
@@ -137,7 +146,15 @@ impl File {
                 mtime: Time::default(),
             }),
             progress: watch::Sender::new(Progress::default()),
+            owners: Mutex::default(),
+            unsettled: watch::Sender::new(0),
         }
+    }
+
+    /// What is locked here; never held together with [`File::state`].
+    pub fn owners(&self) -> MutexGuard<'_, Owners> {
+        // Changed in steps that each leave it whole.
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -199,6 +216,16 @@ impl Files {
 
     pub fn all(&self) -> Vec<Arc<File>> {
         self.open().values().cloned().collect()
+    }
+
+    /// Whether the kernel's pages are of this version.
+    pub fn has_pages_of(&self, ino: Ino, version: Position) -> bool {
+        self.pages().get(&ino) == Some(&mut version.clone())
+    }
+
+    /// The kernel has no pages but of this version.
+    pub fn pages_became(&self, ino: Ino, version: Position) {
+        self.pages().insert(ino, version, PAGE_ENTRY_BYTES);
     }
 
     /// Whether the kernel's pages are of this version; from now on they are.
@@ -294,6 +321,7 @@ impl Fs {
             append,
             keeps_atime: AtomicBool::new(false),
             sequence: Mutex::default(),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -335,7 +363,8 @@ impl Fs {
 
     /// The last close() of a handle has long returned; what is left goes by itself.
     pub fn release(&self, handle: u64) -> Result<(), FsError> {
-        let handle = self.inner.handles.remove_file(handle)?;
+        let (number, handle) = (handle, self.inner.handles.remove_file(handle)?);
+        self.unlock_handle(number, &handle);
         if !handle.file.state().is_clean() {
             self.send_all(&handle.file);
         }

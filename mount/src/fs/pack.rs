@@ -8,6 +8,7 @@
 use super::dirty::Segment;
 use crate::error::FsError;
 use bytes::{Bytes, BytesMut};
+use proto::SessionId;
 use proto::chunk::{CHUNK_BYTES, ChunkName, INLINE_BYTES, WrappedKey};
 use proto::message::{Piece, Source, Upload, WriteAt};
 use std::collections::VecDeque;
@@ -23,6 +24,8 @@ pub struct Pack {
     /// What the parts point into.
     pub plain: Bytes,
     pub stage: Stage,
+    /// It was written under a lock of this session, so it may be applied in no other.
+    pub only_in: Option<SessionId>,
     /// Its one range stood at the file's end when it was written, wherever that is.
     pub append: bool,
     /// It has no room reserved: its request goes alone, and this one is told what came of it.
@@ -145,6 +148,7 @@ pub fn next_batch(packs: &VecDeque<Pack>) -> Option<Batch> {
             && (inline == 0 || inline + inline_bytes <= INLINE_BYTES)
             && pack.append == packs[first].append
             && (batch.packs.is_empty() || (pack.through.is_none() && packs[first].through.is_none()))
+            && pack.only_in == packs[first].only_in
             && pack.parts.iter().all(|p| ranges.iter().all(|(from, to)| p.end() <= *from || p.offset >= *to));
         if !fits {
             break;
@@ -221,7 +225,8 @@ mod tests {
         };
         let part = Part { offset, from: 0, len: len as u32 };
         let plain = Bytes::from(vec![0; len]);
-        Pack { seq, parts: vec![part], plain, stage: Stage::Chunk(name, key()), append: false, through: None }
+        let stage = Stage::Chunk(name, key());
+        Pack { seq, parts: vec![part], plain, stage, only_in: None, append: false, through: None }
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Fs {
 
     async fn read_once(&self, handle: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         let ino = handle.file.ino;
         if !handle.keeps_atime() {
             self.accessed(ino);

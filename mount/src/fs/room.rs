@@ -120,8 +120,10 @@ impl Fs {
         }
         let (through, answer) = oneshot::channel();
         {
+            let locked_in = file.owners().session();
             let mut state = file.state();
             self.take_all(file, &mut state);
+            state.only_in = locked_in;
             self.put_through(&mut state, offset, Bytes::copy_from_slice(data), through);
         }
         self.pump(file, true);
@@ -133,8 +135,8 @@ impl Fs {
         let draft = Draft { parts: vec![part], plain, inline: true };
         let stage = self.seal_inline(state, &draft);
         state.last_seq += 1;
-        let (seq, through) = (state.last_seq, Some(through));
-        state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append: false, through });
+        let (seq, only_in, Draft { parts, plain, .. }) = (state.last_seq, state.only_in, draft);
+        state.packs.push_back(Pack { seq, parts, plain, stage, only_in, append: false, through: Some(through) });
         state.commit_upto = seq;
         state.mtime = self.inner.client.now();
     }

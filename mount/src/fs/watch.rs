@@ -45,6 +45,7 @@ impl Fs {
     fn all_invalidated(&self) {
         self.inner.files.all_pages_unknown();
         for file in self.inner.files.all() {
+            self.find_lost_locks(&file);
             self.inval_pages(file.ino);
         }
     }
@@ -53,7 +54,7 @@ impl Fs {
     pub(super) fn inval_pages(&self, ino: Ino) {
         self.inner.files.pages_unknown(ino);
         if let Some(kernel) = self.inner.kernel.get() {
-            kernel.inval_inode(self.shown_ino(ino));
+            kernel.inval_inode(self.shown_ino(ino), None);
         }
     }
 }

@@ -12,9 +12,9 @@ use super::Fs;
 use super::dirty::Segment;
 use super::extents::Extent;
 use super::file::{File, FileHandle, Progress, State};
-use super::pack::{self, Pack, Stage, Through};
+use super::pack::{self, Draft, Pack, Stage, Through};
 use super::room::RoomFor;
-use crate::client::{CallError, Patience, Reply, Room, Submitted};
+use crate::client::{CallError, Patience, Reply, Room, Submitted, Terms};
 use crate::error::FsError;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
@@ -137,6 +137,8 @@ impl Fs {
         room: &mut Option<Room>,
     ) -> Result<Tried, FsError> {
         let file = &handle.file;
+        self.check_locks(handle)?;
+        let locked_in = file.owners().session();
         if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
             return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
         }
@@ -166,6 +168,9 @@ impl Fs {
             self.inner.budget.give_back(data.len());
             return Ok(Tried::NoRoom);
         };
+        if locked_in.is_some() || state.dirty.is_empty() {
+            state.only_in = locked_in;
+        }
         let before = state.dirty.bytes();
         state.dirty.write(at, data, handle.append);
         room.keep();
@@ -212,7 +217,9 @@ impl Fs {
                     Stage::Uploading
                 }
             };
-            state.packs.push_back(Pack { seq, parts: draft.parts, plain: draft.plain, stage, append, through: None });
+            let only_in = state.only_in;
+            let Draft { parts, plain, .. } = draft;
+            state.packs.push_back(Pack { seq, parts, plain, stage, only_in, append, through: None });
         }
         if !state.uploads.is_empty() && !state.uploading {
             state.uploading = true;
@@ -254,14 +261,16 @@ impl Fs {
             }
             let (at, pieces, payload) = pack::write_request(state.packs.range(batch.packs.clone()));
             let hashes = inline_hashes(&pieces, state.packs.range(batch.packs.clone()));
-            let through = state.packs[batch.packs.start].through.take();
+            let first = &mut state.packs[batch.packs.start];
+            let (only_in, through) = (first.only_in, first.through.take());
             let reserved = through.is_none();
             let write = Op::Upload(Upload::Write { ino: file.ino, at, pieces: pieces.clone(), reserved });
-            // Under the file's lock: requests enter the stream in the order of the packs.
             // Of when it was written, or the file's times would move once more now that it is sent.
+            let terms = Terms { time: state.mtime, only_in };
+            // Under the file's lock: requests enter the stream in the order of the packs.
             let answer = Waiting::For(match reserved {
-                true => self.inner.client.submit_reserved(state.mtime, write, payload, batch.bytes),
-                false => self.inner.client.submit_of(state.mtime, write, payload),
+                true => self.inner.client.submit_reserved(terms, write, payload, batch.bytes),
+                false => self.inner.client.submit_on(terms, write, payload),
             });
             let start = state.leave(last);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer, through });
@@ -442,6 +451,7 @@ impl Fs {
     /// the requests are in the stream, and so in the journal.
     pub async fn flush(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         if planted(Bug::CloseDoesNotWait) {
             return Ok(());
         }
@@ -458,7 +468,9 @@ impl Fs {
     /// Waits until everything written is answered for and as safe as the cluster makes it.
     pub async fn fsync(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         self.write_back(&handle.file, patience).await?;
+        self.check_locks(&handle)?;
         Ok(self.inner.client.sync(patience).await?)
     }
 

@@ -7,10 +7,10 @@ use crate::fs::{Allocate, DirEntry, Opened, SetTime, Stat};
 use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyWrite, ReplyXattr, TimeOrNow,
+    ReplyLock, ReplyLseek, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 use proto::Time;
-use proto::message::{FallocateHow, FileKind};
+use proto::message::{FallocateHow, FileKind, LockHolder, LockMode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What programs are told to read and write at once, in bytes.
@@ -33,6 +33,26 @@ pub(super) fn logged(op: &'static str, error: FsError) -> Errno {
 pub(super) fn entry_reply(reply: ReplyEntry, result: Result<Stat, Errno>) {
     match result {
         Ok(stat) => reply.entry(&TTL, &file_attr(&stat), GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// What a lock call asks for; `None` if it gives up a lock.
+pub(super) fn lock_mode(typ: i32) -> Option<LockMode> {
+    match typ {
+        libc::F_RDLCK => Some(LockMode::Shared),
+        libc::F_WRLCK => Some(LockMode::Exclusive),
+        _ => None,
+    }
+}
+
+pub(super) fn lock_reply(reply: ReplyLock, result: Result<Option<LockHolder>, Errno>) {
+    match result {
+        Ok(None) => reply.locked(0, 0, libc::F_UNLCK, 0),
+        Ok(Some(LockHolder { range, mode, pid })) => {
+            let typ = if mode == LockMode::Shared { libc::F_RDLCK } else { libc::F_WRLCK };
+            reply.locked(range.start, range.end, typ, pid);
+        }
         Err(errno) => reply.error(errno),
     }
 }

@@ -4,9 +4,10 @@
 
 use crate::fs::Kernel;
 use fuser::{INodeNo, Notifier};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use tokio::sync::oneshot;
 
 /// The thread, which ends when this is dropped.
 pub(super) struct Invalidator {
@@ -22,7 +23,8 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    inodes: BTreeSet<u64>,
+    /// Each with those who want to know when it is done.
+    inodes: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
     over: bool,
 }
 
@@ -38,8 +40,8 @@ pub(super) struct KernelPages {
 }
 
 impl Kernel for KernelPages {
-    fn inval_inode(&self, ino: u64) {
-        self.queue.state().inodes.insert(ino);
+    fn inval_inode(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
+        self.queue.state().inodes.entry(ino).or_default().extend(done);
         self.queue.more.notify_one();
     }
 }
@@ -54,10 +56,14 @@ impl Invalidator {
                 while state.inodes.is_empty() && !state.over {
                     state = waiting.more.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                let Some(ino) = state.inodes.pop_first() else { return };
+                let Some((ino, told)) = state.inodes.pop_first() else { return };
                 drop(state);
                 if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
                     tracing::debug!(ino, %error, "the kernel's pages were not dropped");
+                }
+                for done in told {
+                    // Whoever has given up does not look.
+                    let _ = done.send(());
                 }
             }
         })?;

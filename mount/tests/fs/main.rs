@@ -5,6 +5,7 @@ mod accessed;
 mod acls;
 mod content;
 mod counts;
+mod locks;
 mod mounted;
 mod names;
 mod owners;

@@ -1,6 +1,7 @@
 //! What the machine answers.
 
 use super::attr::Attr;
+use super::lock::{LockHolder, Locked};
 use super::promise::Promise;
 use super::refusal::Refusal;
 use super::session::Ended;
@@ -58,6 +59,11 @@ pub enum Outcome {
     },
     /// What was removed; `nlink` 0 means that this was its last name.
     Removed(Attr),
+    Locked(Locked),
+    /// The request has been admitted and waits; how it ends is told by [`super::Push::Outcome`].
+    Waiting,
+    /// `None` if nothing stands in the lock's way.
+    Holder(Option<LockHolder>),
     Opened {
         root: Attr,
         /// What became of the sessions that this one replaces, in the order named.

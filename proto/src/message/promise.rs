@@ -1,6 +1,8 @@
 //! Promises, and the pushes that break them (the design's section 5).
 
-use crate::ids::{Ino, Position, Time};
+use super::answer::Outcome;
+use super::refusal::Refusal;
+use crate::ids::{Ino, Position, RequestNo, Time};
 use serde::{Deserialize, Serialize};
 
 /// What a session has been promised to hear about before anyone sees a change.
@@ -37,4 +39,6 @@ pub enum Push {
     Limited,
     /// Somebody needs the room that the session has reserved and does not use.
     GiveBack,
+    /// How a request that was answered with [`Outcome::Waiting`] has ended. Told again until it is confirmed.
+    Outcome { number: RequestNo, result: Result<Outcome, Refusal> },
 }

@@ -45,6 +45,18 @@ pub enum Refusal {
     /// The session has ended (expired, replaced, closed, revoked); log in again.
     #[error("the session has ended")]
     SessionEnded,
+    /// Others have locks there.
+    #[error("locked by someone else")]
+    WouldBlock,
+    /// Whoever has a lock there waits for the one who asks.
+    #[error("waiting for the lock would be a deadlock")]
+    Deadlock,
+    /// The file or the session has as many as there may be.
+    #[error("too many locks")]
+    NoLocks,
+    /// The session has given up waiting ([`super::SessionOp::Cancel`]).
+    #[error("cancelled")]
+    Cancelled,
     #[error("the user already exists")]
     UserExists,
     #[error("no such user")]

@@ -49,6 +49,9 @@ pub enum SessionOp {
     /// gives back the rest; it needs `need` more, all or (with `part`) what there is, and can use `extra` beside that, of
     /// which it gets a small share of what is left. Without a quota all is granted and nothing counted. → `Reserved`.
     Reserve { keep: u64, need: u64, extra: u64, part: bool },
+    /// The request with this number waits no longer, if it still does. Either way its outcome is told
+    /// by one push: `Cancelled`, or what came before. → `Done`.
+    Cancel { number: RequestNo },
     /// The results of these ended sessions have been taken. → `Done`.
     Forget { ended: Vec<SessionId> },
     /// Ends the session: its last record. → `Done`.

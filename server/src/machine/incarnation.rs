@@ -137,6 +137,7 @@ impl Machine {
         }
         // They wait for confirmations that will not come; whoever asked is told by its next session.
         self.drop_held();
+        self.drop_locks();
         let sessions: Vec<SessionId> = self.live.sessions.keys().copied().collect();
         for id in sessions {
             self.end_session(turn, id);

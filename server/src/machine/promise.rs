@@ -29,7 +29,7 @@ pub(super) const MAX_MISSED: usize = 3;
 pub(super) const BARRED_MS: u64 = 60_000;
 /// An unconfirmed push is sent again after this much log time.
 const RESEND_MS: u64 = 1_000;
-/// An unconfirmed push is kept for being asked for this long.
+/// An unconfirmed push is kept for being asked for this long; an outcome until it is confirmed.
 const KEEP_MS: u64 = 60_000;
 /// What held answers to views may take in memory; beyond that they are dropped, and
 /// the client asks again.
@@ -58,14 +58,20 @@ pub(super) struct To {
     pub request: [u8; 32],
 }
 
-/// An answer that waits for confirmations.
+/// What waits for confirmations before it leaves.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Held {
     to: To,
-    answer: Answer,
-    payload: Bytes,
+    what: Leaving,
     bytes: u64,
     waits: BTreeSet<(SessionId, PushNo)>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+enum Leaving {
+    Answer(Answer, Bytes),
+    /// Of a request that was parked; its push is numbered when it leaves.
+    Outcome(PushBody),
 }
 
 /// Indexes that follow from sessions and held answers.
@@ -254,12 +260,16 @@ impl Machine {
     }
 
     fn push(&mut self, turn: &mut Turn, id: SessionId, push: Push, things: BTreeSet<Promise>) {
+        let body = PushBody { at: turn.at, push };
+        self.push_body(turn, id, body, things);
+    }
+
+    fn push_body(&mut self, turn: &mut Turn, id: SessionId, body: PushBody, things: BTreeSet<Promise>) {
         let now = self.live.now;
         let Some(session) = self.live.sessions.get_mut(&id) else { return };
         session.pushed = session.pushed.next();
         let number = session.pushed;
         self.things.unconfirmed.extend(things.iter().map(|thing| (*thing, id, number)));
-        let body = PushBody { at: turn.at, push };
         turn.effects.push(Effect::Push { to: session.peer(id), number, body: body.clone() });
         let deadline = session.lease_end();
         let open = deadline > now;
@@ -342,7 +352,10 @@ impl Machine {
     fn release(&mut self, turn: &mut Turn, held_id: u64) {
         let Some(held) = self.live.held.remove(&held_id) else { return };
         self.things.held_bytes = self.things.held_bytes.saturating_sub(held.bytes);
-        self.send(turn, held.to, held.answer, held.payload);
+        match held.what {
+            Leaving::Answer(answer, payload) => self.send(turn, held.to, answer, payload),
+            Leaving::Outcome(body) => self.push_body(turn, held.to.session, body, BTreeSet::new()),
+        }
     }
 
     fn may_leave(&self, held_id: u64) -> bool {
@@ -381,13 +394,46 @@ impl Machine {
         if !self.set_held(to, true) && self.things.held_bytes + bytes > MAX_HELD_BYTES {
             return;
         }
+        self.hold(Held { to, what: Leaving::Answer(answer, payload), bytes, waits });
+    }
+
+    /// Pushes the outcome of a request that was parked, or holds it until these pushes are confirmed.
+    pub(super) fn hold_or_push(
+        &mut self,
+        turn: &mut Turn,
+        to: To,
+        result: Result<Outcome, Refusal>,
+        mut waits: BTreeSet<(SessionId, PushNo)>,
+    ) {
+        waits.retain(|(session, number)| self.is_open(*session, *number));
+        let body = PushBody { at: turn.at, push: Push::Outcome { number: to.number, result } };
+        if waits.is_empty() {
+            return self.push_body(turn, to.session, body, BTreeSet::new());
+        }
+        // They are bounded by how many requests may be parked.
+        self.hold(Held { to, what: Leaving::Outcome(body), bytes: 0, waits });
+    }
+
+    /// Outcomes of a session's requests that have not left, or that it has not confirmed.
+    pub(super) fn untold_outcomes(&self, id: SessionId) -> usize {
+        let is_outcome = |push: &Push| matches!(push, Push::Outcome { .. });
+        let pushed = self
+            .live
+            .sessions
+            .get(&id)
+            .map_or(0, |session| session.pending.values().filter(|pending| is_outcome(&pending.body.push)).count());
+        let is_held = |held: &&Held| held.to.session == id && matches!(held.what, Leaving::Outcome(_));
+        pushed + self.live.held.values().filter(is_held).count()
+    }
+
+    fn hold(&mut self, held: Held) {
         let id = self.live.next_held;
         self.live.next_held += 1;
-        for wait in &waits {
+        for wait in &held.waits {
             self.things.waiting.entry(*wait).or_default().insert(id);
         }
-        self.things.held_bytes += bytes;
-        self.live.held.insert(id, Held { to, answer, payload, bytes, waits });
+        self.things.held_bytes += held.bytes;
+        self.live.held.insert(id, held);
     }
 
     fn send(&mut self, turn: &mut Turn, to: To, answer: Answer, payload: Bytes) {
@@ -436,12 +482,14 @@ impl Machine {
                     session.missed.push(now);
                 }
             }
-            if pending.open && now >= pending.sent.plus_ms(RESEND_MS) {
+            // Whoever waits for an outcome waits for nothing else, however late it hears.
+            let is_outcome = matches!(pending.body.push, Push::Outcome { .. });
+            if (pending.open || is_outcome) && now >= pending.sent.plus_ms(RESEND_MS) {
                 pending.sent = now;
                 let (to, body) = (to.clone(), pending.body.clone());
                 turn.effects.push(Effect::Push { to, number: *number, body });
             }
-            if now >= pending.made.plus_ms(KEEP_MS) {
+            if !is_outcome && now >= pending.made.plus_ms(KEEP_MS) {
                 old.push(*number);
             }
         }

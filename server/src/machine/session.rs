@@ -350,6 +350,7 @@ impl Machine {
         }
         turn.namespace = session.namespace;
         turn.settle();
+        self.end_locks(turn, id);
 
         let results = session
             .remembered
@@ -466,6 +467,7 @@ impl Machine {
             },
             Op::Upload(upload) => (turn.upload(upload), Bytes::new()),
             Op::Delete(delete) => (turn.delete_name(delete), Bytes::new()),
+            Op::Lock(op) => (self.lock_op(turn, to, op), Bytes::new()),
             Op::Session(op) => return self.session_op(turn, to, op, repeat),
         };
         if !repeat {
@@ -520,6 +522,7 @@ impl Machine {
                 }
                 turn.settle();
             }
+            SessionOp::Cancel { number } => self.cancel(turn, to.session, *number),
             SessionOp::Sync => after_checkpoint = self.live.volatile.then_some(turn.at),
             SessionOp::Forget { ended } => {
                 let session = &self.live.sessions[&to.session];

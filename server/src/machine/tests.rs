@@ -7,6 +7,7 @@ mod audit;
 mod delete;
 mod history;
 mod hostile;
+mod lock;
 mod model;
 mod play;
 mod promise;
@@ -28,8 +29,9 @@ use proto::frame::Kind;
 use proto::keys::ClusterKey;
 use proto::log::Topic;
 use proto::message::{
-    Acked, Answer, Attr, AttrChange, Delete, FileKind, NewInode, Op, Open, Outcome, Owner, Piece, Promise, Push,
-    Refusal, Request, ServerBody, ServerRecord, SessionOp, Source, Ticket, Upload, UserName, View, WriteAt,
+    Acked, Answer, Attr, AttrChange, Delete, FileKind, Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner,
+    LockRange, NewInode, Op, Open, Outcome, Owner, Piece, Promise, Push, Refusal, Request, ServerBody, ServerRecord,
+    SessionOp, Source, Ticket, Upload, UserName, View, WriteAt,
 };
 use proto::seal::{Context, Direction, Head, Key, seal};
 use proto::{

@@ -202,7 +202,7 @@ impl Turn<'_> {
     }
 
     /// That an inode is gone is known by its number alone.
-    fn reads_gone(&mut self, ino: Ino) {
+    pub fn reads_gone(&mut self, ino: Ino) {
         self.reads.extend([Promise::Inode(ino), Promise::Dir(ino), Promise::Content(ino)]);
     }
 

@@ -3,8 +3,9 @@
 
 use proto::chunk::ChunkName;
 use proto::message::{
-    Acked, Admin, Answer, Attr, AttrChange, Delete, Heartbeat, NewUser, Op, Open, Outcome, Owner, Piece, Progress,
-    Promise, Push, Quota, Refusal, Request, ServerRecord, SessionOp, Source, Ticket, Upload, View, WriteAt,
+    Acked, Admin, Answer, Attr, AttrChange, Delete, Heartbeat, Lock, LockOp, LockOwner, LockRange, Locked, NewUser, Op,
+    Open, Outcome, Owner, Piece, Progress, Promise, Push, Quota, Refusal, Request, ServerRecord, SessionOp, Source,
+    Ticket, Upload, View, WriteAt,
 };
 use proto::{Ino, Name, Time};
 use serde::Serialize;
@@ -69,6 +70,7 @@ impl Words {
             Op::Upload(upload) => Words::upload(upload),
             Op::Delete(Delete::Unlink { dir, name }) => Words::new("unlink").with("dir", *dir).with("name", name),
             Op::Delete(Delete::Rmdir { dir, name }) => Words::new("rmdir").with("dir", *dir).with("name", name),
+            Op::Lock(op) => Words::lock(op),
             Op::Session(op) => Words::session(op),
         }
     }
@@ -160,6 +162,25 @@ impl Words {
         }
     }
 
+    fn lock(op: &LockOp) -> Words {
+        let asked = |what, ino: &Ino, lock: &Lock| {
+            Words::new(what)
+                .with("ino", *ino)
+                .with("owner", owner_of_lock(&lock.owner))
+                .with("pid", lock.pid)
+                .with("range", range_of_lock(&lock.range))
+                .with("mode", format!("{:?}", lock.mode).to_lowercase())
+        };
+        match op {
+            LockOp::Lock { ino, lock, wait } => asked("lock", ino, lock).with("wait", *wait),
+            LockOp::Unlock { ino, owner, range } => Words::new("unlock")
+                .with("ino", *ino)
+                .with("owner", owner_of_lock(owner))
+                .with("range", range_of_lock(range)),
+            LockOp::Test { ino, lock } => asked("testlock", ino, lock),
+        }
+    }
+
     fn session(op: &SessionOp) -> Words {
         match op {
             SessionOp::Renew => Words::new("renew"),
@@ -175,6 +196,7 @@ impl Words {
             SessionOp::Forget { ended } => {
                 Words::new("forget").with("ended", list(ended, |id| Part::Text(short(&id.0))))
             }
+            SessionOp::Cancel { number } => Words::new("cancel").with("number", number.0),
             SessionOp::Close => Words::new("close"),
         }
     }
@@ -311,6 +333,13 @@ impl Words {
                     }),
                 )
             }
+            Outcome::Locked(Locked { version }) => Words::new("locked").with("version", version.to_string()),
+            Outcome::Waiting => Words::new("waiting"),
+            Outcome::Holder(None) => Words::new("not_locked"),
+            Outcome::Holder(Some(holder)) => Words::new("locked_by")
+                .with("pid", holder.pid)
+                .with("range", range_of_lock(&holder.range))
+                .with("mode", format!("{:?}", holder.mode).to_lowercase()),
             Outcome::Gap { expected } => Words::new("gap").with("expected", expected.0),
         }
     }
@@ -322,6 +351,13 @@ impl Words {
             Push::LastNameGone(ino) => Words::new("last_name_gone").with("ino", *ino),
             Push::Limited => Words::new("limited"),
             Push::GiveBack => Words::new("give_back"),
+            Push::Outcome { number, result } => {
+                let words = match result {
+                    Ok(outcome) => Words::outcome(outcome),
+                    Err(refusal) => Words::refusal(*refusal),
+                };
+                words.with("of", number.0)
+            }
         }
     }
 }
@@ -329,6 +365,17 @@ impl Words {
 fn limits(words: Words, quota: &Quota) -> Words {
     let limit = |limit: Option<u64>| limit.map_or("none".into(), Part::from);
     words.with("bytes", limit(quota.bytes)).with("inodes", limit(quota.inodes))
+}
+
+fn owner_of_lock(owner: &LockOwner) -> String {
+    format!("{}:{:x}", format!("{:?}", owner.kind).to_lowercase(), owner.id)
+}
+
+fn range_of_lock(range: &LockRange) -> String {
+    match range.end {
+        LockRange::LAST => format!("{}..", range.start),
+        end => format!("{}..={end}", range.start),
+    }
 }
 
 /// An id's first 8 hexadecimal digits: enough to tell those of one incident apart.

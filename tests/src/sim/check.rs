@@ -7,6 +7,7 @@
 //! * No change has taken effect twice; those of one client take effect in their order, and
 //!   what there is of a killed client's changes is a prefix of them.
 
+use super::counting;
 use super::history::{Applied, Entered, Found, Inner, Operation, Room, Wrote, client_of};
 use super::model::Model;
 use mount::client::ContentKeys;
@@ -63,6 +64,7 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
         return Err(violation.clone());
     }
     quota(history)?;
+    counting::check(history)?;
     let views = views(history, known);
     if let Some(view) = views.last().filter(|view| !view.gone.is_empty() && !known.may_lose) {
         return Err(format!("{} changes went with the log, though a server had applied them", view.gone.len()));
@@ -209,7 +211,7 @@ fn uploaded(name: &ChunkName, chunks: &[Record]) -> Result<bytes::Bytes, String>
 /// Where each change took effect, or was refused.
 fn exactly_once(view: &View<'_>) -> Result<BTreeMap<Time, Position>, String> {
     let mut by_time = BTreeMap::new();
-    for (at, applied) in view.applied.iter().filter(|(_, applied)| applied.op.is_change()) {
+    for (at, applied) in view.applied.iter().filter(|(_, applied)| applied.op.outlives_session()) {
         // Even if it is refused then: it can have been refused for what it did itself.
         if let Some(before) = by_time.insert(applied.sent, *at) {
             return Err(format!("a change was executed twice, at {before} and at {at}: {:?}", applied.op));
@@ -233,7 +235,9 @@ fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>, journal: bool) 
         }
         let client = client_of(entered.time);
         let Some(at) = by_time.get(&entered.time) else {
-            missing.entry((client, entered.life)).or_insert(entered.time);
+            if !entered.is_bound {
+                missing.entry((client, entered.life)).or_insert(entered.time);
+            }
             continue;
         };
         if let Some(before) = missing.get(&(client, entered.life)) {
@@ -313,7 +317,7 @@ fn linearizable(
             Err(format!("client {} was given a wrong answer to `{}`: {reason}", operation.client, operation.text))
         };
         let place = match &operation.found {
-            Found::Nothing => None,
+            Found::Nothing | Found::Counted(_) => None,
             Found::Changed(result) => {
                 // A change that was sent before it, so that its data comes first, is not its own.
                 let Some(at) = by_operation.get(&number).and_then(|places| places.last()) else {
@@ -427,7 +431,7 @@ fn concerned(found: &Found) -> Vec<u64> {
         }
         Found::Inode { ino, .. } | Found::Content { ino, .. } => vec![*ino],
         Found::Names { dir, .. } => vec![*dir],
-        Found::Nothing | Found::Changed(_) | Found::Written { .. } => Vec::new(),
+        Found::Nothing | Found::Changed(_) | Found::Written { .. } | Found::Counted(_) => Vec::new(),
     }
 }
 
@@ -452,7 +456,7 @@ fn matches(model: &Model, found: &Found, at: Position) -> bool {
         }
         Found::Names { dir, names } => model.version(*dir, at).is_some_and(|dir| dir.entries == *names),
         Found::Content { ino, content } => model.version(*ino, at).is_some_and(|inode| *inode.content == *content),
-        Found::Nothing | Found::Changed(_) | Found::Written { .. } => true,
+        Found::Nothing | Found::Changed(_) | Found::Written { .. } | Found::Counted(_) => true,
     }
 }
 

@@ -2,6 +2,7 @@
 //! and what each operation of the workload gave, all in one order.
 
 use super::bus::Bus;
+use super::counting::Counted;
 use bytes::Bytes;
 use proto::log::Topic;
 use proto::message::{FileKind, Op, Outcome, Quota, Refusal, Upload};
@@ -80,6 +81,8 @@ pub struct Entered {
     pub writes: Option<u64>,
     /// Which of its client's lives entered it.
     pub life: usize,
+    /// It may be applied in one session only, so it may be missing.
+    pub is_bound: bool,
 }
 
 /// One operation of the workload.
@@ -123,6 +126,8 @@ pub enum Found {
         ino: u64,
         wrote: Wrote,
     },
+    /// The number in the shared file, under a lock.
+    Counted(Counted),
 }
 
 /// What a program wrote.
@@ -205,14 +210,15 @@ impl History {
                     inner.violated(format!("two machines differ after {at}"));
                 }
             }
-            Seen::Entered { time, op } => {
-                if op.is_change() {
+            Seen::Entered { time, op, is_bound } => {
+                if op.outlives_session() {
                     let writes = match op {
                         Op::Upload(Upload::Write { ino, .. }) => Some(ino.0),
                         _ => None,
                     };
                     let life = inner.lives.get(&(client_of(*time) as usize)).copied().unwrap_or(0);
-                    inner.entered.push(Entered { moment, time: *time, operation: OPERATION.get(), writes, life });
+                    let (time, is_bound) = (*time, *is_bound);
+                    inner.entered.push(Entered { moment, time, operation: OPERATION.get(), writes, life, is_bound });
                 }
             }
         }
@@ -244,6 +250,13 @@ impl History {
             client_of(entered.time) as usize == client
                 && !inner.applied.values().rev().take(20).any(|applied| applied.sent == entered.time)
         })
+    }
+
+    /// Now, in the order of all that is told.
+    pub fn moment(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.moment += 1;
+        inner.moment
     }
 
     /// An operation begins.

@@ -72,7 +72,7 @@ impl Model {
             Op::View(view) => self.view(view, &applied.result),
             Op::Upload(upload) => self.upload(at, upload, applied, plain),
             Op::Delete(delete) => self.delete(at, delete, &applied.result),
-            Op::Session(_) => Ok(()),
+            Op::Lock(_) | Op::Session(_) => Ok(()),
         }
     }
 

@@ -5,6 +5,7 @@
 mod servers;
 
 use super::bus::Net;
+use super::counting::{self, Count};
 use super::rng::Rng;
 use super::workload::Kind;
 use proto::log::Topic;
@@ -82,6 +83,8 @@ pub enum Step {
         times: u8,
         every_ms: u16,
     },
+    /// Counts a number in a shared file up, under a lock.
+    Count(Count),
     SleepMs(u32),
 }
 
@@ -302,6 +305,16 @@ impl Plan {
                 *step = Step::Clone(at, range, to, holes.below(20_000) as u32);
             }
         }
+        let mut locks = Rng::new(seed, "locks");
+        if locks.chance(100) {
+            let kind = *locks.pick(&[counting::Kind::Range, counting::Kind::Flock]);
+            for workers in &mut clients {
+                for _ in 0..locks.range(1, 2) {
+                    let counts = locks.range(3, 10);
+                    workers.push((0..counts).map(|_| Step::Count(Count::draw(&mut locks, kind))).collect());
+                }
+            }
+        }
         let net = if is_calm { Net { delay_us: 2000, ..Net::default() } } else { net(&mut rng) };
         let mut faults = Vec::new();
         if !is_calm {
@@ -411,6 +424,7 @@ fn net(rng: &mut Rng) -> Net {
 fn takes_ms(steps: &[Step], pace_ms: u32) -> u64 {
     let each = steps.iter().map(|step| match step {
         Step::SleepMs(ms) => u64::from(*ms),
+        Step::Count(count) => u64::from(count.hold_ms),
         Step::Watch { times, every_ms, .. } => u64::from(*times) * u64::from(*every_ms),
         _ => 10,
     });

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long an operation waits before it counts as not answered.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A session lasts at least this long after its last request was applied.
 const SESSION_LASTS: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ const SESSION_LASTS: Duration = Duration::from_secs(60);
 /// No step makes a larger one, in bytes.
 const LARGEST_FILE: u32 = 8 << 20;
 
-const ME: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
+pub const ME: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
 /// What one worker still has to do; outlives crashes of its client.
 pub type Todo = Arc<Mutex<VecDeque<Step>>>;
@@ -153,6 +153,7 @@ impl Work {
             Step::Watch { at, times, every_ms } => {
                 self.watch(at, *times, Duration::from_millis((*every_ms).into())).await
             }
+            Step::Count(count) => self.count(text(), *count).await,
             Step::SleepMs(ms) => tokio::time::sleep(Duration::from_millis(u64::from(*ms))).await,
         }
     }

@@ -79,16 +79,24 @@ impl<W: Waiter> Core<W> {
             let entry = flight.entry;
             match results.remove(&number) {
                 _ if is_upkeep(&entry.op) => {}
+                // A lock went with the session; what was written under one may come too late.
+                _ if matches!(entry.op, Op::Lock(_)) => {
+                    out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
+                }
                 // Its grants are of a session that is over.
                 Some(answer) if number <= last => {
                     self.finish(now_ms, entry, Answer { granted: Vec::new(), ..answer }, Bytes::new(), out);
                 }
-                _ if number <= last && entry.op.is_change() => {
+                _ if number <= last && entry.op.outlives_session() => {
+                    out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
+                }
+                _ if entry.only_in.is_some() && !planted(Bug::WrittenOutlivesLock) => {
                     out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
                 }
                 _ => again.push(entry),
             }
         }
+        self.lose_parked(out);
         for entry in again.into_iter().rev() {
             self.waiting.push_front(entry);
         }

@@ -112,6 +112,8 @@ impl Waiter for Token {
     fn is_gone(&self) -> bool {
         false
     }
+
+    fn parked(&mut self, _: SessionId, _: RequestNo) {}
 }
 
 struct TestClient {
@@ -343,6 +345,7 @@ impl Sim {
                 payload: Bytes::new(),
                 time: Time::from_millis(now as i64),
                 journaled: None,
+                only_in: None,
                 entered_ms: now,
             };
             core.submit(now, entry, out);

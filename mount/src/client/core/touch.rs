@@ -16,7 +16,7 @@ pub(crate) fn touched(op: &Op, outcome: &Outcome) -> Vec<Promise> {
         out.extend(attr.parent.map(Promise::Dir));
     };
     match op {
-        Op::View(_) | Op::Session(_) => return out,
+        Op::View(_) | Op::Lock(_) | Op::Session(_) => return out,
         Op::Upload(upload) => match upload {
             // Attributes go on as promised.
             Upload::Accessed { .. } => {}

@@ -175,6 +175,10 @@ impl Inner {
                 // Applied; whoever waited for more than that is gone.
                 Some(None | Some(Ok(_))) => journal.done(entry.journaled),
                 Some(Some(Err(refusal))) => journal.conflict(entry.journaled, &entry.op, &refusal.to_string()),
+                // The lock that it was written under went with its session.
+                None if entry.only_in.is_some() && !planted(Bug::WrittenOutlivesLock) => {
+                    journal.conflict(entry.journaled, &entry.op, "the lock that it was written under was lost");
+                }
                 None => match self.with_content(&entry.op).await {
                     Ok(op) => {
                         sent.push(self.submit_journaled(op, entry.payload, entry.time, entry.journaled));

@@ -5,7 +5,6 @@
 
 use super::*;
 use crate::client::reserve::{Ask, Ledger};
-use proto::Time;
 use proto::task;
 
 /// What lies reserved and unused for so long is given back.
@@ -42,10 +41,10 @@ impl Inner {
     }
 
     /// Submits a write whose content has been given room.
-    pub(in crate::client) fn submit_reserved(&self, time: Time, op: Op, payload: Bytes, bytes: u64) -> Submitted {
+    pub(in crate::client) fn submit_reserved(&self, terms: Terms, op: Op, payload: Bytes, bytes: u64) -> Submitted {
         let mut ledger = lock(&self.reserves.ledger);
         ledger.spend(bytes);
-        self.submit(op, payload, time)
+        self.submit(op, payload, terms)
     }
 
     /// Asks the server for room for `bytes`, or with `part` for what there is. What is taken for a caller that has
@@ -71,7 +70,7 @@ impl Inner {
                 return Ok(Asked { taken: bytes, more: false });
             }
             let Ask { keep, need, extra } = ledger.ask(bytes);
-            self.submit(Op::Session(SessionOp::Reserve { keep, need, extra, part }), Bytes::new(), self.now())
+            self.submit(Op::Session(SessionOp::Reserve { keep, need, extra, part }), Bytes::new(), self.terms())
         };
         let answer = asked.await;
         let (granted, more) = match &answer {
@@ -115,7 +114,7 @@ impl Inner {
                 None,
                 Op::Session(SessionOp::Reserve { keep, need: 0, extra: 0, part: false }),
                 Bytes::new(),
-                self.now(),
+                self.terms(),
                 None,
             );
         }

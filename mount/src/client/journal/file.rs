@@ -64,6 +64,8 @@ pub(super) struct Request {
     pub entry: u64,
     pub op: Op,
     pub time: Time,
+    /// The only session in which it may be applied.
+    pub only_in: Option<SessionId>,
     pub payload_hash: [u8; 32],
 }
 
@@ -228,6 +230,7 @@ impl JournalFile {
             entry: request.entry,
             op: request.op.clone(),
             time: request.time,
+            only_in: request.only_in,
             payload_hash: request.payload_hash,
         });
         let place = self.append(key, &entry, payload)?;

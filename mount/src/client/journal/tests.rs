@@ -54,7 +54,7 @@ fn write(name: ChunkName) -> Op {
 }
 
 fn keep(journal: &Journal, op: &Op, payload: &'static [u8]) -> Journaled {
-    journal.request(op, &Bytes::from_static(payload), Time { secs: 9, nanos: 1 }).expect("there is room")
+    journal.request(op, &Bytes::from_static(payload), Time { secs: 9, nanos: 1 }, None).expect("there is room")
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_full_journal_says_so_and_makes_room_of_what_is_over() {
     // Full, but half of it is over: it is rewritten.
     let fourth = keep(&journal, &unlink("d"), b"small");
     let mut held = vec![pending, fourth];
-    while let Some(more) = journal.request(&unlink("e"), &Bytes::from_static(&PAYLOAD), Time::default()) {
+    while let Some(more) = journal.request(&unlink("e"), &Bytes::from_static(&PAYLOAD), Time::default(), None) {
         held.push(more);
         assert!(held.len() < 10, "it is bounded");
     }
@@ -180,6 +180,6 @@ fn another_users_journals_are_left_alone() {
 fn an_unwritable_place_costs_the_journal_only() {
     let config = JournalConfig { dir: PathBuf::from("/proc/no-such-place"), max_bytes: 1 << 20 };
     let (journal, _) = Journal::open(&config, &Key::random(), "kfs", &Clock::default());
-    assert!(journal.request(&unlink("a"), &Bytes::new(), Time::default()).is_none());
+    assert!(journal.request(&unlink("a"), &Bytes::new(), Time::default(), None).is_none());
     assert!(journal.status().broken.is_some());
 }

@@ -49,15 +49,41 @@ impl Check<'_> {
             Ok(again) => {
                 violations.check(again.holders == machine.holders, || "the index of promises is another one".into());
                 violations.check(again.things == machine.things, || "the index of pushes is another one".into());
+                violations.check(again.holdings == machine.holdings, || "the index of locks is another one".into());
                 violations.check(again.quotable_order == machine.quotable_order, || {
                     "the order of sessions to quote from is another one".into()
                 });
             }
             Err(error) => violations.add(|| error.to_string()),
         }
+        self.locks();
         self.ended();
         self.freed();
         self.users();
+    }
+
+    /// That locks are of sessions that live and can be had together, and that who waits is parked.
+    fn locks(&mut self) {
+        let live = &self.machine.live;
+        let violations = &mut self.report.violations;
+        let mut waiting = BTreeSet::new();
+        for (ino, file) in &live.locks {
+            for (index, held) in file.held().iter().enumerate() {
+                let lives = live.sessions.contains_key(&held.session);
+                violations.check(lives, || format!("inode {} is locked by a session that has ended", ino.0));
+                let rivals = file.held()[index + 1..].iter().any(|other| other.conflicts(held));
+                violations.check(!rivals, || format!("inode {} is locked twice", ino.0));
+            }
+            for waiter in file.waiting() {
+                waiting.insert((waiter.wants.session, waiter.number));
+                let is_blocked = file.blockers(&waiter.wants).next().is_some();
+                violations
+                    .check(is_blocked, || format!("somebody waits for inode {} though nobody is in the way", ino.0));
+            }
+            violations.check(!file.is_empty(), || format!("inode {} has an empty list of locks", ino.0));
+        }
+        let parked: BTreeSet<_> = live.parked.keys().copied().collect();
+        violations.check(waiting == parked, || "who waits for locks is not who is parked".into());
     }
 
     /// That what ended sessions have left is listed by its time.

@@ -1,0 +1,87 @@
+//! Requests that have been admitted and wait in the machine: how they end is told by a push.
+
+use super::{Action, CallError, Core, Entry, Waiter};
+use bytes::Bytes;
+use proto::message::{Answer, Outcome, Refusal, SessionOp};
+use proto::{Position, PushNo, RequestNo};
+use std::collections::BTreeMap;
+
+/// Outcomes that came before their request's answer are kept for it; at most so many.
+const MAX_EARLY: usize = 1024;
+
+pub(super) struct ParkedRequests<W> {
+    waiting: BTreeMap<RequestNo, Entry<W>>,
+    early: BTreeMap<RequestNo, (Position, Result<Outcome, Refusal>)>,
+}
+
+impl<W> Default for ParkedRequests<W> {
+    fn default() -> Self {
+        ParkedRequests { waiting: BTreeMap::new(), early: BTreeMap::new() }
+    }
+}
+
+impl<W> ParkedRequests<W> {
+    /// All that wait; none does any more.
+    pub(super) fn take(&mut self) -> Vec<Entry<W>> {
+        self.early.clear();
+        std::mem::take(&mut self.waiting).into_values().collect()
+    }
+}
+
+impl<W: Waiter> Core<W> {
+    /// The request waits.
+    pub(super) fn park(&mut self, now_ms: u64, number: RequestNo, mut entry: Entry<W>, out: &mut Vec<Action<W>>) {
+        if let Some((at, result)) = self.parked.early.remove(&number) {
+            return self.end_parked(now_ms, at, entry, result, out);
+        }
+        if let (Some(waiter), Some((session, _))) = (&mut entry.waiter, &self.session) {
+            waiter.parked(*session, number);
+        }
+        self.parked.waiting.insert(number, entry);
+    }
+
+    /// A request that waited has ended.
+    pub(super) fn outcome(
+        &mut self,
+        now_ms: u64,
+        at: Position,
+        number: RequestNo,
+        result: Result<Outcome, Refusal>,
+        out: &mut Vec<Action<W>>,
+    ) {
+        match self.parked.waiting.remove(&number) {
+            Some(entry) => self.end_parked(now_ms, at, entry, result, out),
+            // Its answer is lost or late; what is not under way has been told before.
+            None if self.flight.contains_key(&number) && self.parked.early.len() < MAX_EARLY => {
+                self.parked.early.insert(number, (at, result));
+            }
+            None => {}
+        }
+    }
+
+    /// Asks the server to let a waiting request end.
+    pub(crate) fn cancel(&mut self, now_ms: u64, number: RequestNo, out: &mut Vec<Action<W>>) {
+        if self.parked.waiting.contains_key(&number) {
+            self.upkeep(now_ms, SessionOp::Cancel { number }, out);
+        }
+    }
+
+    /// The session is over: nothing waits in it.
+    pub(super) fn lose_parked(&mut self, out: &mut Vec<Action<W>>) {
+        for entry in self.parked.take() {
+            out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
+        }
+    }
+
+    fn end_parked(
+        &mut self,
+        now_ms: u64,
+        at: Position,
+        entry: Entry<W>,
+        result: Result<Outcome, Refusal>,
+        out: &mut Vec<Action<W>>,
+    ) {
+        let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new() };
+        self.finish(now_ms, entry, answer, Bytes::new(), out);
+    }
+}
