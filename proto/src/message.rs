@@ -36,7 +36,9 @@ pub use refusal::Refusal;
 pub use server::{Heartbeat, Progress, ServerBody, ServerRecord};
 pub use session::{Ended, Open, SessionOp};
 pub use snapshot::{Held, Piece as PullPiece, Pull, Pulled, Row, Stored};
-pub use upload::{AttrChange, FallocateHow, NewInode, Piece, Range, RenameHow, Source, Upload, WriteAt, XattrHow};
+pub use upload::{
+    Access, AttrChange, FallocateHow, NewInode, Piece, Range, RenameHow, Source, Upload, WriteAt, XattrHow,
+};
 pub use view::{Cursor, View};
 
 use crate::ids::{RequestNo, Time};

@@ -7,7 +7,7 @@
 use super::{Fs, Stat};
 use crate::error::FsError;
 use bytes::Bytes;
-use proto::message::{Op, Upload};
+use proto::message::{Access, Attr, Op, Outcome, Upload};
 use proto::{Ino, Time};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,9 +27,9 @@ pub struct Accessed {
 
 #[derive(Default)]
 struct State {
-    waiting: BTreeMap<Ino, Time>,
+    waiting: BTreeMap<Ino, Access>,
     /// On its way.
-    sent: BTreeMap<Ino, Time>,
+    sent: BTreeMap<Ino, Access>,
     /// A task sends what waits.
     sending: bool,
 }
@@ -40,10 +40,11 @@ impl Accessed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the inode was last read here, if that is not in its attributes yet.
-    pub fn of(&self, ino: Ino) -> Option<Time> {
+    /// When the inode was last read here, if that is not in its attributes yet and they are what they were.
+    pub fn of(&self, attr: &Attr) -> Option<Time> {
         let state = self.state();
-        state.waiting.get(&ino).or_else(|| state.sent.get(&ino)).copied()
+        let access = state.waiting.get(&attr.ino).or_else(|| state.sent.get(&attr.ino))?;
+        (access.ctime == attr.ctime).then_some(access.atime)
     }
 
     /// Somebody says what the atime is to be.
@@ -61,7 +62,8 @@ impl Fs {
             return;
         }
         // One of which nothing is known is read by a program that has never looked at it.
-        let Some(stat) = self.cache().attr_once(ino).map(|attr| self.stat(&attr)) else { return };
+        let Some(attr) = self.cache().attr_once(ino) else { return };
+        let stat = self.stat(&attr);
         let now = self.inner.client.now();
         if !is_due(&stat, now) {
             return;
@@ -70,7 +72,7 @@ impl Fs {
         if state.waiting.len() >= MAX_WAITING && !state.waiting.contains_key(&ino) {
             return;
         }
-        state.waiting.insert(ino, now);
+        state.waiting.insert(ino, Access { ino, atime: now, ctime: attr.ctime });
         if !std::mem::replace(&mut state.sending, true) {
             let inner = std::sync::Arc::downgrade(&self.inner);
             proto::task::spawn_on(&self.inner.runtime, async move {
@@ -100,13 +102,12 @@ impl Fs {
     /// Tells the server what waits.
     pub(super) async fn tell_accessed(&self) -> Result<(), FsError> {
         loop {
-            let batch: Vec<(Ino, Time)> = {
+            let batch: Vec<Access> = {
                 let mut state = self.inner.accessed.state();
-                let batch: Vec<_> =
-                    state.waiting.iter().take(Upload::MAX_ACCESSED).map(|(ino, time)| (*ino, *time)).collect();
-                for (ino, time) in &batch {
-                    state.waiting.remove(ino);
-                    state.sent.insert(*ino, *time);
+                let batch: Vec<Access> = state.waiting.values().take(Upload::MAX_ACCESSED).copied().collect();
+                for access in &batch {
+                    state.waiting.remove(&access.ino);
+                    state.sent.insert(access.ino, *access);
                 }
                 batch
             };
@@ -115,13 +116,15 @@ impl Fs {
             }
             let op = Op::Upload(Upload::Accessed { inodes: batch.clone() });
             let told = self.inner.client.submit(op, Bytes::new()).await;
-            if let Ok(reply) = &told {
-                self.cache().accessed(reply.at, &batch);
+            if let Ok(reply) = &told
+                && let Outcome::Accessed(moved) = &reply.outcome
+            {
+                self.cache().accessed(reply.at, moved);
             }
             let mut state = self.inner.accessed.state();
-            for (ino, time) in &batch {
-                if state.sent.get(ino) == Some(time) {
-                    state.sent.remove(ino);
+            for access in &batch {
+                if state.sent.get(&access.ino) == Some(access) {
+                    state.sent.remove(&access.ino);
                 }
             }
             drop(state);

@@ -162,7 +162,7 @@ impl Fs {
             ctime: attr.ctime,
             rdev: attr.rdev,
         };
-        if let Some(accessed) = self.inner.accessed.of(attr.ino) {
+        if let Some(accessed) = self.inner.accessed.of(attr) {
             stat.atime = stat.atime.max(accessed);
         }
         if let Some(pending) = pending {

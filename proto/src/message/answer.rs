@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use super::session::Ended;
 use super::view::Cursor;
 use crate::chunk::{ChunkName, SealedValue, WrappedKey};
-use crate::ids::{LogTime, Name, Position, PushNo, RequestNo};
+use crate::ids::{Ino, LogTime, Name, Position, PushNo, RequestNo, Time};
 use serde::{Deserialize, Serialize};
 
 /// The body of a frame of kind `Answer`, whose number is the request's.
@@ -26,6 +26,8 @@ pub struct Answer {
 pub enum Outcome {
     Done,
     Entry(Attr),
+    /// Those whose atime has moved, and what it is now.
+    Accessed(Vec<(Ino, Time)>),
     /// `end` says that nothing follows the last entry.
     Listing {
         dir: Attr,

@@ -51,13 +51,23 @@ pub enum Upload {
         clear_setgid: bool,
     },
     /// When inodes were last read, at most [`Upload::MAX_ACCESSED`] of them. Moves their atime alone, if nothing has
-    /// changed them since. → `Done`.
-    Accessed { inodes: Vec<(Ino, Time)> },
+    /// changed them since. → `Accessed`.
+    Accessed { inodes: Vec<Access> },
     /// Sees to `offset..offset + len` of a file, without content. `Invalid` if `len` is 0. → `Entry`.
     Fallocate { ino: Ino, offset: u64, len: u64, how: FallocateHow },
     /// Gives a file what another one has, or it has elsewhere itself: both refer to the same chunks. Ends at the first
     /// one's end, or after [`Upload::MAX_CLONED`] extents. `Invalid` if the ranges overlap. → `Cloned`.
     Clone { from: Range, to: Ino, to_offset: u64 },
+}
+
+/// That an inode was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    pub ino: Ino,
+    pub atime: Time,
+    /// As its reader knew it: if it is another one by now, the inode has changed since. Clocks of different mounts
+    /// would not tell.
+    pub ctime: Time,
 }
 
 /// Some bytes of a file.

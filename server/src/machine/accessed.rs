@@ -2,28 +2,29 @@
 //! passing, and nobody waits for it. So mounts that read the same files do not disturb each other.
 
 use super::rows::{InodeRow, Turn, covering, inode_key};
-use proto::message::{Outcome, Refusal, Upload};
-use proto::{Ino, Time};
+use proto::message::{Access, Outcome, Refusal, Upload};
 
 impl Turn<'_> {
     /// Inodes that have gone, or have changed since they were read, are passed over: what was said later counts.
-    pub fn accessed(&mut self, inodes: &[(Ino, Time)]) -> Result<Outcome, Refusal> {
-        if inodes.len() > Upload::MAX_ACCESSED || inodes.iter().any(|(_, time)| time.nanos > 999_999_999) {
+    pub fn accessed(&mut self, inodes: &[Access]) -> Result<Outcome, Refusal> {
+        if inodes.len() > Upload::MAX_ACCESSED || inodes.iter().any(|access| access.atime.nanos > 999_999_999) {
             return Err(Refusal::Invalid);
         }
-        for (ino, time) in inodes {
-            if ino.namespace() != self.namespace {
+        let mut moved = Vec::new();
+        for access in inodes {
+            if access.ino.namespace() != self.namespace {
                 return Err(Refusal::NotPermitted);
             }
-            let Some(mut row) = self.get::<InodeRow>(&inode_key(*ino)) else { continue };
+            let Some(mut row) = self.get::<InodeRow>(&inode_key(access.ino)) else { continue };
             let attr = &mut row.attr;
-            let time = (*time).min(self.time);
-            if time > attr.atime && time > attr.ctime {
+            let time = access.atime.min(self.time);
+            if time > attr.atime && access.ctime == attr.ctime {
                 attr.atime = time;
-                self.accesses.push((covering(attr), *ino, time));
-                self.put(&inode_key(*ino), &row);
+                moved.push((access.ino, time));
+                self.accesses.push((covering(attr), access.ino, time));
+                self.put(&inode_key(access.ino), &row);
             }
         }
-        Ok(Outcome::Done)
+        Ok(Outcome::Accessed(moved))
     }
 }

@@ -147,7 +147,9 @@ impl Words {
                 .with_some("mode", acl.as_ref().map(|acl| format!("{:04o}", acl.shown(0))))
                 .with_some("named", acl.as_ref().map(|acl| acl.named() as u64))
                 .with_some("clear_setgid", clear_setgid.then_some(true)),
-            Upload::Accessed { inodes } => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
+            Upload::Accessed { inodes } => {
+                Words::new("accessed").with("inos", list(inodes, |access| access.ino.into()))
+            }
             Upload::Fallocate { ino, offset, len, how } => Words::new("fallocate")
                 .with("ino", *ino)
                 .with("offset", *offset)
@@ -288,6 +290,7 @@ impl Words {
     fn outcome(outcome: &Outcome) -> Words {
         match outcome {
             Outcome::Done => Words::new("done"),
+            Outcome::Accessed(moved) => Words::new("accessed").with("inos", list(moved, |(ino, _)| (*ino).into())),
             Outcome::Entry(attr) => attributes("entry", attr),
             Outcome::Listing { dir, entries, end } => Words::new("listing")
                 .with("dir", dir.ino)
