@@ -24,6 +24,7 @@ mod plain_user;
 mod programs;
 mod quota;
 mod refusals;
+mod rights;
 mod secured;
 mod servers;
 mod suites;
