@@ -20,6 +20,7 @@ mod locks;
 mod log;
 mod login;
 mod maps;
+mod memory;
 mod mount8;
 mod owners;
 mod plain_user;
