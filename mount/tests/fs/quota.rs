@@ -80,7 +80,7 @@ async fn a_full_namespace_can_be_written_over() {
     close(&fs, handle).await;
     let handle = fs.open(ino, false, &patience()).await.expect("opens").handle;
     assert_eq!(write(&fs, handle, 10, &vec![2; 140_000]).await.0, 140_000);
-    assert!(is_quota(write(&fs, handle, 150_000, &vec![2; 10]).await.1), "a hole has nothing to write over");
+    assert!(is_quota(write(&fs, handle, 150_000, &[2; 10]).await.1), "a hole has nothing to write over");
     assert!(is_quota(write(&fs, handle, 250_000, b"x").await.1));
     close(&fs, handle).await;
     let read = fs.open(ino, false, &patience()).await.expect("opens").handle;
