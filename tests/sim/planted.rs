@@ -33,6 +33,10 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::UnlinkDoesNotCount, 2),
     (Bug::FreeOpenFile, 34),
     (Bug::AppendAtZero, 13),
+    (Bug::SharedBesideExclusive, 8),
+    (Bug::LockOutlivesSession, 48),
+    (Bug::UnlockWakesNobody, 8),
+    (Bug::CancelForgotten, 8),
     (Bug::CheckpointOffByOne, 2),
     (Bug::ReplayOneTwice, 0),
     (Bug::LostLogUnsaved, 11),
@@ -68,6 +72,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::ContentForEver, 10),
     (Bug::RenameForgetsTarget, 65),
     (Bug::CloseDoesNotWait, 7),
+    (Bug::UnlockDoesNotWait, 8),
     (Bug::OlderWriteWins, 10),
     (Bug::ReadMissesWritten, 34),
 ];
