@@ -263,7 +263,10 @@ impl Fs {
     /// may have been answered before, and whoever saw that must not be shown what was before this.
     async fn change(&self, op: Op, patience: &Patience) -> Result<(Reply, Changing), FsError> {
         let changing = Changing::begin(self, &op);
-        let mut submitted = self.inner.client.submit(op, Bytes::new());
+        let mut submitted = match self.locked_in(&op) {
+            Some(session) => self.inner.client.submit_only_in(session, op, Bytes::new()),
+            None => self.inner.client.submit(op, Bytes::new()),
+        };
         match patience.wait(&mut submitted).await {
             Ok(answer) => Ok((answer?, changing)),
             Err(error) => {

@@ -37,6 +37,10 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::CreateBeyondQuota, 58),
     (Bug::ReserveNotSpent, 74),
     (Bug::ReserveOutlivesSession, 41),
+    (Bug::SharedBesideExclusive, 8),
+    (Bug::LockOutlivesSession, 48),
+    (Bug::UnlockWakesNobody, 8),
+    (Bug::CancelForgotten, 8),
     (Bug::CheckpointOffByOne, 2),
     (Bug::ReplayOneTwice, 0),
     (Bug::LostLogUnsaved, 11),
@@ -73,6 +77,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::ContentForEver, 10),
     (Bug::RenameForgetsTarget, 65),
     (Bug::CloseDoesNotWait, 7),
+    (Bug::UnlockDoesNotWait, 8),
     (Bug::OlderWriteWins, 10),
     (Bug::ReadMissesWritten, 34),
 ];

@@ -37,6 +37,7 @@ impl Fs {
         patience: &Patience,
     ) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
+        self.check_locks(&handle)?;
         let ino = handle.file.ino;
         let max = Upload::MAX_FILE_BYTES;
         let end = offset.checked_add(len).filter(|end| *end <= max).ok_or(FsError::FileTooLarge { max })?;
@@ -69,8 +70,9 @@ impl Fs {
         patience: &Patience,
     ) -> Result<u64, FsError> {
         let (from, to) = (self.inner.handles.file(from)?, self.inner.handles.file(to)?);
-        for file in [&from.file, &to.file] {
-            self.all_answered(file, patience).await?;
+        for handle in [&from, &to] {
+            self.check_locks(handle)?;
+            self.all_answered(&handle.file, patience).await?;
         }
         let range = Range { ino: from.file.ino, offset, len };
         let ino = to.file.ino;

@@ -16,7 +16,7 @@ use crate::client::{CallError, First, Patience, Reply, Submitted};
 use crate::error::FsError;
 use crate::sys::holder;
 use bytes::Bytes;
-use proto::message::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRange, Locked, Op, Outcome};
+use proto::message::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRange, Locked, Op, Outcome, Upload};
 use proto::planted::{Bug, planted};
 use proto::{Position, SessionId};
 use std::collections::BTreeMap;
@@ -286,6 +286,16 @@ impl Fs {
         if let Ok(Ok(())) = patience.wait(told).await {
             self.inner.files.pages_became(file.ino, version);
         }
+    }
+
+    /// The session whose lock a change of content is made under, if there is one.
+    pub(super) fn locked_in(&self, op: &Op) -> Option<SessionId> {
+        let ino = match op {
+            Op::Upload(Upload::Fallocate { ino, .. } | Upload::Clone { to: ino, .. }) => ino,
+            Op::Upload(Upload::Setattr { ino, change }) if change.size.is_some() => ino,
+            _ => return None,
+        };
+        self.inner.files.get(*ino)?.owners().session()
     }
 
     /// Fails if the open file had a lock that has been lost.

@@ -61,6 +61,7 @@ pub struct Counted {
 impl Work {
     pub async fn count(&self, text: String, count: Count) {
         let operation = self.history.invoked(self.client, text);
+        self.history.waits(operation);
         let counted = as_operation(operation, self.counting(count)).await;
         self.history.returned(operation, counted.map_or(Found::Nothing, Found::Counted));
     }

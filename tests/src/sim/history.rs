@@ -94,6 +94,8 @@ pub struct Operation {
     pub invoked_us: u64,
     /// `None` while it has no result, and for ever if its client was killed.
     pub returned: Option<u64>,
+    /// It waits for what others do, however long they take.
+    pub waits: bool,
     pub found: Found,
 }
 
@@ -268,8 +270,14 @@ impl History {
         if let Some(bus) = &self.1 {
             bus.trace(format_args!("client{client} {text} [{}]", inner.operations.len()));
         }
-        inner.operations.push(Operation { client, text, invoked, invoked_us, returned: None, found: Found::Nothing });
+        let (returned, waits, found) = (None, false, Found::Nothing);
+        inner.operations.push(Operation { client, text, invoked, invoked_us, returned, waits, found });
         inner.operations.len() - 1
+    }
+
+    /// How long an operation takes is up to others.
+    pub fn waits(&self, operation: usize) {
+        self.lock().operations[operation].waits = true;
     }
 
     /// It has a result.
@@ -283,7 +291,7 @@ impl History {
         }
         let now_us = self.1.as_ref().map_or(0, Bus::now_us);
         let took_us = now_us - inner.operations[operation].invoked_us;
-        if took_us > inner.longest.0 {
+        if took_us > inner.longest.0 && !inner.operations[operation].waits {
             inner.longest = (took_us, operation);
         }
         let operation = &mut inner.operations[operation];
