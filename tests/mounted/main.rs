@@ -9,6 +9,7 @@ mod cli;
 mod coherence;
 mod crash;
 mod dev;
+mod differential;
 mod disk_full;
 mod epoch;
 mod exerciser;
