@@ -36,7 +36,7 @@ mod writeback;
 mod xattrs;
 
 pub use acls::acl_kind;
-pub use allocate::{Allocate, Seek};
+pub use allocate::Seek;
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
 pub use file::{CreateHow, Opened};

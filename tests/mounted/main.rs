@@ -9,10 +9,13 @@ mod cli;
 mod coherence;
 mod crash;
 mod dev;
+mod differential;
 mod disk_full;
 mod epoch;
+mod exerciser;
 mod files;
 mod holes;
+mod interrupts;
 mod jobs;
 mod large;
 mod listings;
@@ -51,6 +54,11 @@ fn shared() -> &'static Cluster {
 fn mounted(user: &str) -> Mount {
     shared().user_add(user).expect("the user can be added");
     shared().mount(user).expect("the user can mount")
+}
+
+/// What an environment variable says how many or which; `None` if it is not set.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// Whether the test may go on; says why if not.

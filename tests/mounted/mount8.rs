@@ -5,6 +5,7 @@ use crate::{needs_root, shared};
 use harness::{Scratch, command};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 fn packaging(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(name)
@@ -13,6 +14,11 @@ fn packaging(name: &str) -> PathBuf {
 /// Runs a bash script as root in a mount namespace whose /sbin has the helpers.
 /// `$SOURCE`, `$DIR` and `$OPTIONS` say what to mount.
 pub fn in_namespace(user: &str, script: &str) -> String {
+    in_namespace_within(command::SCRIPT_BOUND, user, script)
+}
+
+/// The same for a script that may take longer than others.
+pub fn in_namespace_within(bound: Duration, user: &str, script: &str) -> String {
     let cluster = shared();
     cluster.user_add(user).unwrap();
     let scratch = Scratch::new("mount8");
@@ -43,7 +49,7 @@ pub fn in_namespace(user: &str, script: &str) -> String {
         cluster.dir().join("config.toml").display()
     );
     shell.env("OPTIONS", options);
-    command::run(&mut shell, command::SCRIPT_BOUND).unwrap().done().unwrap_or_else(|error| panic!("{error:#}")).text()
+    command::run(&mut shell, bound).unwrap().done().unwrap_or_else(|error| panic!("{error:#}")).text()
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Test suites for filesystems that others wrote, run on a mount as mount(8) makes it.
 //!
 //! They are programs of their own crates: `cargo install --locked pjdfstest@0.2.2 fsx@0.3.2`.
+//! `KFS_TEST_SEEDS` and `KFS_TEST_OPERATIONS` say how many seeds of how many operations `fsx` plays.
 
-use crate::mount8::in_namespace;
-use crate::needs_root;
+use crate::mount8::{in_namespace, in_namespace_within};
+use crate::{needs_root, number};
+use harness::command;
+use std::time::Duration;
 
 /// Where `cargo install` puts programs is looked at too.
 const PROLOGUE: &str = r#"
@@ -90,11 +93,15 @@ fn fsx_finds_nothing() {
 			posix_fadvise = 1
 			copy_file_range = 5
 		TOML
-        for seed in 1 2 3; do
-            fsx -f "$SCRATCH/fsx.toml" -N 1000 -S "$seed" -P "$SCRATCH" "/mnt/kfs/file-$seed"
+        for seed in $(seq "$SEEDS"); do
+            fsx -f "$SCRATCH/fsx.toml" -N "$OPERATIONS" -S "$seed" -P "$SCRATCH" "/mnt/kfs/file-$seed"
         done
         umount /mnt/kfs
     "#;
-    let told = in_namespace("fsx", &format!("{PROLOGUE}{script}"));
-    assert_eq!(told.matches("All operations completed A-OK!").count(), 3, "{told}");
+    let (seeds, operations) = (number("KFS_TEST_SEEDS").unwrap_or(3), number("KFS_TEST_OPERATIONS").unwrap_or(1000));
+    // Ten times what one takes on the embedded broker, most of it in waiting for checkpoints.
+    let bound = command::SCRIPT_BOUND + Duration::from_millis(60) * (seeds * operations) as u32;
+    let script = format!("SEEDS={seeds} OPERATIONS={operations}\n{PROLOGUE}{script}");
+    let told = in_namespace_within(bound, "fsx", &script);
+    assert_eq!(told.matches("All operations completed A-OK!").count(), seeds as usize, "{told}");
 }

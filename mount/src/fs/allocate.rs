@@ -11,14 +11,6 @@ use proto::message::{FallocateHow, Op, Outcome, Range, Upload};
 /// Bytes of a file whose map is looked at in one go.
 const SEEK_WINDOW_BYTES: u64 = 1 << 30;
 
-/// What fallocate(2) is to do with a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allocate {
-    /// Nothing that shows: the range stands behind the file's end, or there is content.
-    KeepSize,
-    Change(FallocateHow),
-}
-
 /// What lseek(2) looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
@@ -33,7 +25,7 @@ impl Fs {
         handle: u64,
         offset: u64,
         len: u64,
-        what: Allocate,
+        how: FallocateHow,
         patience: &Patience,
     ) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
@@ -41,7 +33,6 @@ impl Fs {
         let ino = handle.file.ino;
         let max = Upload::MAX_FILE_BYTES;
         let end = offset.checked_add(len).filter(|end| *end <= max).ok_or(FsError::FileTooLarge { max })?;
-        let Allocate::Change(how) = what else { return Ok(()) };
         self.all_answered(&handle.file, patience).await?;
         let (reply, _changing) = self.change(Op::Upload(Upload::Fallocate { ino, offset, len, how }), patience).await?;
         let mut before = None;

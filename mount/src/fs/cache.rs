@@ -345,9 +345,10 @@ impl Lesson<'_> {
             && known.at < self.at
         {
             let attr = &mut known.attr;
-            attr.mtime = attr.mtime.max(time);
-            attr.ctime = attr.ctime.max(time);
-            attr.version = attr.version.max(self.at);
+            // Also if they stood in the future, where utimens(2) had put them.
+            if attr.version < self.at {
+                (attr.mtime, attr.ctime, attr.version) = (time, time, self.at);
+            }
             attr.nlink = attr.nlink.saturating_add_signed(links);
         }
     }

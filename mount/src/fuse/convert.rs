@@ -3,7 +3,7 @@
 
 use crate::client::CallError;
 use crate::error::FsError;
-use crate::fs::{Allocate, DirEntry, Opened, SetTime, Stat};
+use crate::fs::{DirEntry, Opened, SetTime, Stat};
 use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
@@ -107,17 +107,13 @@ pub(super) fn copy_reply(reply: ReplyWrite, result: Result<u64, Errno>) {
 }
 
 /// What fallocate(2) asks for, if that is supported. Linux itself refuses a hole that is to make the file longer.
-pub(super) fn allocate(mode: i32) -> Option<Allocate> {
+pub(super) fn allocate(mode: i32) -> Option<FallocateHow> {
     match mode {
-        0 => Some(Allocate::Change(FallocateHow::Extend)),
-        libc::FALLOC_FL_KEEP_SIZE => Some(Allocate::KeepSize),
-        _ if mode == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE => {
-            Some(Allocate::Change(FallocateHow::Clear))
-        }
-        _ if mode == libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE => {
-            Some(Allocate::Change(FallocateHow::Clear))
-        }
-        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Change(FallocateHow::ClearAndExtend)),
+        0 => Some(FallocateHow::Extend),
+        libc::FALLOC_FL_KEEP_SIZE => Some(FallocateHow::Keep),
+        _ if mode == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE => Some(FallocateHow::Clear),
+        _ if mode == libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE => Some(FallocateHow::Clear),
+        libc::FALLOC_FL_ZERO_RANGE => Some(FallocateHow::ClearAndExtend),
         _ => None,
     }
 }

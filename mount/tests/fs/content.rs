@@ -2,7 +2,7 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{Allocate, CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
+use mount::fs::{CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
 use proto::Time;
 use proto::message::FallocateHow;
 use std::time::Duration;
@@ -95,6 +95,9 @@ async fn times_are_those_of_the_writing_and_do_not_move_when_it_is_sent() {
             assert_eq!((sent.mtime, sent.ctime), (written.mtime, written.ctime), "after {len} bytes");
         }
     }
+    let before = fs.getattr(ino, &p).await.expect("is there");
+    let after = fs.setattr(ino, SetAttr::default(), &p).await.expect("owners are kept");
+    assert!(after.ctime > before.ctime && after.mtime == before.mtime, "as chown(-1, -1) has it");
     // A time that was set is not the writing's.
     let far = Time { secs: 5_000_000_000, nanos: 0 };
     let set = SetAttr { mtime: Some(SetTime::At(far)), ..SetAttr::default() };
@@ -127,10 +130,10 @@ async fn random_writes_reads_and_truncations_agree_with_a_byte_vector() {
                 1 if step % 3 == 0 => fs.fsync(handle, &p).await.expect("syncs"),
                 1 => {
                     let len = numbers.below(700_000) + 1;
-                    let how = [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::ClearAndExtend];
-                    let (how, end) = (how[numbers.below(3) as usize], offset + len as usize);
-                    let what = Allocate::Change(how);
-                    fs.fallocate(handle, offset as u64, len, what, &p).await.expect("allocates");
+                    use FallocateHow::{Clear, ClearAndExtend, Extend, Keep};
+                    let how = [Extend, Clear, ClearAndExtend, Keep][numbers.below(4) as usize];
+                    let end = offset + len as usize;
+                    fs.fallocate(handle, offset as u64, len, how, &p).await.expect("allocates");
                     if how.extends() {
                         model.resize(model.len().max(end), 0);
                     }
@@ -176,8 +179,11 @@ async fn holes_are_found_where_they_were_made() {
     write_all(&fs, handle, 0, &bytes(1, 5000)).await;
     write_all(&fs, handle, 3 << 30, &bytes(2, 700_000)).await;
     let end = (3 << 30) + 700_000;
-    fs.fallocate(handle, 1000, 500, Allocate::Change(FallocateHow::Clear), &p).await.expect("makes a hole");
-    fs.fallocate(handle, 0, 1 << 40, Allocate::KeepSize, &p).await.expect("changes nothing");
+    fs.fallocate(handle, 1000, 500, FallocateHow::Clear, &p).await.expect("makes a hole");
+    let before = fs.getattr(ino, &p).await.expect("is there");
+    fs.fallocate(handle, 0, 1 << 40, FallocateHow::Keep, &p).await.expect("changes nothing but times");
+    let after = fs.getattr(ino, &p).await.expect("is there");
+    assert!(after.mtime > before.mtime && (after.size, after.blocks) == (before.size, before.blocks));
     let there = other.open(ino, false, &p).await.expect("opens").handle;
     for (fs, handle) in [(&fs, handle), (&other, there)] {
         let holes = [(0, Some(1000)), (1000, Some(1000)), (1499, Some(1499)), (1500, Some(5000)), (end - 1, Some(end))];
@@ -189,10 +195,10 @@ async fn holes_are_found_where_they_were_made() {
             assert_eq!(fs.seek(handle, from, Seek::Data, &p).await.expect("seeks"), found, "data from {from} on");
         }
     }
-    fs.fallocate(handle, end, 10, Allocate::Change(FallocateHow::Extend), &p).await.expect("makes it longer");
+    fs.fallocate(handle, end, 10, FallocateHow::Extend, &p).await.expect("makes it longer");
     assert_eq!(fs.getattr(ino, &p).await.expect("is there").size, end + 10);
     assert_eq!(fs.seek(handle, end, Seek::Data, &p).await.expect("seeks"), None);
-    assert!(fs.fallocate(handle, 1 << 50, 1, Allocate::Change(FallocateHow::Extend), &p).await.is_err());
+    assert!(fs.fallocate(handle, 1 << 50, 1, FallocateHow::Extend, &p).await.is_err());
     assert_eq!(other.getattr(ino, &p).await.expect("is there").size, end + 10);
 }
 

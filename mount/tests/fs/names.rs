@@ -72,6 +72,22 @@ async fn names_are_made_found_moved_and_taken_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directorys_times_are_those_of_its_last_change_wherever_they_stood() {
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let dir = fs.mkdir(ME, ROOT, b"dir", 0o755, &p).await.expect("makes").ino;
+    let far = Time { secs: 5_000_000_000, nanos: 0 };
+    let set = SetAttr { mtime: Some(SetTime::At(far)), ..SetAttr::default() };
+    assert_eq!(fs.setattr(dir, set, &p).await.expect("is set").mtime, far);
+    let made = fs.mkdir(ME, dir, b"below", 0o755, &p).await.expect("makes");
+    for fs in [&fs, &other] {
+        let dir = fs.getattr(dir, &p).await.expect("is there");
+        assert_eq!((dir.mtime, dir.ctime), (made.ctime, made.ctime));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_mounts_see_each_others_names_at_once() {
     let place = Place::in_memory().await;
     let (one, two) = (place.fs().await, place.fs().await);

@@ -122,6 +122,8 @@ pub enum RenameHow {
 /// What becomes of a range, as fallocate(2) has it. Nothing is set aside for what will be written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FallocateHow {
+    /// Nothing but its times changes.
+    Keep,
     /// The file reaches to its end at least.
     Extend,
     /// It reads as zeros: a hole. The file's size stays.

@@ -6,7 +6,7 @@ use super::plan::{Content, DIRS, How, Place, Range, Step};
 use super::rng::Rng;
 use mount::client::{CallError, Patience};
 use mount::error::FsError;
-use mount::fs::{Allocate, Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
+use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
 use proto::Ino;
 use proto::message::{FallocateHow, FileKind, Refusal, RenameHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -358,7 +358,7 @@ impl Work {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(found.ino, false, p).await?;
             let (offset, len) = (u64::from(range.offset), u64::from(range.len));
-            let changed = self.fs.fallocate(opened.handle, offset, len, Allocate::Change(how), p).await;
+            let changed = self.fs.fallocate(opened.handle, offset, len, how, p).await;
             self.fs.release(opened.handle)?;
             changed
         };

@@ -119,7 +119,8 @@ impl Pick {
                 Op::Upload(Upload::Clone { from, to: file, to_offset: self.offset })
             }
             23 | 24 => {
-                let how = [FallocateHow::Extend, FallocateHow::Clear, FallocateHow::ClearAndExtend][self.names.0 % 3];
+                use FallocateHow::{Clear, ClearAndExtend, Extend, Keep};
+                let how = [Extend, Clear, ClearAndExtend, Keep][self.names.0 % 4];
                 Op::Upload(Upload::Fallocate { ino: file, offset: self.offset, len: self.len.into(), how })
             }
             28..=30 => {
