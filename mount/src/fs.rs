@@ -43,7 +43,7 @@ pub use file::{CreateHow, Opened};
 pub use locks::LockCall;
 pub use names::NewNode;
 
-use crate::client::{CallError, Client, Patience, Reply};
+use crate::client::{CallError, Client, Patience, Reply, Terms};
 use crate::error::FsError;
 use accessed::Accessed;
 use blocks::Blocks;
@@ -263,10 +263,8 @@ impl Fs {
     /// may have been answered before, and whoever saw that must not be shown what was before this.
     async fn change(&self, op: Op, patience: &Patience) -> Result<(Reply, Changing), FsError> {
         let changing = Changing::begin(self, &op);
-        let mut submitted = match self.locked_in(&op) {
-            Some(session) => self.inner.client.submit_only_in(session, op, Bytes::new()),
-            None => self.inner.client.submit(op, Bytes::new()),
-        };
+        let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op) };
+        let mut submitted = self.inner.client.submit_on(terms, op, Bytes::new());
         match patience.wait(&mut submitted).await {
             Ok(answer) => Ok((answer?, changing)),
             Err(error) => {

@@ -1,3 +1,5 @@
+//! Quotas: what may be written and made, and what is reserved.
+
 use super::*;
 use crate::limits::{Limits, limits, set_limits};
 use proto::message::Quota;
