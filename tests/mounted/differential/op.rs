@@ -391,7 +391,19 @@ impl Generator {
     fn attribute(&mut self) -> Text {
         let long = "user.".to_owned() + &"n".repeat(250);
         let too_long = long.clone() + "n";
-        let names = ["user.a", "user.a", "user.b", "user.b", "", &long, &too_long];
+        let names = [
+            "user.a",
+            "user.a",
+            "user.b",
+            "user.b",
+            "trusted.a",
+            "user.",
+            "nonsense.a",
+            "nonsense",
+            "",
+            &long,
+            &too_long,
+        ];
         Text(names[self.random.below(names.len() as u64) as usize].as_bytes().to_vec())
     }
 
