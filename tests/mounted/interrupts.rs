@@ -86,13 +86,22 @@ type Call = (&'static str, fn(&CString) -> i32);
 
 /// Each of these needs an answer.
 const CALLS: [Call; 4] = [
-    // SAFETY (of each): a plain system call; the path lives until it has returned.
-    ("mkdir", |path| errno(unsafe { libc::mkdir(path.as_ptr(), 0o755) }.into())),
-    ("symlink", |path| errno(unsafe { libc::symlink(path.as_ptr(), path.as_ptr()) }.into())),
+    ("mkdir", |path| {
+        // SAFETY: a plain system call; the path lives until it has returned.
+        errno(unsafe { libc::mkdir(path.as_ptr(), 0o755) }.into())
+    }),
+    ("symlink", |path| {
+        // SAFETY: as above.
+        errno(unsafe { libc::symlink(path.as_ptr(), path.as_ptr()) }.into())
+    }),
     ("open and creation", |path| {
+        // SAFETY: as above.
         errno(unsafe { libc::open(path.as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600) }.into())
     }),
-    ("mkfifo", |path| errno(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }.into())),
+    ("mkfifo", |path| {
+        // SAFETY: as above.
+        errno(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }.into())
+    }),
 ];
 
 fn cluster(user: &str) -> Cluster {
