@@ -311,18 +311,20 @@ impl Fs {
     pub(super) fn find_lost_locks(&self, file: &Arc<File>) {
         let lost = {
             let mut owners = file.owners();
-            match owners.session() {
+            let lost = match owners.session() {
                 None => return,
                 Some(_) => owners.take_lost(self.inner.client.sends_in()),
+            };
+            // Whoever sees the locks gone sees this.
+            for handle in lost.iter().flat_map(|owner| owner.handles.values()).filter_map(Weak::upgrade) {
+                handle.lost.store(true, Ordering::Release);
             }
+            lost
         };
         if lost.is_empty() {
             return;
         }
         for owner in lost {
-            for handle in owner.handles.values().filter_map(Weak::upgrade) {
-                handle.lost.store(true, Ordering::Release);
-            }
             self.tell_lost(file, owner.pid);
         }
         self.send_all(file);

@@ -137,8 +137,9 @@ impl Fs {
         room: &mut Option<Room>,
     ) -> Result<Tried, FsError> {
         let file = &handle.file;
-        self.check_locks(handle)?;
+        // In this order: a lock that is lost in between must not let the write pass as one without a lock.
         let locked_in = file.owners().session();
+        self.check_locks(handle)?;
         if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
             return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
         }
