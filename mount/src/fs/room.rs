@@ -6,7 +6,7 @@
 //! what is there adds nothing and must go on in a full namespace: such a write goes through
 //! to the server, which knows what it adds, and is answered with its answer.
 
-use super::file::{File, FileHandle};
+use super::file::FileHandle;
 use super::pack::{Draft, Pack, Part};
 use super::{Fs, file::State};
 use crate::client::{CallError, Patience, Room};
@@ -14,7 +14,6 @@ use crate::error::FsError;
 use bytes::Bytes;
 use proto::chunk::INLINE_BYTES;
 use proto::message::Refusal;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -59,7 +58,7 @@ impl Fs {
             wait *= 2;
         }
         if !handle.append
-            && let written @ 1.. = self.write_over(&handle.file, offset, data, patience).await?
+            && let written @ 1.. = self.write_over(handle, offset, data, patience).await?
         {
             return Ok(RoomFor::Written(written));
         }
@@ -80,17 +79,17 @@ impl Fs {
     /// Writes over what a file has, as far as that adds nothing that does not fit: says how much that is.
     async fn write_over(
         &self,
-        file: &Arc<File>,
+        handle: &FileHandle,
         offset: u64,
         data: &[u8],
         patience: &Patience,
     ) -> Result<u32, FsError> {
-        self.all_answered(file, patience).await?;
-        let size = self.attr(file.ino, patience).await?.size;
+        self.all_answered(&handle.file, patience).await?;
+        let size = self.attr(handle.file.ino, patience).await?.size;
         let mut written = 0;
         while written < data.len() && offset + (written as u64) < size {
             let part = &data[written..data.len().min(written + INLINE_BYTES)];
-            match self.write_through(file, offset + written as u64, part, patience).await {
+            match self.write_through(handle, offset + written as u64, part, patience).await {
                 Ok(()) => written += part.len(),
                 Err(FsError::Call(CallError::Refused { refusal: Refusal::QuotaExceeded, .. })) => break,
                 // What has been written is not to be lost sight of.
@@ -104,7 +103,7 @@ impl Fs {
     /// Writes with the server's answer, behind all that was written to the file before.
     async fn write_through(
         &self,
-        file: &Arc<File>,
+        handle: &FileHandle,
         offset: u64,
         data: &[u8],
         patience: &Patience,
@@ -119,8 +118,14 @@ impl Fs {
             patience.wait(freed).await?;
         }
         let (through, answer) = oneshot::channel();
+        let file = &handle.file;
+        // In this order, as every write.
+        let locked_in = file.owners().session();
+        if let Err(lost) = self.check_locks(handle) {
+            self.inner.budget.give_back(data.len());
+            return Err(lost);
+        }
         {
-            let locked_in = file.owners().session();
             let mut state = file.state();
             self.take_all(file, &mut state);
             state.only_in = locked_in;
