@@ -86,12 +86,13 @@ type Call = (&'static str, fn(&CString) -> i32);
 
 /// Each of these needs an answer.
 const CALLS: [Call; 4] = [
-    // SAFETY (of each): a plain system call; the path lives until it has returned.
+    // SAFETY: a plain system call; the path lives until it has returned.
     ("mkdir", |path| errno(unsafe { libc::mkdir(path.as_ptr(), 0o755) }.into())),
+    // SAFETY: as above.
     ("symlink", |path| errno(unsafe { libc::symlink(path.as_ptr(), path.as_ptr()) }.into())),
-    ("open and creation", |path| {
-        errno(unsafe { libc::open(path.as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600) }.into())
-    }),
+    // SAFETY: as above.
+    ("open", |path| errno(unsafe { libc::open(path.as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600) }.into())),
+    // SAFETY: as above.
     ("mkfifo", |path| errno(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }.into())),
 ];
 

@@ -297,8 +297,8 @@ impl World {
                         // SAFETY: as above.
                         call(unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value, len, *flags) })?
                     }
-                    // SAFETY: as above.
                     Subject::Open(slot) => {
+                        // SAFETY: as above.
                         call(unsafe { libc::fsetxattr(self.fd(*slot), name.as_ptr(), value, len, *flags) })?
                     }
                 }
