@@ -54,8 +54,8 @@ const LEN: usize = 3 << 20;
 
 #[test]
 fn what_is_mapped_and_synced_is_on_the_server() {
-    let mount = mounted("mapped");
-    let other = shared().mount("mapped").unwrap();
+    let mount = mounted("maps");
+    let other = shared().mount("maps").unwrap();
     let path = mount.join("file");
     fs::write(&path, vec![b'.'; LEN]).unwrap();
     let mut map = Map::of(&path, LEN, MapFlags::SHARED);

@@ -8,14 +8,14 @@
 //!   what there is of a killed client's changes is a prefix of them.
 
 use super::counting;
-use super::history::{Applied, Entered, Found, Inner, Operation, Room, Wrote, client_of};
+use super::history::{Applied, ChangeId, Entered, Found, Inner, Operation, Room, Wrote};
 use super::model::Model;
 use mount::client::ContentKeys;
 use proto::chunk::ChunkName;
 use proto::frame::Frame;
 use proto::log::{Record, Topic};
 use proto::message::{Op, Refusal, Source, Upload};
-use proto::{Epoch, Ino, Position, Time};
+use proto::{Epoch, Ino, Position};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The epoch in which a run begins.
@@ -55,7 +55,7 @@ struct View<'a> {
     operations: Vec<(usize, &'a Operation)>,
     entered: &'a [Entered],
     /// Changes that went with the log.
-    gone: BTreeSet<Time>,
+    gone: BTreeSet<ChangeId>,
 }
 
 /// Says what is wrong, if anything is.
@@ -71,9 +71,9 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
     }
     views.iter().try_for_each(|view| {
         let model = replay(view, known)?;
-        let by_time = exactly_once(view)?;
-        in_order(view, &by_time, known.journal)?;
-        linearizable(view, &model, &by_time, known.fresh)
+        let by_id = exactly_once(view)?;
+        in_order(view, &by_id, known.journal)?;
+        linearizable(view, &model, &by_id, known.fresh)
     })
 }
 
@@ -123,10 +123,10 @@ fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
     let is_kept = |at: &Position| kept_before(at).is_some_and(|kept| at.offset < kept);
     let lost = |kept: bool| history.lost.iter().filter(move |(at, _)| is_kept(at) == kept);
     let operations = || history.operations.iter().enumerate();
-    let gone: BTreeSet<Time> = applied()
+    let gone: BTreeSet<ChangeId> = applied()
         .filter(|(at, _)| is_gone(at))
         .chain(lost(false).map(|(at, applied)| (*at, applied)))
-        .map(|(_, applied)| applied.sent)
+        .map(|(_, applied)| applied.id)
         .collect();
     let kept = || applied().filter(|(at, _)| !is_gone(at)).chain(lost(true).map(|(at, applied)| (*at, applied)));
     let Some(lost_at) = history.log_lost.filter(|_| !gone.is_empty()) else {
@@ -135,7 +135,7 @@ fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
     // From when on each client has been heard in the new epoch, and so trusts nothing from before.
     let mut heard: BTreeMap<usize, u64> = BTreeMap::new();
     for (_, applied) in applied().filter(|(at, _)| at.epoch > FIRST_EPOCH) {
-        heard.entry(client_of(applied.sent) as usize).or_insert(applied.moment);
+        heard.entry(applied.id.client() as usize).or_insert(applied.moment);
     }
     // What has come after the loss may stand in the place of something that was lost.
     let was_applied =
@@ -209,34 +209,34 @@ fn uploaded(name: &ChunkName, chunks: &[Record]) -> Result<bytes::Bytes, String>
 }
 
 /// Where each change took effect, or was refused.
-fn exactly_once(view: &View<'_>) -> Result<BTreeMap<Time, Position>, String> {
-    let mut by_time = BTreeMap::new();
+fn exactly_once(view: &View<'_>) -> Result<BTreeMap<ChangeId, Position>, String> {
+    let mut by_id = BTreeMap::new();
     for (at, applied) in view.applied.iter().filter(|(_, applied)| applied.op.outlives_session()) {
         // Even if it is refused then: it can have been refused for what it did itself.
-        if let Some(before) = by_time.insert(applied.sent, *at) {
+        if let Some(before) = by_id.insert(applied.id, *at) {
             return Err(format!("a change was executed twice, at {before} and at {at}: {:?}", applied.op));
         }
     }
-    Ok(by_time)
+    Ok(by_id)
 }
 
 /// One client's changes take effect in the order in which it entered them, and of
 /// those of a life that was cut short the first ones.
-fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>, journal: bool) -> Result<(), String> {
+fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool) -> Result<(), String> {
     // By client; without a journal by its life too, since what the one before had on its way comes whenever it comes.
-    let mut last: BTreeMap<(u32, usize), (Position, Time)> = BTreeMap::new();
+    let mut last: BTreeMap<(u32, usize), (Position, ChangeId)> = BTreeMap::new();
     // By client and life, the first change that never came to the server.
-    let mut missing: BTreeMap<(u32, usize), Time> = BTreeMap::new();
+    let mut missing: BTreeMap<(u32, usize), ChangeId> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for entered in view.entered {
         // What a journal held is entered once more, behind itself.
-        if !seen.insert(entered.time) || view.gone.contains(&entered.time) && !by_time.contains_key(&entered.time) {
+        if !seen.insert(entered.id) || view.gone.contains(&entered.id) && !by_id.contains_key(&entered.id) {
             continue;
         }
-        let client = client_of(entered.time);
-        let Some(at) = by_time.get(&entered.time) else {
+        let client = entered.id.client();
+        let Some(at) = by_id.get(&entered.id) else {
             if !entered.is_bound {
-                missing.entry((client, entered.life)).or_insert(entered.time);
+                missing.entry((client, entered.life)).or_insert(entered.id);
             }
             continue;
         };
@@ -246,7 +246,7 @@ fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>, journal: bool) 
             ));
         }
         let life = if journal { 0 } else { entered.life };
-        if let Some((before, _)) = last.insert((client, life), (*at, entered.time))
+        if let Some((before, _)) = last.insert((client, life), (*at, entered.id))
             && before > *at
         {
             return Err(format!(
@@ -260,12 +260,12 @@ fn in_order(view: &View<'_>, by_time: &BTreeMap<Time, Position>, journal: bool) 
 fn linearizable(
     view: &View<'_>,
     model: &Model,
-    by_time: &BTreeMap<Time, Position>,
+    by_id: &BTreeMap<ChangeId, Position>,
     fresh: usize,
 ) -> Result<(), String> {
     let mut by_operation: BTreeMap<usize, Vec<Position>> = BTreeMap::new();
     for entered in view.entered {
-        if let (Some(operation), Some(at)) = (entered.operation, by_time.get(&entered.time)) {
+        if let (Some(operation), Some(at)) = (entered.operation, by_id.get(&entered.id)) {
             by_operation.entry(operation).or_default().push(*at);
         }
     }
@@ -335,7 +335,7 @@ fn linearizable(
                 // What was refused could have been refused earlier just as well.
                 result.is_ok().then_some(*at)
             }
-            Found::Written { ino, wrote } => written(view, model, by_time, operation, *ino, wrote)?,
+            Found::Written { ino, wrote } => written(view, model, by_id, operation, *ino, wrote)?,
             found => match find_place(model, found, from, to) {
                 Some(at) => Some(at),
                 None => {
@@ -361,7 +361,7 @@ fn linearizable(
 fn written(
     view: &View<'_>,
     model: &Model,
-    by_time: &BTreeMap<Time, Position>,
+    by_id: &BTreeMap<ChangeId, Position>,
     operation: &Operation,
     ino: u64,
     wrote: &Wrote,
@@ -369,10 +369,10 @@ fn written(
     let end = operation.returned.expect("only those are looked at");
     let (mut last, mut requests) = (None, 0);
     for entered in view.entered.iter().filter(|entered| entered.moment > operation.invoked && entered.moment < end) {
-        if entered.writes != Some(ino) || client_of(entered.time) as usize != operation.client {
+        if entered.writes != Some(ino) || entered.id.client() as usize != operation.client {
             continue;
         }
-        match by_time.get(&entered.time) {
+        match by_id.get(&entered.id) {
             Some(at) if view.applied[at].moment < end => {
                 last = last.max(Some(*at));
                 requests += 1;

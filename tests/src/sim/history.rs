@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// Which client's clock showed this; see `cluster.rs`.
-pub fn client_of(time: Time) -> u32 {
+fn client_of(time: Time) -> u32 {
     time.nanos % 1_000_000 / 10_000
 }
 
@@ -60,12 +60,36 @@ pub struct Room {
     pub is_free: bool,
 }
 
+/// What tells a change from every other one: simulated clocks never show the same time twice, and what
+/// was written to one file up to then may leave in several requests, whose contents have keys of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChangeId {
+    time: Time,
+    key: u64,
+}
+
+impl ChangeId {
+    fn of(time: Time, op: &Op) -> ChangeId {
+        let piece = match op {
+            Op::Upload(Upload::Write { pieces, .. }) => pieces.first(),
+            _ => None,
+        };
+        let key = piece.and_then(|piece| piece.key.wrapped.first_chunk()).map_or(0, |key| u64::from_le_bytes(*key));
+        ChangeId { time, key }
+    }
+
+    /// The client whose clock it was.
+    pub fn client(self) -> u32 {
+        client_of(self.time)
+    }
+}
+
 /// What a machine did with a request at its place.
 pub struct Applied {
     pub moment: u64,
     pub session: SessionId,
     pub number: u64,
-    pub sent: Time,
+    pub id: ChangeId,
     pub op: Op,
     pub payload: Bytes,
     pub result: Result<Outcome, Refusal>,
@@ -74,8 +98,7 @@ pub struct Applied {
 /// A change as its client entered it.
 pub struct Entered {
     pub moment: u64,
-    /// Tells it apart from every other: simulated clocks never show the same twice.
-    pub time: Time,
+    pub id: ChangeId,
     pub operation: Option<usize>,
     /// The file, if it writes to one.
     pub writes: Option<u64>,
@@ -193,7 +216,7 @@ impl History {
                     moment,
                     session: *session,
                     number: number.0,
-                    sent: *sent,
+                    id: ChangeId::of(*sent, op),
                     op: (*op).clone(),
                     payload: (*payload).clone(),
                     result: (*result).clone(),
@@ -219,8 +242,8 @@ impl History {
                         _ => None,
                     };
                     let life = inner.lives.get(&(client_of(*time) as usize)).copied().unwrap_or(0);
-                    let (time, is_bound) = (*time, *is_bound);
-                    inner.entered.push(Entered { moment, time, operation: OPERATION.get(), writes, life, is_bound });
+                    let (id, is_bound) = (ChangeId::of(*time, op), *is_bound);
+                    inner.entered.push(Entered { moment, id, operation: OPERATION.get(), writes, life, is_bound });
                 }
             }
         }
@@ -249,8 +272,8 @@ impl History {
     pub fn is_busy(&self, client: usize) -> bool {
         let inner = self.lock();
         inner.entered.iter().rev().take(4).any(|entered| {
-            client_of(entered.time) as usize == client
-                && !inner.applied.values().rev().take(20).any(|applied| applied.sent == entered.time)
+            entered.id.client() as usize == client
+                && !inner.applied.values().rev().take(20).any(|applied| applied.id == entered.id)
         })
     }
 
