@@ -43,8 +43,8 @@ fn make(dir: &Path, what: &str, n: usize) {
 
 #[test]
 fn a_place_in_a_listing_stays_good_while_the_directory_changes() {
-    let mount = mounted("places");
-    let other = shared().mount("places").unwrap();
+    let mount = mounted("listing-places");
+    let other = shared().mount("listing-places").unwrap();
     let path = mount.join("dir");
     fs::create_dir(&path).unwrap();
     make(&path, "stays", STAYING);

@@ -48,12 +48,13 @@ fn options_say_who_is_shown() {
     let mount = mounted("owners-shown");
     fs::write(mount.join("file"), "").unwrap();
     fs::set_permissions(mount.join("file"), fs::Permissions::from_mode(0o666)).unwrap();
-    let shown = shared().mount_with("owners-shown", "uid=4321,gid=8765,umask=027").unwrap();
+    // The mask leaves others, of whom a plain user is one here, the way in.
+    let shown = shared().mount_with("owners-shown", "uid=4321,gid=8765,umask=022").unwrap();
     // Of a root mount only what belongs to the namespace: its root, here.
     assert_eq!(owner(shown.path()), (4321, 8765));
     assert_eq!(owner(&shown.join("file")), if is_root() { (0, 0) } else { (4321, 8765) });
     let mode = fs::metadata(shown.join("file")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o640);
+    assert_eq!(mode & 0o777, 0o644);
     let mode = fs::metadata(mount.join("file")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o666, "what is kept has not changed");
 }
