@@ -132,6 +132,7 @@ fn sqlite_keeps_its_databases_whole() {
 fn rsync_copies_there_and_back() {
     needs("rsync", "rsync");
     needs("setfattr", "attr");
+    needs("setfacl", "acl");
     let scratch = Scratch::new("rsync");
     let source = scratch.join("source");
     tree::make(&source, 300, 5).expect("a tree on the local disk");
@@ -140,6 +141,7 @@ fn rsync_copies_there_and_back() {
         r#"
         mkfifo fifo
         setfattr -n user.kind -v tree .
+        mkdir listed && setfacl -m u:1234:rx,d:g:5678:rwx listed && echo inherits > listed/file
         setfattr -n user.empty 'a,b:c;d' && setfattr -n user.binary -v 0x00ff0a 'a,b:c;d'
         truncate -s 3M sparse && printf end >> sparse
         if [ "$(id -u)" = 0 ]; then
@@ -153,18 +155,18 @@ fn rsync_copies_there_and_back() {
     .unwrap();
     let mount = mounted("rsync");
     let there_and_back = r#"
-        same() { [ -z "$(rsync -aHX --checksum --delete --numeric-ids --dry-run --itemize-changes "$1/" "$2/")" ]; }
-        rsync -aHXS --numeric-ids "$1/" there/
+        same() { [ -z "$(rsync -aHAX --checksum --delete --numeric-ids --dry-run --itemize-changes "$1/" "$2/")" ]; }
+        rsync -aHAXS --numeric-ids "$1/" there/
         same "$1" there
         # What has changed meanwhile, and what has gone.
         echo more >> there/sparse
         rm -f 'there/...' && touch there/additional && chmod 700 there/fifo
         setfattr -n user.kind -v other there
-        rsync -aHXS --numeric-ids --delete "$1/" there/
+        rsync -aHAXS --numeric-ids --delete "$1/" there/
         same "$1" there
-        rsync -aHX --inplace --no-whole-file --numeric-ids there/ "$2/"
+        rsync -aHAX --inplace --no-whole-file --numeric-ids there/ "$2/"
         same "$1" "$2"
-        rsync -aHX --append-verify --numeric-ids "$1/" there/
+        rsync -aHAX --append-verify --numeric-ids "$1/" there/
         same there "$2"
     "#;
     let back = scratch.join("back");
