@@ -118,6 +118,11 @@ fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), umask }
 }
 
+/// What a thread asks of locks; of what the kernel tells, fuser leaves out which kind of lock it is.
+async fn told(tid: u32, owner: LockOwner, pid: u32, range: LockRange) -> LockCall {
+    LockCall { owner: owner.0, kind: lock_call::kind(tid).await, pid, range }
+}
+
 impl Filesystem for KfsFuse {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not requested: write-back, kernel-side suid
@@ -493,18 +498,12 @@ impl Filesystem for KfsFuse {
         let Some(mode) = lock_mode(typ) else { return reply.error(Errno::EINVAL) };
         let (fs, tid, patience) = (self.fs.clone(), req.pid(), self.patience(req, Kind::Ordinary));
         let work = async move {
-            let call = LockCall {
-                owner: lock_owner.0,
-                kind: lock_call::kind(tid).await,
-                pid,
-                range: LockRange { start, end },
-            };
+            let call = told(tid, lock_owner, pid, LockRange { start, end }).await;
             fs.test_lock(fh.0, call, mode, &patience).await
         };
         self.answer("getlk", reply, work, lock_reply);
     }
 
-    /// Of what the kernel tells, fuser leaves out which kind of lock it is.
     fn setlk(
         &self,
         req: &Request,
@@ -525,12 +524,7 @@ impl Filesystem for KfsFuse {
         let kind = if sleep { Kind::BlockingLock } else { Kind::Ordinary };
         let (fs, tid, patience) = (self.fs.clone(), req.pid(), self.patience(req, kind));
         let work = async move {
-            let call = LockCall {
-                owner: lock_owner.0,
-                kind: lock_call::kind(tid).await,
-                pid,
-                range: LockRange { start, end },
-            };
+            let call = told(tid, lock_owner, pid, LockRange { start, end }).await;
             match mode {
                 Some(mode) => fs.lock(fh.0, call, mode, sleep, &patience).await,
                 None => fs.unlock(fh.0, call, &patience).await,

@@ -261,9 +261,13 @@ impl Fs {
         let ino = self.ino(ino);
         // Before asking, so that the server's "its last name is gone" finds it open.
         let file = self.hold(ino);
-        let is_known = self.cache().content(self.promises(), ino, 0, 0).is_some();
-        self.read_neighbours(ino, !is_known);
-        match self.content_version(ino, patience).await {
+        let known = self.known_version(ino);
+        self.read_neighbours(ino, known.is_none());
+        let version = match known {
+            Some(version) => Ok(version),
+            None => self.content_version(ino, patience).await,
+        };
+        match version {
             Ok(version) => {
                 let keep_cache = self.inner.files.pages_are(ino, version);
                 Ok(Opened { handle: self.add_handle(file, append), keep_cache })
@@ -275,10 +279,13 @@ impl Fs {
         }
     }
 
+    /// The version of a file's content, if that is known without asking.
+    pub(super) fn known_version(&self, ino: Ino) -> Option<Position> {
+        self.cache().content(self.promises(), ino, 0, 0).map(|content| content.version)
+    }
+
+    /// Asks for it, and for what comes along.
     pub(super) async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
-        if let Some(content) = self.cache().content(self.promises(), ino, 0, 0) {
-            return Ok(content.version);
-        }
         let reply = self.view(View::Extents { ino, from: 0, limit: OPEN_EXTENTS }, patience).await?;
         let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };
         let version = attr.version;

@@ -75,7 +75,7 @@ impl Fs {
             for entry in entries {
                 let is_small = entry.kind == FileKind::File
                     && entry.attr.is_some_and(|attr| attr.size > 0 && attr.size <= INLINE_BYTES as u64);
-                if !is_small || self.cache().content(self.promises(), entry.ino, 0, 0).is_some() {
+                if !is_small || self.known_version(entry.ino).is_some() {
                     continue;
                 }
                 if wanted == 0 {
