@@ -50,7 +50,7 @@ pub struct JournalStatus {
 pub struct Counters {
     /// What was asked for or changed, once each: no renewals, confirmations or repeats.
     pub requests: u64,
-    /// Records that asked for content, of up to 64 chunks each.
+    /// Records that asked for content, of up to 64 chunks each; no repeats.
     pub reads: u64,
     pub records_sent: u64,
     pub records_resent: u64,

@@ -94,6 +94,7 @@ struct Ask {
     readers: Vec<oneshot::Sender<Result<Bytes, CallError>>>,
     /// When it was last asked for; `None` while it is queued.
     asked: Option<Instant>,
+    is_repeated: bool,
     damaged: u32,
     missing: u32,
 }
@@ -292,7 +293,7 @@ impl Transfers {
         downloads.ask_again_after(if is_other_session { Duration::ZERO } else { ASK_AGAIN });
         let room = (link.window_bytes as usize / SEALED_MAX_BYTES).max(1);
         loop {
-            let mut chunks = Vec::new();
+            let (mut chunks, mut are_repeated) = (Vec::new(), true);
             while downloads.under_way < room
                 && chunks.len() < message::Download::MAX_CHUNKS
                 && let Some(name) = downloads.queue.pop_front()
@@ -301,12 +302,16 @@ impl Transfers {
                     && ask.asked.is_none()
                 {
                     ask.asked = Some(Instant::now());
+                    are_repeated &= std::mem::replace(&mut ask.is_repeated, true);
                     downloads.under_way += 1;
                     chunks.push(name);
                 }
             }
             if chunks.is_empty() {
                 return !downloads.chunks.is_empty();
+            }
+            if !are_repeated {
+                inner.counters.reads.fetch_add(1, Ordering::Relaxed);
             }
             downloads.send(inner, link, chunks);
         }
@@ -375,7 +380,7 @@ impl Downloads {
         let (reader, content) = oneshot::channel();
         let ask = self.chunks.entry(*name).or_insert_with(|| {
             self.queue.push_back(*name);
-            Ask { readers: Vec::new(), asked: None, damaged: 0, missing: 0 }
+            Ask { readers: Vec::new(), asked: None, is_repeated: false, damaged: 0, missing: 0 }
         });
         ask.readers.push(reader);
         Download(content)
@@ -383,7 +388,6 @@ impl Downloads {
 
     fn send(&mut self, inner: &Inner, link: &Link, chunks: Vec<ChunkName>) {
         self.next_read += 1;
-        inner.counters.reads.fetch_add(1, Ordering::Relaxed);
         let number = self.next_read;
         let head =
             Head { kind: Kind::Read, namespace: link.namespace, epoch: link.epoch, sender: link.session.0, number };

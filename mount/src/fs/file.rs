@@ -43,7 +43,7 @@ pub struct FileHandle {
     /// Writes go to the end of the file, wherever that is.
     pub append: bool,
     keeps_atime: AtomicBool,
-    pub sequence: Mutex<Sequence>,
+    sequence: Mutex<Sequence>,
     /// A lock that was taken through it has been lost.
     pub lost: AtomicBool,
 }
@@ -52,6 +52,12 @@ impl FileHandle {
     /// Whether its reads move no atime.
     pub fn keeps_atime(&self) -> bool {
         self.keeps_atime.load(Ordering::Relaxed)
+    }
+
+    /// Where it has been reading.
+    pub fn sequence(&self) -> MutexGuard<'_, Sequence> {
+        // Each read's note is whole; a panic elsewhere must not end reading.
+        self.sequence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

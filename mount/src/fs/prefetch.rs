@@ -6,7 +6,7 @@ use super::Fs;
 use super::extents::{Extent, Part};
 use super::file::FileHandle;
 use crate::client::Patience;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// What is kept on its way before a sequential reader, in bytes; the client's
 /// window bounds it further.
@@ -27,6 +27,8 @@ pub struct Sequence {
     run: u64,
     /// How far has been asked for.
     ahead: u64,
+    /// Where the content of what comes next is stored is being asked: once at a time.
+    is_map_asked: bool,
 }
 
 impl Sequence {
@@ -34,11 +36,14 @@ impl Sequence {
     pub fn read(&mut self, offset: u64, len: u64, limit: u64) -> Option<(u64, u64)> {
         let end = offset + len;
         if offset > self.next + DISORDER_BYTES || offset + DISORDER_BYTES < self.next {
-            *self = Sequence { next: end, run: 0, ahead: end };
+            *self = Sequence { next: end, run: 0, ahead: end, ..*self };
             return None;
         }
         self.run += len;
         self.next = self.next.max(end);
+        if self.is_map_asked {
+            return None;
+        }
         let window = (self.run * TRUST).max(AHEAD_MIN_BYTES).min(limit);
         let from = self.ahead.max(self.next);
         let to = self.next + window;
@@ -56,19 +61,28 @@ impl Fs {
     /// Notes a read, and sets on its way what the reader will want next.
     pub(super) fn read_ahead(&self, handle: &Arc<FileHandle>, offset: u64, len: u64, size: u64) {
         let limit = AHEAD_BYTES.min(self.inner.blocks.limit() as u64 / 4);
-        let wanted = handle.sequence.lock().unwrap_or_else(PoisonError::into_inner).read(offset, len, limit);
+        let wanted = handle.sequence().read(offset, len, limit);
         let Some((from, to)) = wanted else { return };
         let to = to.min(size);
         if from >= to {
             return;
         }
-        let (fs, ino) = (self.clone(), handle.file.ino);
+        let ino = handle.file.ino;
+        // At once if it is known where that is: the reader would else come to it first, and ask chunk by chunk.
+        if let Some(content) = self.cache().content(self.promises(), ino, from, to)
+            && let Ok(parts) = content.parts
+        {
+            return self.load_all(&parts);
+        }
+        handle.sequence().is_map_asked = true;
+        let (fs, handle) = (self.clone(), handle.clone());
         proto::task::spawn_on(&self.inner.runtime, async move {
             let patience = Patience::within(fs.inner.config.close_timeout);
             // What cannot be fetched ahead will be asked for, and then says why.
             if let Ok((_, parts)) = fs.content(ino, from, to, &patience).await {
                 fs.load_all(&parts);
             }
+            handle.sequence().is_map_asked = false;
         });
     }
 

@@ -49,8 +49,8 @@ impl Fs {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        self.read_ahead(&handle, offset, len as u64, size);
         self.load_all(&parts);
+        self.read_ahead(&handle, offset, len as u64, size);
         if let ([Part::Data(extent)], true) = (&parts[..], overlay.is_empty())
             && extent.len as usize == len
         {
