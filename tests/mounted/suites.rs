@@ -93,8 +93,17 @@ fn fsx_finds_nothing() {
 			posix_fadvise = 1
 			copy_file_range = 5
 		TOML
-        for seed in $(seq "$SEEDS"); do
-            fsx -f "$SCRATCH/fsx.toml" -N "$OPERATIONS" -S "$seed" -P "$SCRATCH" "/mnt/kfs/file-$seed"
+        seed=0 done=0
+        while [ $done -lt "$SEEDS" ]; do
+            seed=$((seed + 1))
+            if fsx -f "$SCRATCH/fsx.toml" -N "$OPERATIONS" -S "$seed" -P "$SCRATCH" "/mnt/kfs/file-$seed" > "$SCRATCH/told" 2>&1; then
+                done=$((done + 1))
+                cat "$SCRATCH/told"
+            # Some seeds want to set no byte aside, which posix_fallocate(3) refuses: they end there on every filesystem.
+            elif ! tail -1 "$SCRATCH/told" | grep -q 'POSIX_FALLOCATE .* 0x0 bytes'; then
+                cat "$SCRATCH/told" >&2
+                exit 1
+            fi
         done
         umount /mnt/kfs
     "#;
