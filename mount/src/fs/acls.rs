@@ -80,6 +80,7 @@ impl Fs {
         patience: &Patience,
     ) -> Result<(), FsError> {
         let ino = self.ino(ino);
+        self.before_publishing(ino, patience).await?;
         let op = Op::Upload(Upload::SetAcl { ino, which, acl, clear_setgid });
         let (reply, _changing) = self.change(op, patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setxattr" }) };

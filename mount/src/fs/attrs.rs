@@ -166,9 +166,11 @@ impl Fs {
         if let Some(pending) = pending {
             stat.size = stat.size.max(pending.end);
             stat.blocks = stat.blocks.max(pending.end.min(stat.blocks * 512 + pending.bytes).div_ceil(512));
-            // As the server will have it: a write moves the times, and never behind the last change.
-            stat.mtime = stat.ctime.max(pending.mtime);
-            stat.ctime = stat.mtime;
+            // As the server will have it. Where the last change is later, it is one of ours that came behind the
+            // write in the log, whose answer has only not been taken in; or another mount's, by another clock.
+            if pending.mtime >= stat.ctime {
+                (stat.mtime, stat.ctime) = (pending.mtime, pending.mtime);
+            }
         }
         stat
     }

@@ -517,8 +517,8 @@ impl Fs {
         waited.map_err(|_| FsError::BadHandle(file.ino.0))
     }
 
-    /// Before an operation on an inode that others may see: what was written to it
-    /// goes first. Only its place in the stream matters, so no answer is awaited.
+    /// Before an operation on an inode that others may see, or that moves its ctime (what came behind it would get a
+    /// later time): what was written to it goes first. Only its place in the stream matters, so no answer is awaited.
     pub(super) async fn before_publishing(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
         match self.inner.files.get(ino) {
             Some(file) => self.wait_for(&file, patience, |p, last| p.sent >= last).await,

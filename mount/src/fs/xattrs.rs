@@ -83,6 +83,7 @@ impl Fs {
         upload: impl FnOnce(Ino) -> Upload,
         patience: &Patience,
     ) -> Result<(), FsError> {
+        self.before_publishing(ino, patience).await?;
         let (reply, _changing) = self.change(Op::Upload(upload(ino)), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setxattr" }) };
         self.cache().learn(self.promises(), &reply, |l| {

@@ -4,7 +4,7 @@ use crate::place::{ME, Place};
 use mount::client::Patience;
 use mount::fs::{CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
 use proto::Time;
-use proto::message::FallocateHow;
+use proto::message::{AclKind, FallocateHow, XattrHow};
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -107,6 +107,39 @@ async fn times_are_those_of_the_writing_and_do_not_move_when_it_is_sent() {
     assert!(written < far, "{written:?}");
     close(&fs, handle).await;
     assert_eq!(fs.getattr(ino, &p).await.expect("is there").mtime, written);
+}
+
+/// What comes behind other changes in the log gets a time behind theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_attributes_comes_behind_what_was_written_before() {
+    /// `user::rw-,group::r--,other::r--`
+    const ACL: &[u8] =
+        b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x04\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
+    let place = Place::in_memory().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let p = patience();
+    let (ino, handle) = make(&fs, "f", CreateHow::default()).await;
+    for what in ["chmod", "setxattr", "removexattr", "setfacl"] {
+        write_all(&fs, handle, 0, what.as_bytes()).await;
+        let written = fs.getattr(ino, &p).await.expect("is there").mtime;
+        match what {
+            "chmod" => {
+                let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+                fs.setattr(ino, set, &p).await.map(drop)
+            }
+            "setxattr" => fs.setxattr(ino, b"user.a", b"value", XattrHow::Set, &p).await,
+            "removexattr" => fs.removexattr(ino, b"user.a", &p).await,
+            _ => fs.set_acl(ino, AclKind::Access, ACL, |_| true, &p).await,
+        }
+        .expect(what);
+        let changed = fs.getattr(ino, &p).await.expect("is there");
+        assert!(changed.mtime == written && changed.ctime > written, "{what}: {written:?}, then {changed:?}");
+        fs.flush(handle, &p).await.expect("is sent");
+        for fs in [&fs, &other] {
+            let sent = fs.getattr(ino, &p).await.expect("is there");
+            assert_eq!((sent.mtime, sent.ctime), (changed.mtime, changed.ctime), "{what}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
