@@ -346,8 +346,9 @@ impl Filesystem for KfsFuse {
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
-        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Flush));
-        let work = async move { fs.flush_and_unlock(fh.0, lock_owner.0, &patience).await };
+        let (fs, patience, parting) =
+            (self.fs.clone(), self.patience(req, Kind::Flush), self.patience(req, Kind::Parting));
+        let work = async move { fs.flush_and_unlock(fh.0, lock_owner.0, &patience, &parting).await };
         self.answer("flush", reply, work, empty_reply);
     }
 

@@ -2,12 +2,15 @@
 //!
 //! What waits is a child of this process that does nothing but system calls; its exit code is the errno that it got.
 
+mod written;
+
 use crate::executable;
 use harness::{Cluster, run};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Longer than it takes until a waiting caller is looked at, several times over.
@@ -25,6 +28,15 @@ extern "C" fn caught(_signal: libc::c_int) {}
 impl Child {
     /// A child that ends with what `work` gives. `catches` lets it catch this signal, with these flags.
     fn start(catches: Option<(i32, i32)>, work: impl FnOnce() -> i32) -> Child {
+        Child::start_with(catches, || (), |()| work())
+    }
+
+    /// The same with something that it alone has when it works: no other child is made while it is open here.
+    fn start_with<T>(catches: Option<(i32, i32)>, open: impl FnOnce() -> T, work: impl FnOnce(&T) -> i32) -> Child {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        // A test that has failed left nothing half done.
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = open();
         // SAFETY: the child makes only system calls, on values that were made before; it neither returns nor unwinds.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
@@ -37,7 +49,7 @@ impl Child {
                     action.sa_flags = flags;
                     libc::sigaction(signal, &action, std::ptr::null_mut());
                 }
-                libc::_exit(work());
+                libc::_exit(work(&opened));
             }
         }
         Child { pid }
@@ -67,7 +79,11 @@ impl Child {
     }
 
     fn ends(&self, what: &str) -> i32 {
-        run::wait_for(&format!("the end of a process that waited in {what}"), SOON, || self.ended()).unwrap()
+        self.ends_within(SOON, what)
+    }
+
+    fn ends_within(&self, bound: Duration, what: &str) -> i32 {
+        run::wait_for(&format!("the end of a process that waited in {what}"), bound, || self.ended()).unwrap()
     }
 }
 
@@ -192,11 +208,9 @@ fn timers_and_children_disturb_no_call() {
     }
 }
 
-/// System calls of many kinds while a signal comes every millisecond: the first errno, or 0.
-fn tick_and_work(signal: i32, paths: &[CString; 3]) -> i32 {
-    static CONTENT: [u8; 100_000] = [1; 100_000];
-    let [directory, file, renamed] = paths;
-    // SAFETY: plain system calls; what they are given lives as long as this process, and the structs are numbers only.
+/// Has a signal come every millisecond from now on: 0, or an errno.
+fn tick(signal: i32) -> i32 {
+    // SAFETY: plain system calls on structs of numbers that live until the calls have returned.
     unsafe {
         let mut event: libc::sigevent = std::mem::zeroed();
         (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, signal);
@@ -206,8 +220,20 @@ fn tick_and_work(signal: i32, paths: &[CString; 3]) -> i32 {
         }
         let millisecond = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         let often = libc::itimerspec { it_interval: millisecond, it_value: millisecond };
-        libc::timer_settime(timer, 0, &often, std::ptr::null_mut());
+        errno(libc::timer_settime(timer, 0, &often, std::ptr::null_mut()).into())
+    }
+}
 
+/// System calls of many kinds while a signal comes every millisecond: the first errno, or 0.
+fn tick_and_work(signal: i32, paths: &[CString; 3]) -> i32 {
+    static CONTENT: [u8; 100_000] = [1; 100_000];
+    let [directory, file, renamed] = paths;
+    let ticks = tick(signal);
+    if ticks != 0 {
+        return ticks;
+    }
+    // SAFETY: plain system calls; what they are given lives as long as this process.
+    unsafe {
         // The first of them finds no server.
         if libc::mkdir(directory.as_ptr(), 0o755) != 0 {
             return errno(-1);

@@ -191,8 +191,14 @@ impl Fs {
 
     /// close() by a process: [`Fs::flush`], then its own locks on the file go, whichever of its
     /// open files they were taken through.
-    pub async fn flush_and_unlock(&self, handle: u64, owner: u64, patience: &Patience) -> Result<(), FsError> {
-        let flushed = self.flush(handle, patience).await;
+    pub async fn flush_and_unlock(
+        &self,
+        handle: u64,
+        owner: u64,
+        patience: &Patience,
+        parting: &Patience,
+    ) -> Result<(), FsError> {
+        let flushed = self.flush_unless_gone(handle, patience, parting).await;
         let file = self.inner.handles.file(handle)?.file.clone();
         let owners = file.owners().of(owner, &[LockKind::Process, LockKind::Unknown]);
         if !owners.is_empty() {

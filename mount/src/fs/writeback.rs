@@ -448,20 +448,28 @@ impl Fs {
     }
 
     /// close(): waits until what was written is answered for, bounded even where
-    /// everything else waits for ever. A caller that is being killed waits until
-    /// the requests are in the stream, and so in the journal.
+    /// everything else waits for ever.
     pub async fn flush(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
+        self.flush_unless_gone(handle, patience, &Patience::for_ever()).await
+    }
+
+    /// The same for a caller that may exit meanwhile: then it waits only until the requests are in the stream, and so
+    /// in the journal, which large content is once it is uploaded. If `parting` is interrupted it waits no more; what
+    /// is not there yet is sent all the same, but no journal has it.
+    pub(super) async fn flush_unless_gone(
+        &self,
+        handle: u64,
+        patience: &Patience,
+        parting: &Patience,
+    ) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
         self.check_locks(&handle)?;
         if planted(Bug::CloseDoesNotWait) {
             return Ok(());
         }
-        let bounded = patience.clone().bounded(self.inner.config.close_timeout);
-        match self.write_back(&handle.file, &bounded).await {
-            Err(FsError::Call(CallError::Interrupted)) => {
-                let timeout = Patience::within(self.inner.config.close_timeout);
-                self.wait_for(&handle.file, &timeout, |p, last| p.sent >= last).await
-            }
+        let bounded = |patience: &Patience| patience.clone().bounded(self.inner.config.close_timeout);
+        match self.write_back(&handle.file, &bounded(patience)).await {
+            Err(FsError::Call(CallError::Interrupted)) => self.all_sent(&handle.file, &bounded(parting)).await,
             other => other,
         }
     }

@@ -45,6 +45,19 @@ pub enum Kind {
     BlockingLock,
     /// close(): ended when the caller is killed or exits, since it then waits for no answer.
     Flush,
+    /// What close() waits for even then: ended when the caller is killed, also when that is why it exits.
+    Parting,
+}
+
+impl Kind {
+    /// How long a wait of this kind lasts before its caller is looked at. Who is killed closes all that it
+    /// has open, one after the other.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Ordinary | Self::BufferedRead | Self::BlockingLock => PATIENCE,
+            Self::Flush | Self::Parting => PATIENCE / 4,
+        }
+    }
 }
 
 /// Why the wait must end. Every one of them is EINTR to the caller.
@@ -100,12 +113,12 @@ impl Watcher {
 
     /// Resolves when the operation of kind `kind` by thread `tid` must end with EINTR; never
     /// otherwise. Made for `tokio::select!` beside the operation itself; costs nothing but a timer
-    /// during the first [`PATIENCE`]. Dropping it ends the watch.
+    /// during the first [`Kind::patience`]. Dropping it ends the watch.
     pub async fn interrupted(&self, tid: u32, kind: Kind) -> Why {
         if tid == 0 {
             return std::future::pending().await;
         }
-        tokio::time::sleep(PATIENCE).await;
+        tokio::time::sleep(kind.patience()).await;
         let (end, ended) = oneshot::channel();
         let shared = &self.handle.shared;
         let Some(number) = shared.add(tid, Wait { kind, seen: None, end }) else {
@@ -247,6 +260,8 @@ struct Signals {
     ignored: u64,
     caught: u64,
     exiting: bool,
+    /// It exits because of a signal.
+    killed: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -305,6 +320,7 @@ impl Caller {
                 blocked: bits("SigBlk")?,
                 ignored: bits("SigIgn")?,
                 caught: bits("SigCgt")?,
+                killed: is_exiting(stat) && is_killed(stat),
                 exiting: is_exiting(stat) || field("State").is_some_and(|s| s.trim_start().starts_with(['Z', 'X'])),
             })
         };
@@ -319,13 +335,19 @@ impl Caller {
             Self::Unknown => return Verdict::Wait,
             Self::Alive(signals) => signals,
         };
-        if (signals.pending_thread | signals.pending_process) & KILL != 0 || (signals.exiting && kind == Kind::Flush) {
+        let is_going = match kind {
+            Kind::Ordinary | Kind::BufferedRead | Kind::BlockingLock => false,
+            Kind::Flush => signals.exiting,
+            Kind::Parting => signals.killed,
+        };
+        if is_going || (signals.pending_thread | signals.pending_process) & KILL != 0 {
             return Verdict::End(Why::Ending);
         }
         let open = !signals.blocked & !signals.ignored;
         let fatal = DUMPS_CORE & !signals.caught;
         let ends = match kind {
-            Kind::BufferedRead | Kind::Flush => 0,
+            Kind::BufferedRead => 0,
+            Kind::Flush | Kind::Parting => open & fatal,
             Kind::Ordinary => open & (ASKS_TO_END | fatal),
             Kind::BlockingLock => open & (ASKS_TO_END | fatal | signals.caught),
         };
@@ -346,10 +368,19 @@ fn lowest(signals: u64) -> u8 {
 /// PF_EXITING in the flags of `/proc/<tid>/stat`, the seventh field after the name.
 fn is_exiting(stat: &[u8]) -> bool {
     const PF_EXITING: u64 = 0x4;
-    let Some(name_end) = stat.iter().rposition(|b| *b == b')') else { return false };
-    let fields = String::from_utf8_lossy(&stat[name_end + 1..]);
-    let flags = fields.split_ascii_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
-    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+    stat_field(stat, 6).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
+/// Whether the exit code, the fiftieth field after the name, names a signal. It is 0 for whoever may not see it.
+fn is_killed(stat: &[u8]) -> bool {
+    const SIGNAL: u64 = 0x7f;
+    stat_field(stat, 49).is_some_and(|code| code & SIGNAL != 0)
+}
+
+/// A number of `/proc/<tid>/stat`, counted from 0 behind the name, which may have anything in it.
+fn stat_field(stat: &[u8], index: usize) -> Option<u64> {
+    let name_end = stat.iter().rposition(|b| *b == b')')?;
+    String::from_utf8_lossy(&stat[name_end + 1..]).split_ascii_whitespace().nth(index)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -362,7 +393,7 @@ mod tests {
         Caller::Alive(signals)
     }
 
-    const ALL: [Kind; 4] = [Kind::Ordinary, Kind::BufferedRead, Kind::BlockingLock, Kind::Flush];
+    const ALL: [Kind; 5] = [Kind::Ordinary, Kind::BufferedRead, Kind::BlockingLock, Kind::Flush, Kind::Parting];
 
     #[test]
     fn sigkill_ends_everything_at_once() {
@@ -377,7 +408,7 @@ mod tests {
         let int = set(&[libc::SIGINT]);
         let pending = caller(|s| (s.pending_thread, s.caught) = (int, int));
         let end = Verdict::End(Why::Signal(2));
-        assert_eq!(ALL.map(|kind| pending.verdict(kind) == end), [true, false, true, false]);
+        assert_eq!(ALL.map(|kind| pending.verdict(kind) == end), [true, false, true, false, false]);
         let blocked = caller(|s| (s.pending_thread, s.caught, s.blocked) = (int, int, int));
         assert!(ALL.iter().all(|kind| blocked.verdict(*kind) == Verdict::Wait));
     }
@@ -386,7 +417,7 @@ mod tests {
     fn other_caught_signals_end_locks_alone() {
         for signal in [libc::SIGUSR1, libc::SIGALRM, libc::SIGCHLD, libc::SIGURG, libc::SIGPROF, libc::SIGWINCH] {
             let pending = caller(|s| (s.pending_thread, s.caught) = (set(&[signal]), set(&[signal])));
-            assert_eq!(ALL.map(|kind| pending.verdict(kind) != Verdict::Wait), [false, false, true, false]);
+            assert_eq!(ALL.map(|kind| pending.verdict(kind) != Verdict::Wait), [false, false, true, false, false]);
         }
         let uncaught = caller(|s| s.pending_thread = set(&[libc::SIGTSTP]));
         assert!(ALL.iter().all(|kind| uncaught.verdict(*kind) == Verdict::Wait));
@@ -407,11 +438,23 @@ mod tests {
         assert!(state.waits.is_empty());
     }
 
+    /// The kernel turns these into no SIGKILL, since a core is to be written first.
     #[test]
-    fn flush_ends_when_its_caller_exits_or_has_gone() {
+    fn an_uncaught_sigquit_ends_all_but_buffered_reads() {
+        let quit = set(&[libc::SIGQUIT]);
+        let pending = caller(|s| s.pending_thread = quit);
+        assert_eq!(ALL.map(|kind| pending.verdict(kind) != Verdict::Wait), [true, false, true, true, true]);
+        let caught = caller(|s| (s.pending_thread, s.caught) = (quit, quit));
+        assert_eq!(ALL.map(|kind| caught.verdict(kind) != Verdict::Wait), [true, false, true, false, false]);
+    }
+
+    #[test]
+    fn flush_ends_when_its_caller_exits_or_has_gone_and_parting_when_it_was_killed() {
         let exiting = caller(|s| s.exiting = true);
-        assert_eq!(ALL.map(|kind| exiting.verdict(kind) != Verdict::Wait), [false, false, false, true]);
-        assert_eq!(ALL.map(|kind| Caller::Gone.verdict(kind) != Verdict::Wait), [true; 4]);
+        assert_eq!(ALL.map(|kind| exiting.verdict(kind) != Verdict::Wait), [false, false, false, true, false]);
+        let killed = caller(|s| (s.exiting, s.killed) = (true, true));
+        assert_eq!(ALL.map(|kind| killed.verdict(kind) != Verdict::Wait), [false, false, false, true, true]);
+        assert_eq!(ALL.map(|kind| Caller::Gone.verdict(kind) != Verdict::Wait), [true; 5]);
         assert!(ALL.iter().all(|kind| Caller::Unknown.verdict(*kind) == Verdict::Wait));
     }
 
@@ -422,7 +465,10 @@ mod tests {
         let stat = b"12 (a ) b) D 1 2 3 4 5 4194308 0 0";
         let Caller::Alive(signals) = Caller::parse(status, stat) else { panic!("parses") };
         assert_eq!((signals.pending_thread, signals.pending_process, signals.caught), (0x100, 2, 0x1_8001_4a07));
-        assert!(signals.exiting);
+        assert!(signals.exiting && !signals.killed);
+        let code = |code: u32| format!("12 (a ) b) D 1 2 3 4 5 4194308 {}{code}", "0 ".repeat(42));
+        let is_killed = |stat: String| matches!(Caller::parse(status, stat.as_bytes()), Caller::Alive(s) if s.killed);
+        assert!(is_killed(code(9)) && is_killed(code(131)) && !is_killed(code(0)) && !is_killed(code(4 << 8)));
         assert_eq!(Caller::parse(b"State:\tS\n", b""), Caller::Unknown);
         assert!(matches!(Caller::look(std::process::id()), Caller::Alive(s) if !s.exiting));
         assert_eq!(Caller::look(u32::MAX), Caller::Gone);

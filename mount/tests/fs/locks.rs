@@ -86,7 +86,7 @@ async fn closing_gives_up_what_it_should() {
     }
     assert!(!try_lock(&two, b, half).await);
     one.write(a, 0, b"content", &patience()).await.expect("writes");
-    one.flush_and_unlock(a, 1, &patience()).await.expect("flushes");
+    one.flush_and_unlock(a, 1, &patience(), &patience()).await.expect("flushes");
     assert!(try_lock(&two, b, LockCall { range: rest, ..half }).await, "a process's goes with its close");
     assert!(!try_lock(&two, b, half).await, "an open file's goes with that");
     one.release(a).expect("is open");
