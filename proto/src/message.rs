@@ -33,7 +33,7 @@ pub use lock::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRang
 pub use login::{LoginAnswer, LoginDone, LoginRequest, Ticket};
 pub use promise::{Promise, Push, PushBody};
 pub use refusal::Refusal;
-pub use server::{Heartbeat, Progress, ServerBody, ServerRecord};
+pub use server::{Activity, Heartbeat, Progress, ServerBody, ServerRecord};
 pub use session::{Ended, Open, SessionOp};
 pub use snapshot::{Held, Piece as PullPiece, Pull, Pulled, Row, Stored};
 pub use upload::{

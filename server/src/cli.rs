@@ -64,7 +64,8 @@ enum Command {
     /// Add, change, remove and list users, through a running server.
     #[command(subcommand)]
     User(User),
-    /// Show every server: which one answers, how far each is behind, when it brought its state to disk.
+    /// Show every server: which one answers, how far each is behind, when it brought its state to disk;
+    /// and how many sessions, locks, waiting requests and reserved bytes there are.
     Status {
         /// As JSON, with every partition.
         #[arg(long)]

@@ -59,7 +59,7 @@ use promise::{Held, Things};
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
-use proto::message::{Refusal, Request, ServerBody, UserName};
+use proto::message::{Activity, Refusal, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
 use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, RequestNo, ServerId, SessionId};
 use rows::Turn;
@@ -374,6 +374,17 @@ impl Machine {
     /// The registered servers; partition 0 only.
     pub fn servers(&self) -> &BTreeMap<ServerId, Registered> {
         &self.live.servers
+    }
+
+    /// How much there is of what comes and goes, for administrators.
+    pub fn activity(&self) -> Activity {
+        let reserved = self.live.reserves.values().flat_map(BTreeMap::values);
+        Activity {
+            sessions: self.live.sessions.len() as u64,
+            locks: self.holdings.all(),
+            waiting: self.live.parked.len() as u64,
+            reserved_bytes: reserved.fold(0, |all: u64, bytes| all.saturating_add(*bytes)),
+        }
     }
 
     /// Whether the broker stamps records with their append time.

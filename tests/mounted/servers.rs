@@ -6,7 +6,7 @@ use harness::cluster::COMMAND_BOUND;
 use harness::tree::Random;
 use harness::{Cluster, command, run};
 use serde_json::Value;
-use std::fs;
+use std::fs::{self, File};
 use std::time::Duration;
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -81,4 +81,34 @@ fn a_server_joins_comes_back_from_a_snapshot_takes_over_and_leaves() {
     cluster.server_command(&["deregister", &first]).refused(1).unwrap();
     cluster.start_server_at(0).unwrap();
     run::wait_for("it to be registered again", BOUND, || (servers(&cluster).len() == 2).then_some(())).unwrap();
+}
+
+#[test]
+fn the_status_tells_of_sessions_locks_and_who_waits_for_one() {
+    let cluster = Cluster::start(&executable()).expect("the cluster starts");
+    cluster.user_add("busy").unwrap();
+    let [one, other] = [(); 2].map(|()| cluster.mount("busy").unwrap());
+    let busy = || -> Vec<[u64; 3]> {
+        let servers = servers(&cluster);
+        let partitions = servers[0]["partitions"].as_array().expect("it tells of partitions");
+        let told = |of: &Value| ["sessions", "locks", "waiting"].map(|what| of[what].as_u64().expect("a number"));
+        partitions.iter().map(told).filter(|told| *told != [0; 3]).collect()
+    };
+    let tells = |expected: [u64; 3]| {
+        run::wait_for(&format!("the status to tell of {expected:?}"), BOUND, || (busy() == [expected]).then_some(()))
+            .unwrap();
+    };
+    let held = File::create(one.join("file")).unwrap();
+    held.lock().unwrap();
+    std::thread::scope(|scope| {
+        // Given up where this fails as well, so that nobody waits for ever.
+        let held = held;
+        scope.spawn(|| File::open(other.join("file")).unwrap().lock().unwrap());
+        tells([2, 1, 1]);
+        let shown = cluster.server_command(&["status"]).finish().unwrap().text();
+        let is_told = |line: &str| line.split_whitespace().skip(1).take(3).eq(["2", "1", "1"]);
+        assert!(shown.lines().any(is_told), "{shown}");
+        held.unlock().unwrap();
+    });
+    tells([2, 0, 0]);
 }

@@ -94,6 +94,20 @@ pub struct Progress {
     pub hash: [u8; 32],
     /// The server's hash at this offset was the same as the answering server's; 0 if never compared.
     pub agreed: u64,
+    pub activity: Activity,
+}
+
+/// What goes on in a partition, for administrators: as of the same moment as the progress beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Sessions that are open.
+    pub sessions: u64,
+    /// Locks that they have.
+    pub locks: u64,
+    /// Requests that wait.
+    pub waiting: u64,
+    /// Bytes reserved under quotas, for ended sessions' successors too.
+    pub reserved_bytes: u64,
 }
 
 impl Progress {

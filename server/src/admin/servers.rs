@@ -6,7 +6,7 @@
 use super::{Admin, AdminError};
 use proto::ServerId;
 use proto::log::{Log, REQUEST_PARTITIONS, Topic};
-use proto::message::{self, AdminOutcome, Progress, ServerInfo, ServerRecord};
+use proto::message::{self, Activity, AdminOutcome, Progress, ServerInfo, ServerRecord};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -85,6 +85,9 @@ pub struct Progressed {
     pub hash: String,
     /// Up to where the state was the same as the answering server's.
     pub agreed: u64,
+    /// What goes on there, as of the server's last heartbeat.
+    #[serde(flatten)]
+    pub activity: Activity,
 }
 
 impl Admin {
@@ -135,6 +138,7 @@ fn server_status(info: ServerInfo, now_ms: i64, ends: &BTreeMap<u32, u64>) -> Se
         hash_at: progress.hash_at,
         hash: blake3::Hash::from_bytes(progress.hash).to_hex()[..16].to_owned(),
         agreed: progress.agreed,
+        activity: progress.activity,
     };
     let partitions: Vec<Progressed> = info.partitions.into_iter().map(progressed).collect();
     let state = match role {
@@ -185,6 +189,21 @@ impl std::fmt::Display for Status {
                 self.version,
                 server.supports,
             )?;
+        }
+        // The same everywhere, but for who is behind.
+        let answering = self.servers.iter().find(|server| server.role == Role::Answering);
+        let partitions = answering.map_or(&[][..], |server| &server.partitions);
+        let mut busy = partitions.iter().filter(|of| of.activity != Activity::default()).peekable();
+        if busy.peek().is_some() {
+            writeln!(
+                f,
+                "\n{:<9}  {:>9}  {:>9}  {:>9}  {:>17}",
+                "PARTITION", "SESSIONS", "LOCKS", "WAITING", "RESERVED BYTES"
+            )?;
+        }
+        for Progressed { partition, activity, .. } in busy {
+            let Activity { sessions, locks, waiting, reserved_bytes } = activity;
+            writeln!(f, "{partition:<9}  {sessions:>9}  {locks:>9}  {waiting:>9}  {reserved_bytes:>17}")?;
         }
         let (first, end): (u64, u64) =
             self.partitions.iter().fold((0, 0), |sum, of| (sum.0 + of.first, sum.1 + of.end));

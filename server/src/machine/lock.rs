@@ -38,6 +38,11 @@ impl Holdings {
         self.0.get(&id).map_or(0, |(total, _)| *total)
     }
 
+    /// Of all sessions.
+    pub fn all(&self) -> u64 {
+        self.0.values().map(|(total, _)| *total as u64).sum()
+    }
+
     fn set(&mut self, id: SessionId, ino: Ino, count: usize) {
         let (total, files) = self.0.entry(id).or_default();
         let before = if count == 0 { files.remove(&ino) } else { files.insert(ino, count) };

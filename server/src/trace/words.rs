@@ -424,7 +424,7 @@ fn promise(promise: &Promise) -> Part {
 
 /// `partition:applied/answered/checkpointed/ingested`, and the hash with its offset.
 fn far(progress: &Progress) -> String {
-    let Progress { partition, applied, answered, checkpointed, ingested, hash_at, hash, agreed: _ } = progress;
+    let Progress { partition, applied, answered, checkpointed, ingested, hash_at, hash, .. } = progress;
     format!("{partition}:{applied}/{answered}/{checkpointed}/{ingested},{}@{hash_at}", short(hash))
 }
 

@@ -5,6 +5,7 @@ use super::audit::audit;
 use super::*;
 use LockMode::{Exclusive, Shared};
 use proptest::prelude::*;
+use proto::message::Activity;
 
 const WHOLE: (u64, u64) = (0, LockRange::LAST);
 
@@ -374,4 +375,19 @@ proptest! {
         prop_assert_eq!(held, runs.sum::<usize>());
         audit(&world);
     }
+}
+
+#[test]
+fn what_goes_on_is_counted() {
+    let (mut world, mut a, mut b, ino) = two();
+    for at in [(0, 9), (20, 29)] {
+        world.tries(&mut a, lock(ino, process(1), at, Exclusive, false)).expect("free");
+    }
+    world.waits(&mut b, lock(ino, process(2), WHOLE, Exclusive, true));
+    let busy = Activity { sessions: 2, locks: 2, waiting: 1, reserved_bytes: 0 };
+    assert_eq!(world.machine.activity(), busy);
+    world.restart();
+    assert_eq!(world.machine.activity(), busy);
+    world.call(&mut a, Op::Session(SessionOp::Close)).expect("closes");
+    assert_eq!(world.machine.activity(), Activity { sessions: 1, locks: 1, waiting: 0, reserved_bytes: 0 });
 }

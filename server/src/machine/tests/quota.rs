@@ -67,9 +67,11 @@ fn what_is_reserved_is_nobody_elses_and_is_used_up_by_its_write() {
     assert_eq!(used(&mut world, &mut b), (100, 70));
     assert_eq!(world.call_with(&mut b, put(file, 0, 31, false), b"abcd"), Err(Refusal::QuotaExceeded));
     assert_eq!(reserved(world.call(&mut b, reserve(0, 30))), (30, false));
+    assert_eq!(world.machine.activity().reserved_bytes, 100);
 
     world.call_with(&mut a, put(file, 0, 70, true), b"abcd").expect("was reserved");
     assert_eq!(used(&mut world, &mut a), (100, 100));
+    assert_eq!(world.machine.activity().reserved_bytes, 30);
     assert_eq!(world.call_with(&mut a, put(file, 70, 1, true), b"abcd"), Err(Refusal::QuotaExceeded));
     // Over what is there: the room that it does not need is free.
     world.send_with(&mut b, put(file, 10, 30, true), b"abcd");

@@ -143,6 +143,7 @@ impl Answering {
                 hash_at,
                 hash,
                 agreed: self.hashes.agreed(number),
+                activity: partition.machine.activity(),
             };
             let before = self.reported[number as usize].replace(progress.clone());
             if whole || before.as_ref() != Some(&progress) {
