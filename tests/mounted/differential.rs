@@ -102,6 +102,11 @@ fn play(ops: &[Op], local: &Path, mounted: &Path, cold: &Path) -> Result<(), Dif
         if expected != found && !allowed::allowed(op, &expected, &found) {
             return Err(differ(format!("{expected:?} on the local disk, {found:?} on the mount")));
         }
+        if matches!(op, Op::Unlink { .. } | Op::Rename { .. }) {
+            for slot in worlds[0].kept_by_disks_alone() {
+                worlds.iter_mut().for_each(|world| world.close(slot));
+            }
+        }
         if step % LOOK == LOOK - 1 || step == ops.len() - 1 {
             set_user_and_mask(0, 0);
             let with_content = step % (LOOK * CONTENT) == LOOK * CONTENT - 1;

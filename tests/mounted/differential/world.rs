@@ -96,8 +96,11 @@ pub struct World {
     slots: [Option<OwnedFd>; SLOTS],
 }
 
-/// Becomes one of [`USERS`] in this thread alone, as a server that acts for others does.
+/// Becomes one of [`USERS`] in this thread alone, as a server that acts for others does; with another one's
+/// number goes what setfsuid leaves and a local disk shows `trusted.` attributes by.
 pub fn become_user(user: usize) {
+    const VERSION: u32 = 0x2008_0522;
+    const CAP_SYS_ADMIN: u32 = 1 << 21;
     let (uid, gid, group) = USERS[user];
     let groups = group.as_slice();
     // SAFETY: plain system calls (not the C library's, which change all threads); `groups` lives while the kernel reads it.
@@ -108,6 +111,12 @@ pub fn become_user(user: usize) {
         libc::setfsuid(uid);
         // They say nothing of success, only what was before.
         assert_eq!((libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX)), (gid as i32, uid as i32));
+        // This thread's; effective, permitted and inheritable, of the lower and the higher 32 capabilities.
+        let (mut header, mut sets) = ([VERSION, 0], [[0_u32; 3]; 2]);
+        assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
+        let [effective, permitted, _] = &mut sets[0];
+        *effective = if user == 0 { *effective | *permitted & CAP_SYS_ADMIN } else { *effective & !CAP_SYS_ADMIN };
+        assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
     }
 }
 
@@ -408,6 +417,21 @@ impl World {
             names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(|name| Text(name.to_vec())).collect();
         names.sort();
         Ok(Value::Attributes(names))
+    }
+
+    /// What is open, has no name any more and is kept by a local disk only: directories, and what is open with `O_PATH`.
+    pub fn kept_by_disks_alone(&self) -> Vec<Slot> {
+        let is_kept = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).expect("an open file has attributes");
+            let flags = rustix::fs::fcntl_getfl(fd).expect("an open file has flags");
+            let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+            stat.st_nlink == 0 && (is_directory || flags.contains(rustix::fs::OFlags::PATH))
+        };
+        (0..SLOTS).filter(|slot| self.slots[*slot].as_ref().is_some_and(is_kept)).collect()
+    }
+
+    pub fn close(&mut self, slot: Slot) {
+        self.slots[slot] = None;
     }
 
     /// What is there now, as root sees it where this is root's thread.
