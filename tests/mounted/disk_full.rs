@@ -101,7 +101,14 @@ fn a_server_whose_disk_is_full_stops_and_goes_on_when_there_is_room() {
     // Still full: it says so again and changes nothing.
     let again = cluster.start_server();
     if again.is_ok() {
-        run::wait_for("the server to notice", Duration::from_secs(60), || cluster.server().ended()).unwrap();
+        // What it could not write may have left room for what is still to come: more makes it full again.
+        run::wait_for("the server to notice", Duration::from_secs(240), || {
+            if fs::write(mount.join(format!("file{written}")), content(written)).is_ok() {
+                written += 1;
+            }
+            cluster.server().ended()
+        })
+        .unwrap();
     }
 
     sh(cluster.dir(), "mount -o remount,size=200m \"$1\"", &[&disk]).unwrap();
