@@ -245,19 +245,15 @@ fn processes_that_wait_for_each_other_are_told() {
     // This process is another one to each mount.
     range(&a, Of::Process, Mode::Exclusive, 0, 1).unwrap();
     range(&b, Of::Process, Mode::Exclusive, 1, 1).unwrap();
+    // Whoever is told gives way, and then the other one does.
+    let take = |file: &File, from| {
+        let result = range(file, Of::Process, Mode::Exclusive, from, 1);
+        range(file, Of::Process, Mode::None, 0, 0).unwrap();
+        result
+    };
     let results = std::thread::scope(|scope| {
-        let first = scope.spawn(|| range(&a, Of::Process, Mode::Exclusive, 1, 1));
-        let second = scope.spawn(|| {
-            let result = range(&b, Of::Process, Mode::Exclusive, 0, 1);
-            // Whoever is told gives way.
-            range(&b, Of::Process, Mode::None, 0, 0).unwrap();
-            result
-        });
-        let second = second.join().unwrap();
-        if second.is_ok() {
-            range(&a, Of::Process, Mode::None, 0, 0).unwrap();
-        }
-        (first.join().unwrap(), second)
+        let (first, second) = (scope.spawn(|| take(&a, 1)), scope.spawn(|| take(&b, 0)));
+        (first.join().unwrap(), second.join().unwrap())
     });
     assert!(
         matches!(results, (Ok(()), Err(libc::EDEADLK)) | (Err(libc::EDEADLK), Ok(()))),
