@@ -502,7 +502,7 @@ impl Fs {
     }
 
     async fn write_back(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
-        self.wait_for(file, patience, |p, last| p.answered >= last).await?;
+        self.all_answered(file, patience).await?;
         match file.state().failure.take() {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -529,7 +529,7 @@ impl Fs {
     /// later time): what was written to it goes first. Only its place in the stream matters, so no answer is awaited.
     pub(super) async fn before_publishing(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
         match self.inner.files.get(ino) {
-            Some(file) => self.wait_for(&file, patience, |p, last| p.sent >= last).await,
+            Some(file) => self.all_sent(&file, patience).await,
             None => Ok(()),
         }
     }
@@ -550,7 +550,7 @@ impl Fs {
             Some(Found::Entry(Attr { ino, .. }) | Found::Inode(ino)) => self.before_publishing(ino, patience).await,
             None => {
                 for file in self.inner.files.all() {
-                    self.wait_for(&file, patience, |p, last| p.sent >= last).await?;
+                    self.all_sent(&file, patience).await?;
                 }
                 Ok(())
             }
@@ -568,7 +568,7 @@ impl Fs {
             self.forgotten(before - state.dirty.bytes());
         }
         self.forget_if_done(&file);
-        self.wait_for(&file, patience, |p, last| p.answered >= last).await
+        self.all_answered(&file, patience).await
     }
 
     /// Everything that was written is in requests.
