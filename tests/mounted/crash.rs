@@ -1,7 +1,6 @@
 //! What is killed or goes away comes back, and nothing that was acknowledged is lost.
 
 use crate::executable;
-use crate::interrupts::take_signals;
 use harness::cluster::is_mounted;
 use harness::tree::{self, Random};
 use harness::{Cluster, command, run};
@@ -163,16 +162,7 @@ fn while_the_server_is_away_waits_are_bounded_and_interruptible() {
     let _ = fs::read_dir(hard.path()).unwrap().count();
     cluster.kill_server();
     for signal in [libc::SIGINT, libc::SIGKILL] {
-        let mut mkdir = Command::new("mkdir");
-        mkdir.arg(hard.join(format!("dir{signal}"))).process_group(0);
-        // SAFETY: only system calls.
-        unsafe {
-            mkdir.pre_exec(|| {
-                take_signals();
-                Ok(())
-            });
-        }
-        let mut child = mkdir.spawn().unwrap();
+        let mut child = Command::new("mkdir").arg(hard.join(format!("dir{signal}"))).process_group(0).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(1));
         assert!(child.try_wait().unwrap().is_none(), "mkdir waits while there is no server");
         // SAFETY: a plain system call; the child has not been waited for, so the pid is its own.

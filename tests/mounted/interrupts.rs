@@ -25,18 +25,6 @@ struct Child {
 
 extern "C" fn caught(_signal: libc::c_int) {}
 
-/// Lets signals end this process that whoever started the tests may ignore: a shell's background does so with SIGINT
-/// and SIGQUIT.
-///
-/// # Safety
-/// None is caught here by anyone else. May be called between fork and exec.
-pub unsafe fn take_signals() {
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-        // SAFETY: a plain system call, as the caller wants it.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-}
-
 impl Child {
     /// A child that ends with what `work` gives. `catches` lets it catch this signal, with these flags.
     fn start(catches: Option<(i32, i32)>, work: impl FnOnce() -> i32) -> Child {
@@ -55,7 +43,6 @@ impl Child {
         if pid == 0 {
             // SAFETY: as above; a struct of numbers and an empty set of signals may be all zeros.
             unsafe {
-                take_signals();
                 if let Some((signal, flags)) = catches {
                     let mut action: libc::sigaction = std::mem::zeroed();
                     action.sa_sigaction = caught as *const () as usize;

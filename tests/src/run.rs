@@ -48,6 +48,7 @@ struct Run {
 fn run() -> &'static Run {
     static RUN: OnceLock<Run> = OnceLock::new();
     RUN.get_or_init(|| {
+        take_signals();
         let root = tempfile::Builder::new()
             .prefix("kfs-tests-")
             // Other users' processes (the tests as uid 65534) reach what is below.
@@ -68,6 +69,15 @@ fn run() -> &'static Run {
         let janitor = janitor.spawn().expect("/bin/sh starts");
         Run { root, _janitor: janitor }
     })
+}
+
+/// Lets what asks a program to end do so here, and in every process that is started from here: a shell that begins the
+/// tests in its background lets them ignore some of these.
+fn take_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // SAFETY: a plain system call; what it sets is what a process begins with.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// The run's directory. Removed when this process has ended, unless `KFS_TEST_KEEP` is set.
