@@ -54,6 +54,7 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// Calls wait for ever instead of `timeout`.
     pub hard: bool,
+    /// With one, sessions can be delegated what nobody else has to do with, and the client's user answer for it.
     pub journal: Option<JournalConfig>,
     /// What this machine takes for civil time.
     pub clock: Clock,
@@ -115,6 +116,8 @@ pub struct Terms {
     /// It must not be applied in any other session than this one: it then ends with
     /// [`CallError::SessionLost`], and what the journal holds of it is set aside.
     pub only_in: Option<SessionId>,
+    /// Whoever asked is answered at once, since all that it touches is delegated ([`Promises::is_delegated`]).
+    pub local: bool,
 }
 
 /// The server's yes to a request.
@@ -122,6 +125,8 @@ pub struct Terms {
 pub struct Reply {
     /// The answer is true as of this place in the log.
     pub at: Position,
+    /// The request's ([`Submitted::order`]): the answer shows what was submitted before it, and nothing after.
+    pub order: u64,
     /// The session that it belongs to: what only counts in a session counts in this one.
     pub session: Option<SessionId>,
     pub outcome: Outcome,
@@ -175,7 +180,7 @@ pub enum CallError {
     /// The server's considered no, and what it promised with it (a name that is
     /// absent stays so until further notice).
     #[error("{refusal}")]
-    Refused { refusal: Refusal, at: Position, granted: Vec<(Promise, Grant)> },
+    Refused { refusal: Refusal, at: Position, order: u64, granted: Vec<(Promise, Grant)> },
     #[error("no answer within {} s; it may still take effect", waited.as_secs_f32())]
     TimedOut { waited: Duration },
     #[error("interrupted; it may still take effect")]
@@ -250,7 +255,14 @@ impl Client {
     /// Sends one request and waits for its answer. `payload` travels raw beside
     /// it. A request whose caller has given up may still take effect.
     pub async fn call(&self, op: Op, payload: Bytes, patience: &Patience) -> Result<Reply, CallError> {
-        patience.wait(self.submit(op, payload)).await?
+        let submitted = self.submit(op, payload);
+        self.inner.count_wait();
+        patience.wait(submitted).await?
+    }
+
+    /// Somebody waits for an answer: counted for whoever wants to know how often.
+    pub fn count_wait(&self) {
+        self.inner.count_wait();
     }
 
     /// Enters the request into the ordered stream now: requests submitted one
@@ -263,6 +275,16 @@ impl Client {
     /// The same on terms of its own.
     pub fn submit_on(&self, terms: Terms, op: Op, payload: Bytes) -> Submitted {
         self.inner.submit(op, payload, terms)
+    }
+
+    /// Whether the session can be delegated anything.
+    pub fn delegable(&self) -> bool {
+        self.inner.delegable()
+    }
+
+    /// A number for what is made under a delegation, if one is at hand; else one is on its way.
+    pub fn take_ino(&self) -> Option<Ino> {
+        self.inner.take_ino()
     }
 
     /// Lets a request that waits in the server ([`First::Parked`]) end soon: with what it waits for,

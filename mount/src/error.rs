@@ -53,6 +53,11 @@ pub enum FsError {
 }
 
 impl FsError {
+    /// What is known without asking: the server would refuse it.
+    pub fn refused(refusal: Refusal) -> FsError {
+        FsError::Call(CallError::Refused { refusal, at: Default::default(), order: 0, granted: Vec::new() })
+    }
+
     /// The errno that the program sees.
     pub fn errno(&self) -> Errno {
         match self {
@@ -121,7 +126,11 @@ fn refusal_errno(refusal: Refusal) -> Errno {
         Refusal::NoLocks => Errno::ENOLCK,
         Refusal::Cancelled => Errno::EINTR,
         // These say that a program of ours is broken or out of date, not the caller's.
-        Refusal::ForeignChunk | Refusal::NumberReused | Refusal::SessionEnded => Errno::EIO,
+        Refusal::ForeignChunk
+        | Refusal::NumberReused
+        | Refusal::SessionEnded
+        | Refusal::NotDelegated
+        | Refusal::Again => Errno::EIO,
         Refusal::NotUnderstood => Errno::ENOTSUP,
         Refusal::UserExists => Errno::EEXIST,
         Refusal::NoSuchUser => Errno::ENOENT,

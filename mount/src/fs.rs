@@ -21,10 +21,12 @@ mod dirty;
 mod extents;
 mod file;
 mod handles;
+mod local;
 mod locks;
 mod names;
 mod neighbours;
 mod pack;
+mod pending;
 mod prefetch;
 mod read;
 mod room;
@@ -53,6 +55,7 @@ use cache::Cache;
 use changing::Changing;
 use file::Files;
 use handles::Handles;
+use local::Locals;
 use proto::message::{Attr, FileKind, Op, Outcome, Owner, View};
 use proto::{Ino, Name};
 use std::path::Path;
@@ -141,6 +144,7 @@ struct Inner {
     files: Files,
     handles: Handles,
     accessed: Accessed,
+    locals: Locals,
     budget: Budget,
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
@@ -182,8 +186,10 @@ impl Fs {
         if attr.kind != FileKind::Dir {
             return Err(FsError::NotDirectory);
         }
+        let (locals, collector) = Locals::new();
         let fs = Fs {
             inner: Arc::new(Inner {
+                locals,
                 root: attr.ino,
                 runtime: tokio::runtime::Handle::current(),
                 cache: Cache::new(),
@@ -202,6 +208,7 @@ impl Fs {
             }),
         };
         fs.watch_invalidations();
+        proto::task::spawn_on(&fs.inner.runtime, collector.run(Arc::downgrade(&fs.inner)));
         Ok(fs)
     }
 
@@ -263,8 +270,9 @@ impl Fs {
     /// may have been answered before, and whoever saw that must not be shown what was before this.
     async fn change(&self, op: Op, patience: &Patience) -> Result<(Reply, Changing), FsError> {
         let changing = Changing::begin(self, &op);
-        let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op) };
+        let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op), local: false };
         let mut submitted = self.inner.client.submit_on(terms, op, Bytes::new());
+        self.inner.client.count_wait();
         match patience.wait(&mut submitted).await {
             Ok(answer) => Ok((answer?, changing)),
             Err(error) => {

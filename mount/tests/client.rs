@@ -129,8 +129,16 @@ fn name(name: &str) -> Name {
 }
 
 fn create(dir: Ino, new_name: &str, kind: FileKind) -> Op {
-    let new =
-        NewInode { kind, mode: 0o644, umask: 0, uid: Owner::Namespace, gid: Owner::Namespace, rdev: 0, target: None };
+    let new = NewInode {
+        kind,
+        mode: 0o644,
+        umask: 0,
+        uid: Owner::Namespace,
+        gid: Owner::Namespace,
+        rdev: 0,
+        target: None,
+        ino: None,
+    };
     Op::Upload(Upload::Create { dir, name: name(new_name), new })
 }
 

@@ -94,6 +94,10 @@ impl Ino {
     pub fn namespace(self) -> NamespaceId {
         NamespaceId((self.0 >> Ino::COUNTER_BITS) as u32)
     }
+
+    pub fn counter(self) -> u64 {
+        self.0 & ((1 << Ino::COUNTER_BITS) - 1)
+    }
 }
 
 /// A session: the hash of the login's transcript, so it is bound to that login

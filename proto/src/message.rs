@@ -10,6 +10,7 @@ mod answer;
 mod attr;
 mod delete;
 mod download;
+mod inherit;
 mod lock;
 mod login;
 mod promise;
@@ -29,6 +30,7 @@ pub use answer::{Answer, Listed, Outcome, StoredExtent};
 pub use attr::{Attr, FileKind, Owner};
 pub use delete::Delete;
 pub use download::{Download, Served};
+pub use inherit::Inherited;
 pub use lock::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRange, Locked};
 pub use login::{LoginAnswer, LoginDone, LoginRequest, Ticket};
 pub use promise::{Promise, Push, PushBody};
@@ -52,6 +54,14 @@ pub struct Request {
     /// record's own append time, else that is taken.
     pub time: Time,
     pub op: Op,
+    /// Its program has been answered already, under a delegation. `NotDelegated` once one of the session's has ended
+    /// otherwise than by its own word.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub local: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Which answers the client has taken: the machine forgets those results.

@@ -89,6 +89,16 @@ bugs! {
     UnlockWakesNobody,
     /// machine: who has given up waiting for a lock gets it all the same
     CancelForgotten,
+    /// machine: a request does not wait for what is delegated to another session
+    IgnoreDelegations,
+    /// machine: a directory is delegated though another session is promised it
+    DelegateShared,
+    /// machine: a delegation is over as soon as it is asked back
+    RecallDoesNotWait,
+    /// machine: what a session has answered itself is taken though it has forfeited its delegations
+    ForfeitedGoesOn,
+    /// machine: a change overtakes an earlier one of its session that waits for a delegation
+    WaitingOvertaken,
     /// loop: a checkpoint says that it holds one record more than it does
     CheckpointOffByOne,
     /// loop: a record that a replayed server has applied already is applied again

@@ -71,6 +71,8 @@ pub enum Seen<'a> {
         number: RequestNo,
         /// The number was admitted before, and this executes it once more.
         again: bool,
+        /// Its program was answered before ([`Request::local`](crate::message::Request)).
+        local: bool,
         /// The client's own time, which goes with the request for good.
         sent: Time,
         /// The time that counts for the change.
@@ -93,8 +95,9 @@ pub enum Seen<'a> {
     /// A machine has taken a record in, skipped or not; its state now has this hash.
     Hash { at: Position, hash: [u8; 32] },
     /// A client has entered a request into its session's order. `time` is the client's own
-    /// and goes with the request for good. `is_bound`: it may be applied in one session only.
-    Entered { time: Time, op: &'a Op, is_bound: bool },
+    /// and goes with the request for good. `is_bound`: it may be applied in one session only; `is_local`: whoever asked is
+    /// answered already.
+    Entered { time: Time, op: &'a Op, is_bound: bool, is_local: bool },
 }
 
 type Observer = Box<dyn FnMut(&Seen<'_>)>;

@@ -19,6 +19,7 @@ pub mod kv;
 mod accessed;
 mod acl;
 mod clock;
+mod delegation;
 mod delete;
 mod history;
 mod incarnation;
@@ -29,6 +30,7 @@ mod promise;
 mod quota;
 mod quotes;
 mod rename;
+mod request;
 mod rows;
 mod servers;
 mod session;
@@ -36,6 +38,7 @@ mod shared;
 mod upload;
 mod users;
 mod view;
+mod waiting;
 mod write;
 
 #[cfg(test)]
@@ -49,6 +52,7 @@ pub use session::{open_ticket, seal_ticket};
 pub use users::{StoredUser, user};
 
 use bytes::Bytes;
+use delegation::Delegated;
 use effect::{Applied, Effect, NotApplied, Peer};
 use incarnation::Incarnation;
 use kv::Kv;
@@ -59,7 +63,7 @@ use promise::{Held, Things};
 use proto::frame::{Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
-use proto::message::{Activity, Refusal, Request, ServerBody, UserName};
+use proto::message::{Activity, Promise, Refusal, Request, ServerBody, UserName};
 use proto::seal::{self, Context, Direction, Key, SealError};
 use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, RequestNo, ServerId, SessionId};
 use rows::Turn;
@@ -70,6 +74,7 @@ use shared::Shared;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use users::Bucket;
+use waiting::Waiting;
 
 /// The newest behaviour that this program knows; a `Version` record raises the
 /// state's own up to it.
@@ -89,13 +94,18 @@ pub struct Machine {
     knows: u32,
     live: Live,
     /// Who holds which promise; follows from the sessions.
-    holders: BTreeSet<(proto::message::Promise, SessionId)>,
+    holders: BTreeSet<(Promise, SessionId)>,
     things: Things,
     /// Ended sessions that may be quoted from, by when that ends; follows from [`Live::quotable`].
     quotable_order: BTreeSet<(LogTime, SessionId)>,
     /// The uploads that have been quoted since this program began stand before this.
     quoted: (Epoch, u64),
     holdings: Holdings,
+    delegated: Delegated,
+    /// What of requests that wait is kept, in bytes; follows from [`Live::waiting`].
+    waiting_bytes: u64,
+    /// Something that requests may wait for has been given back in this turn.
+    is_freed: bool,
 }
 
 /// The part of the state that lives in memory.
@@ -141,6 +151,14 @@ struct Live {
     /// Requests that wait, by session and number.
     #[serde(default)]
     parked: BTreeMap<(SessionId, RequestNo), Parked>,
+    /// Those of them that wait for what others are delegated, in the order of their coming.
+    #[serde(default)]
+    waiting: BTreeMap<u64, Shared<Waiting>>,
+    #[serde(default)]
+    next_waiting: u64,
+    /// What somebody has had to wait for lately, and until when.
+    #[serde(default)]
+    contended: BTreeMap<Promise, LogTime>,
 }
 
 /// A machine's in-memory part at one moment. Taking it costs little, since what is
@@ -214,14 +232,28 @@ impl Machine {
             grace_until: None,
             locks: BTreeMap::new(),
             parked: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            next_waiting: 0,
+            contended: BTreeMap::new(),
         };
         Machine::of(partition, secrets, live)
     }
 
     fn of(partition: u32, secrets: Arc<ClusterKey>, live: Live) -> Machine {
-        let (holders, things, quotable_order) = (BTreeSet::new(), Things::default(), BTreeSet::new());
-        let (quoted, holdings) = ((Epoch(0), 0), Holdings::default());
-        Machine { partition, secrets, knows: MACHINE_VERSION, live, holders, things, quotable_order, quoted, holdings }
+        Machine {
+            partition,
+            secrets,
+            knows: MACHINE_VERSION,
+            live,
+            holders: BTreeSet::new(),
+            things: Things::default(),
+            quotable_order: BTreeSet::new(),
+            quoted: (Epoch(0), 0),
+            holdings: Holdings::default(),
+            delegated: Delegated::default(),
+            waiting_bytes: 0,
+            is_freed: false,
+        }
     }
 
     /// The in-memory part as it is now, to be kept with the rows as they are now.
@@ -246,6 +278,8 @@ impl Machine {
         machine.index_promises();
         machine.index_quotes();
         machine.index_locks();
+        machine.index_delegations();
+        machine.count_waiting();
         Ok(machine)
     }
 
@@ -286,6 +320,7 @@ impl Machine {
         };
         match done {
             Ok(()) => {
+                self.go_on(&mut turn);
                 self.mark_freed(&mut turn);
                 self.tell_room(&mut turn);
                 self.quoted = self.quoted.max((at.epoch, turn.quoted_before));

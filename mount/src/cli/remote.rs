@@ -132,7 +132,8 @@ impl Remote {
         target: Option<&[u8]>,
     ) -> Result<Attr, RemoteError> {
         let target = target.map(|target| self.client.keys().seal_value(ValuePurpose::SymlinkTarget, target));
-        let new = NewInode { kind, mode, umask: 0, uid: Owner::Namespace, gid: Owner::Namespace, rdev: 0, target };
+        let new =
+            NewInode { kind, mode, umask: 0, uid: Owner::Namespace, gid: Owner::Namespace, rdev: 0, target, ino: None };
         let (dir, name) = place;
         self.entry(path, Op::Upload(Upload::Create { dir, name, new })).await
     }

@@ -12,6 +12,7 @@
 
 mod acks;
 pub(super) mod content;
+mod delegated;
 mod flight;
 mod parked;
 mod pushes;
@@ -25,6 +26,7 @@ use super::promises::Promises;
 use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
+use delegated::Delegated;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
 use parked::ParkedRequests;
 use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
@@ -99,7 +101,31 @@ pub(crate) struct Entry<W> {
     pub journaled: Option<Journaled>,
     /// Means nothing, or harm, in another session than this one: what is written under a lock.
     pub only_in: Option<SessionId>,
+    /// Whoever asked has been answered already, under a delegation.
+    pub answered: bool,
+    /// That was in the present session.
+    pub local: bool,
+    /// Rises with each request entered; the log has them in this order.
+    pub order: u64,
     pub entered_ms: u64,
+}
+
+impl<W> Entry<W> {
+    /// What the core and its driver ask for themselves.
+    pub fn own(op: Op, now_ms: u64) -> Entry<W> {
+        Entry {
+            waiter: None,
+            op,
+            payload: Bytes::new(),
+            time: Time::default(),
+            journaled: None,
+            only_in: None,
+            answered: false,
+            local: false,
+            order: 0,
+            entered_ms: now_ms,
+        }
+    }
 }
 
 /// What the world is to do, in this order.
@@ -159,6 +185,9 @@ pub(crate) struct Core<W> {
     session: Option<(SessionId, Box<dyn Seal>)>,
     window: usize,
     waiting: VecDeque<Entry<W>>,
+    /// The order of the last request entered.
+    entered: u64,
+    delegated: Delegated,
     flight: BTreeMap<RequestNo, Flight<W>>,
     /// Whose numbers `flight` has.
     flight_session: Option<SessionId>,
@@ -187,9 +216,12 @@ pub(crate) struct Core<W> {
 
 impl<W: Waiter> Core<W> {
     /// A core without a session. `predecessors` are those of journals to be adopted.
-    pub(crate) fn new(promises: Arc<Promises>, predecessors: Vec<SessionId>) -> Core<W> {
+    /// With `delegable` its sessions can be delegated what nobody else has to do with.
+    pub(crate) fn new(promises: Arc<Promises>, predecessors: Vec<SessionId>, delegable: bool) -> Core<W> {
         Core {
             promises,
+            entered: 0,
+            delegated: Delegated::new(delegable),
             phase: Phase::Login,
             session: None,
             window: 1,
@@ -214,17 +246,20 @@ impl<W: Waiter> Core<W> {
         }
     }
 
-    /// Enters a request behind all entered before it.
-    pub(crate) fn submit(&mut self, now_ms: u64, entry: Entry<W>, out: &mut Vec<Action<W>>) {
+    /// Enters a request behind all entered before it. Gives its order.
+    pub(crate) fn submit(&mut self, now_ms: u64, mut entry: Entry<W>, out: &mut Vec<Action<W>>) -> u64 {
+        self.entered += 1;
+        entry.order = self.entered;
         if matches!(self.phase, Phase::Closed) {
-            return out.push(Action::Done { entry, result: Err(CallError::Closed) });
+            out.push(Action::Done { entry, result: Err(CallError::Closed) });
+        } else if self.waiting.len() >= MAX_WAITING {
+            out.push(Action::Done { entry, result: Err(CallError::Overloaded) });
+        } else {
+            self.last_submit_ms = now_ms;
+            self.waiting.push_back(entry);
+            self.pump(now_ms, out);
         }
-        if self.waiting.len() >= MAX_WAITING {
-            return out.push(Action::Done { entry, result: Err(CallError::Overloaded) });
-        }
-        self.last_submit_ms = now_ms;
-        self.waiting.push_back(entry);
-        self.pump(now_ms, out);
+        self.entered
     }
 
     /// The session is open or being opened.
@@ -263,6 +298,11 @@ impl<W: Waiter> Core<W> {
         if let Ok(Outcome::Gap { expected }) = answer.result {
             return self.fill_gap(now_ms, expected, out);
         }
+        if answer.result == Err(Refusal::NotDelegated) {
+            // What was answered under a delegation came too late. All of it is entered again, as what nobody has been
+            // told of, in a session that has been delegated nothing.
+            return self.ended(now_ms, out);
+        }
         let Some(flight) = self.flight.remove(&number) else { return };
         if self.flight.is_empty() {
             self.silent_since = None;
@@ -271,13 +311,15 @@ impl<W: Waiter> Core<W> {
         self.acks.answered(number);
         self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
         if self.overtakes_change(number) {
-            self.lost(out);
+            self.lost(now_ms, out);
         }
         if self.pushes.told(now_ms, answer.pushed) {
-            self.lost(out);
+            self.lost(now_ms, out);
         }
-        if let Op::Session(SessionOp::Repeat { .. }) = flight.entry.op {
-            self.pushes.repeated(now_ms, answer.pushed);
+        match flight.entry.op {
+            Op::Session(SessionOp::Repeat { .. }) => self.pushes.repeated(now_ms, answer.pushed),
+            Op::Session(SessionOp::Undelegated) => self.delegated.given_up(flight.entry.order),
+            _ => {}
         }
         // An answer that speaks of a push that has not come does not renew:
         // the server does not count it for what that push is about.
@@ -289,12 +331,14 @@ impl<W: Waiter> Core<W> {
             )
         {
             out.push(Action::Invalidate(Invalidation::All));
+            self.give_up_delegations(now_ms, out);
         }
         if let Some(deadline_ms) = self.pushes.deadline_ms() {
             self.wake_at(deadline_ms);
         }
         match answer.result {
             Ok(Outcome::Waiting) => self.park(now_ms, number, flight.entry, out),
+            Err(Refusal::Again) => self.ask_again(flight.entry),
             _ => self.finish(now_ms, flight.entry, answer, payload, out),
         }
         self.pump(now_ms, out);
@@ -308,8 +352,9 @@ impl<W: Waiter> Core<W> {
         self.heard(now_ms);
         self.seen = self.seen.max(Some(body.at));
         // First of all: an outcome may show what a push takes back that has not come.
-        if self.pushes.came(now_ms, number) {
-            self.lost(out);
+        let is_recall = self.delegated.is_recall(&body.push);
+        if self.pushes.came(now_ms, number, !is_recall) {
+            self.lost(now_ms, out);
         }
         match body.push {
             Push::Invalidate(promises) => {
@@ -335,6 +380,9 @@ impl<W: Waiter> Core<W> {
         }
         while let Some(pushes) = self.pushes.take_confirmations() {
             self.upkeep(now_ms, SessionOp::Confirm { pushes }, out);
+        }
+        while let Some(pushes) = self.pushes.take_confirmations_behind() {
+            self.behind(now_ms, SessionOp::Confirm { pushes }, out);
         }
         if self.pushes.deadline_ms().is_some_and(|due| due <= now_ms) {
             self.repeat(now_ms, out);
@@ -438,7 +486,7 @@ impl<W: Waiter> Core<W> {
         self.promises.drop_all(self.seen);
         self.ordinary = 0;
         let flight = std::mem::take(&mut self.flight).into_values().map(|flight| flight.entry);
-        let parked = self.parked.take();
+        let parked = self.parked.take().into_values();
         for entry in flight.chain(parked).chain(std::mem::take(&mut self.waiting)) {
             out.push(Action::Done { entry, result: Err(CallError::Closed) });
         }
@@ -471,16 +519,23 @@ impl<W: Waiter> Core<W> {
     }
 
     fn upkeep(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) {
-        let entry = Entry {
-            waiter: None,
-            op: Op::Session(op),
-            payload: Bytes::new(),
-            time: Time::default(),
-            journaled: None,
-            only_in: None,
-            entered_ms: now_ms,
-        };
-        self.number(now_ms, entry, out);
+        self.number(now_ms, Entry::own(Op::Session(op), now_ms), out);
+    }
+
+    /// The same behind all that has been entered.
+    fn behind(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) -> u64 {
+        self.entered += 1;
+        self.waiting.push_back(Entry { order: self.entered, ..Entry::own(Op::Session(op), now_ms) });
+        self.pump(now_ms, out);
+        self.entered
+    }
+
+    /// What has been delegated counts no more here: the server is told so, behind all that was answered under it.
+    fn give_up_delegations(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        if matches!(self.phase, Phase::Live) && self.delegated.is_to_be_given_up() {
+            let order = self.behind(now_ms, SessionOp::Undelegated, out);
+            self.delegated.giving_up(order);
+        }
     }
 
     fn number(&mut self, now_ms: u64, mut entry: Entry<W>, out: &mut Vec<Action<W>>) {
@@ -489,7 +544,7 @@ impl<W: Waiter> Core<W> {
         };
         let number = self.next;
         let acked: Acked = self.acks.tell(number);
-        let request = Request { acked, time: entry.time, op: entry.op };
+        let request = Request { acked, time: entry.time, op: entry.op, local: entry.local };
         let sealed = seal.request(number, &request, &entry.payload);
         entry.op = request.op;
         let record = match sealed {
@@ -528,22 +583,35 @@ impl<W: Waiter> Core<W> {
 
     /// Takes an answer to its waiter, with what it promises.
     fn finish(&mut self, now_ms: u64, entry: Entry<W>, answer: Answer, payload: Bytes, out: &mut Vec<Action<W>>) {
+        let order = entry.order;
         let result = match answer.result {
             Ok(outcome) => {
                 let touched = touch::touched(&entry.op, &outcome);
                 let (granted, continued) = if touched.is_empty() {
                     (self.promises.granted(answer.at, &answer.granted), Vec::new())
+                } else if entry.local {
+                    (self.promises.settled(answer.at, &touched, &answer.granted), Vec::new())
                 } else {
                     self.promises.changed_here(now_ms, answer.at, &touched, &answer.granted)
                 };
                 let session = self.session();
-                Ok(Reply { at: answer.at, session, outcome, payload, granted, continued })
+                Ok(Reply { at: answer.at, order, session, outcome, payload, granted, continued })
             }
             Err(refusal) => {
                 let granted = self.promises.granted(answer.at, &answer.granted);
-                Err(CallError::Refused { refusal, at: answer.at, granted })
+                Err(CallError::Refused { refusal, at: answer.at, order, granted })
             }
         };
+        let granted = match &result {
+            Ok(Reply { granted, .. }) | Err(CallError::Refused { granted, .. }) => &granted[..],
+            Err(_) => &[],
+        };
+        if self.delegated.takes(order) {
+            let mut delegated = answer.delegated;
+            delegated.retain(|thing| granted.iter().any(|(promise, _)| promise == thing));
+            self.delegated.have(!delegated.is_empty());
+            self.promises.delegated(&delegated);
+        }
         out.push(Action::Done { entry, result });
     }
 
@@ -552,7 +620,8 @@ impl<W: Waiter> Core<W> {
     fn overtakes_change(&mut self, number: RequestNo) -> bool {
         let mut first = false;
         for (_, flight) in self.flight.range_mut(..number) {
-            if flight.entry.op.outlives_session() && !flight.overtaken {
+            // What was answered under a delegation is known here.
+            if flight.entry.op.outlives_session() && !flight.entry.local && !flight.overtaken {
                 flight.overtaken = true;
                 first = true;
             }
@@ -561,14 +630,15 @@ impl<W: Waiter> Core<W> {
     }
 
     /// Pushes were missed: nothing that was promised counts.
-    fn lost(&mut self, out: &mut Vec<Action<W>>) {
+    fn lost(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         self.promises.drop_all(self.seen);
         out.push(Action::Invalidate(Invalidation::All));
+        self.give_up_delegations(now_ms, out);
     }
 
     fn repeat(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         if let Some(from) = self.pushes.ask_to_repeat(now_ms) {
-            self.lost(out);
+            self.lost(now_ms, out);
             self.upkeep(now_ms, SessionOp::Repeat { from }, out);
         }
     }
@@ -663,6 +733,12 @@ impl<W: Waiter> Core<W> {
 fn is_upkeep(op: &Op) -> bool {
     matches!(
         op,
-        Op::Session(SessionOp::Renew | SessionOp::Confirm { .. } | SessionOp::Repeat { .. } | SessionOp::Cancel { .. })
+        Op::Session(
+            SessionOp::Renew
+                | SessionOp::Confirm { .. }
+                | SessionOp::Repeat { .. }
+                | SessionOp::Cancel { .. }
+                | SessionOp::Undelegated
+        )
     )
 }

@@ -11,6 +11,7 @@
 
 mod connect;
 mod inbox;
+mod inodes;
 mod reserve;
 
 use super::core::{Action, Core, Entry, Journaled, Waiter};
@@ -21,6 +22,7 @@ use super::status::{ClientStatus, Counters, Drained};
 use super::transfer::Transfers;
 use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, Terms, login};
 use bytes::Bytes;
+use inodes::Inodes;
 use proto::frame::Kind;
 use proto::log::{Appended, LogError, Topic};
 use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
@@ -88,6 +90,7 @@ pub(super) struct Inner {
     pub journal: Option<Arc<Journal>>,
     pub transfers: Transfers,
     reserves: Reserves,
+    inodes: Mutex<Inodes>,
     invalidations: broadcast::Sender<Invalidation>,
     /// The moment that the timer waits for, and what wakes it earlier.
     armed_ms: AtomicU64,
@@ -120,6 +123,7 @@ struct State {
 #[derive(Default)]
 pub(super) struct Counts {
     pub requests: AtomicU64,
+    pub waits: AtomicU64,
     pub reads: AtomicU64,
     pub sent: AtomicU64,
     pub resent: AtomicU64,
@@ -157,9 +161,15 @@ pub struct Submitted {
     answer: oneshot::Receiver<Result<Reply, CallError>>,
     parked: oneshot::Receiver<(SessionId, RequestNo)>,
     journaled: bool,
+    order: u64,
 }
 
 impl Submitted {
+    /// Its place among all that this client has submitted, which is their order in the log.
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+
     /// The journal holds it: a crash of this process does not lose it.
     pub fn is_journaled(&self) -> bool {
         self.journaled
@@ -193,7 +203,7 @@ impl Submitted {
     fn new() -> (Caller, Submitted) {
         let ((answer, answered), (parked, waits)) = (oneshot::channel(), oneshot::channel());
         let caller = Caller { answer, parked: Some(parked) };
-        (caller, Submitted { answer: answered, parked: waits, journaled: false })
+        (caller, Submitted { answer: answered, parked: waits, journaled: false, order: 0 })
     }
 }
 
@@ -264,9 +274,17 @@ impl Inner {
         Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
     }
 
+    pub(super) fn count_wait(&self) {
+        self.counters.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn delegable(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// Of a request of now, which may be applied in any session.
     pub(super) fn terms(&self) -> Terms {
-        Terms { time: self.now(), only_in: None }
+        Terms { time: self.now(), only_in: None, local: false }
     }
 
     pub(super) fn now_ms(&self) -> u64 {
@@ -281,15 +299,16 @@ impl Inner {
     pub(super) fn submit(&self, op: Op, payload: Bytes, terms: Terms) -> Submitted {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let (caller, mut submitted) = Submitted::new();
-        submitted.journaled = self.enter(Some(caller), op, payload, terms, None);
+        (submitted.journaled, submitted.order) = self.enter(Some(caller), op, payload, terms, None);
         submitted
     }
 
     /// Submits what the journal already holds.
     fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
         let (caller, submitted) = Submitted::new();
-        self.enter(Some(caller), op, payload, Terms { time, only_in: None }, Some(journaled));
-        Submitted { journaled: true, ..submitted }
+        let terms = Terms { time, only_in: None, local: false };
+        let (_, order) = self.enter(Some(caller), op, payload, terms, Some(journaled));
+        Submitted { journaled: true, order, ..submitted }
     }
 
     /// Lets a request that waits in the server end.
@@ -306,9 +325,9 @@ impl Inner {
         waiter: Option<Caller>,
         op: Op,
         payload: Bytes,
-        Terms { time, only_in }: Terms,
+        Terms { time, only_in, local }: Terms,
         adopted: Option<Journaled>,
-    ) -> bool {
+    ) -> (bool, u64) {
         self.act(|state, now_ms, actions| {
             // Under the lock, so that the journal has changes in the order in which they are entered.
             let journaled = adopted.or_else(|| {
@@ -318,11 +337,22 @@ impl Inner {
             #[cfg(feature = "simulation")]
             {
                 let is_bound = only_in.is_some();
-                proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound });
+                proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound, is_local: local });
             }
-            let entry = Entry { waiter, op, payload, time, journaled, only_in, entered_ms: now_ms };
-            state.core.submit(now_ms, entry, actions);
-            journaled.is_some()
+            let entry = Entry {
+                waiter,
+                op,
+                payload,
+                time,
+                journaled,
+                only_in,
+                answered: local,
+                local,
+                order: 0,
+                entered_ms: now_ms,
+            };
+            let order = state.core.submit(now_ms, entry, actions);
+            (journaled.is_some(), order)
         })
     }
 
@@ -373,6 +403,7 @@ impl Inner {
             last_log_error: lock(&self.last_log_error).clone(),
             counters: Counters {
                 requests: load(&self.counters.requests),
+                waits: load(&self.counters.waits),
                 reads: load(&self.counters.reads),
                 records_sent: load(&self.counters.sent),
                 records_resent: load(&self.counters.resent),
@@ -474,7 +505,7 @@ impl Inner {
             if let (Some(journal), Some(journaled)) = (&self.journal, entry.journaled) {
                 match &result {
                     // Nobody is left who could be told: what an earlier mount wrote is kept.
-                    Err(error) if journaled.is_adopted() => {
+                    Err(error) if journaled.is_adopted() || entry.answered => {
                         journal.conflict(journaled, &entry.op, &error.to_string());
                     }
                     // Whoever had the lock since may have written there as well.
@@ -642,16 +673,7 @@ impl State {
         while !self.release.is_empty() {
             let rest = self.release.split_off(self.release.len().min(RELEASE_MAX));
             let inos = std::mem::replace(&mut self.release, rest);
-            let op = Op::Session(SessionOp::Release { inos });
-            let entry = Entry {
-                waiter: None,
-                op,
-                payload: Bytes::new(),
-                time: Time::default(),
-                journaled: None,
-                only_in: None,
-                entered_ms: now_ms,
-            };
+            let entry = Entry::own(Op::Session(SessionOp::Release { inos }), now_ms);
             self.core.submit(now_ms, entry, actions);
         }
     }

@@ -56,6 +56,8 @@ pub struct Promises {
 
 struct Table {
     granted: HashMap<Promise, Grant>,
+    /// What is delegated to this session beside, while that grant counts.
+    delegated: HashMap<Promise, Grant>,
     next: u64,
     /// Promises count before this moment.
     lease_end_ms: u64,
@@ -72,6 +74,7 @@ impl Default for Promises {
             last_used_ms: AtomicU64::new(0),
             table: Mutex::new(Table {
                 granted: HashMap::new(),
+                delegated: HashMap::new(),
                 next: 1,
                 lease_end_ms: 0,
                 changes: LruCache::new(NonZeroUsize::new(MAX_CHANGES).expect("the bound is not zero")),
@@ -98,6 +101,48 @@ impl Promises {
         table.granted.get(promise).copied()
     }
 
+    /// Whether nobody else has to do with it, right now: this session may answer for it.
+    pub fn is_delegated(&self, promise: &Promise) -> bool {
+        self.grant(promise).is_some_and(|grant| self.table().delegated.get(promise) == Some(&grant))
+    }
+
+    /// What this session has just made is its own, by the delegation of where it was made. Gives the grants.
+    pub fn made(&self, things: &[Promise]) -> Vec<(Promise, Grant)> {
+        let mut table = self.table();
+        let table = &mut *table;
+        let grant = |promise: &Promise| {
+            table.next += 1;
+            let grant = Grant(table.next);
+            table.granted.insert(*promise, grant);
+            table.delegated.insert(*promise, grant);
+            (*promise, grant)
+        };
+        things.iter().map(grant).collect()
+    }
+
+    /// An answer delegates these, which it has granted.
+    pub(crate) fn delegated(&self, things: &[Promise]) {
+        let mut table = self.table();
+        for promise in things {
+            if let Some(grant) = table.granted.get(promise).copied() {
+                table.delegated.insert(*promise, grant);
+            }
+        }
+        if table.delegated.len() > MAX_PROMISES {
+            table.delegated.clear();
+        }
+    }
+
+    /// A change that was answered under delegations has taken effect at `at`: what it touched is as it was known here, so
+    /// grants go on.
+    pub(crate) fn settled(&self, at: Position, touched: &[Promise], granted: &[Promise]) -> Vec<(Promise, Grant)> {
+        {
+            let mut table = self.table();
+            touched.iter().chain(granted).for_each(|promise| table.changed(*promise, at));
+        }
+        self.granted(at, granted)
+    }
+
     /// How many promises are held, lapsed or not.
     pub fn held(&self) -> usize {
         self.table().granted.len()
@@ -119,6 +164,7 @@ impl Promises {
         if is_over && !planted(Bug::LeaseForever) && !planted(Bug::LateAnswerRevives) {
             lapsed = !table.granted.is_empty();
             table.granted.clear();
+            table.delegated.clear();
             table.lease_from = table.lease_from.max(Some(at));
         }
         table.lease_end_ms = table.lease_end_ms.max(sent_ms.saturating_add(LEASE_MS));
@@ -139,6 +185,7 @@ impl Promises {
             }
             if table.granted.len() >= MAX_PROMISES {
                 table.granted.clear();
+                table.delegated.clear();
             }
             let next = &mut table.next;
             let grant = table.granted.entry(*promise).or_insert_with(|| {
@@ -155,6 +202,7 @@ impl Promises {
         let mut table = self.table();
         for promise in promises {
             table.granted.remove(promise);
+            table.delegated.remove(promise);
             table.changed(*promise, at);
         }
     }
@@ -202,6 +250,7 @@ impl Promises {
     pub(crate) fn drop_all(&self, at: Option<Position>) {
         let mut table = self.table();
         table.granted.clear();
+        table.delegated.clear();
         table.floor = table.floor.max(at);
     }
 }

@@ -50,6 +50,8 @@ pub struct JournalStatus {
 pub struct Counters {
     /// What was asked for or changed, once each: no renewals, confirmations or repeats.
     pub requests: u64,
+    /// Times that somebody waited for an answer before going on.
+    pub waits: u64,
     /// Records that asked for content, of up to 64 chunks each; no repeats.
     pub reads: u64,
     pub records_sent: u64,

@@ -89,6 +89,10 @@ impl Fs {
         if change.atime.is_some() {
             self.inner.accessed.forget(ino);
         }
+        if let Some(done) = self.set_locally(ino, &change) {
+            let attr = done?.safe(patience).await?;
+            return Ok(self.stat(&attr));
+        }
         let (reply, _changing) = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setattr" }) };
         let mut before = None;

@@ -10,6 +10,7 @@
 use super::bytes_lru::BytesLru;
 use super::changing::Concerned;
 use super::extents::{ExtentMap, Part};
+use super::pending::{Effect, Pending, Target, Touched};
 use super::stamps::{Life, Stamps};
 use crate::client::{Continued, Grant, Promises, Reply};
 use bytes::Bytes;
@@ -82,6 +83,8 @@ pub struct Cache {
 
 pub struct Inner {
     stamps: Stamps,
+    /// What was changed here and the server has not answered for.
+    pending: Pending,
     /// Own changes to these that are on their way.
     changing: BTreeMap<Promise, u32>,
     /// Own changes on their way to inodes that were not known.
@@ -106,6 +109,8 @@ struct KnownDir {
     life: Life,
     /// By hash, then name, as listings come. `None` is a name known to be absent.
     names: BTreeMap<(u64, Name), Option<(Ino, FileKind)>>,
+    /// A change that was answered here stands there: answers from before it say nothing about names.
+    changed_at: Position,
     /// Every name up to and including this one is known.
     listed: Reach,
     bytes: usize,
@@ -131,6 +136,7 @@ impl Cache {
         Cache {
             inner: Mutex::new(Inner {
                 stamps: Stamps::default(),
+                pending: Pending::default(),
                 changing: BTreeMap::new(),
                 changing_any: 0,
                 attrs: BytesLru::new(ATTRS_BYTES),
@@ -191,24 +197,7 @@ impl Cache {
     }
 
     pub fn lookup(&self, promises: &Promises, dir: Ino, name: &Name) -> Option<Found> {
-        let mut inner = self.inner();
-        let cursor = Cursor::of(name);
-        if planted(Bug::AbsentForEver)
-            && let Some(None) = inner.dirs.get(&dir).and_then(|d| d.names.get(&(cursor.hash, cursor.name.clone())))
-        {
-            return Some(Found::Absent);
-        }
-        let life = inner.life(promises, &Promise::Dir(dir))?;
-        let known = inner.dirs.get(&dir).filter(|d| d.life == life)?;
-        match known.names.get(&(cursor.hash, cursor.name)) {
-            Some(Some((ino, _))) => {
-                let ino = *ino;
-                Some(inner.attr(promises, ino).map_or(Found::Inode(ino), Found::Entry))
-            }
-            Some(None) => Some(Found::Absent),
-            None if known.listed == Reach::All => Some(Found::Absent),
-            None => None,
-        }
+        self.inner().lookup(promises, dir, name)
     }
 
     /// Up to `limit` entries behind the hash `after` of a directory that is known
@@ -270,13 +259,14 @@ impl Cache {
 
     /// Takes an answer in: `learn` is told what may be remembered under it.
     pub fn learn(&self, promises: &Promises, reply: &Reply, learn: impl FnOnce(&mut Lesson<'_>)) {
-        self.learn_from(promises, reply.at, &reply.granted, &reply.continued, learn);
+        self.learn_from(promises, reply.at, reply.order, &reply.granted, &reply.continued, learn);
     }
 
     pub fn learn_from(
         &self,
         promises: &Promises,
         at: Position,
+        order: u64,
         granted: &[(Promise, Grant)],
         continued: &[Continued],
         learn: impl FnOnce(&mut Lesson<'_>),
@@ -289,11 +279,67 @@ impl Cache {
             .iter()
             .filter_map(|(promise, grant)| Some((*promise, inner.stamps.granted(promises, *promise, *grant)?)))
             .collect();
-        learn(&mut Lesson { at, lives, inner: &mut inner });
+        learn(&mut Lesson { at, order, lives, promises, inner: &mut inner });
+    }
+
+    /// A change that was answered here is answered for: `learn` is told what else may be remembered.
+    pub fn settle(&self, promises: &Promises, reply: &Reply, touched: &Touched, learn: impl FnOnce(&mut Lesson<'_>)) {
+        self.learn(promises, reply, |l| {
+            let (at, inner) = (l.at, &mut *l.inner);
+            inner.pending.settle(touched, reply.order, Some(at));
+            for (dir, _) in &touched.names {
+                if let Some(known) = inner.dirs.get(dir) {
+                    known.changed_at = known.changed_at.max(at);
+                }
+                if let Some(known) = inner.attrs.get(dir)
+                    && known.at < at
+                {
+                    (known.at, known.attr.version) = (at, at);
+                }
+            }
+            learn(l);
+        });
+    }
+
+    /// A change that was answered here has not come about: nothing that it touched is known any more.
+    pub fn unsettle(&self, order: u64, touched: &Touched) {
+        let mut inner = self.inner();
+        inner.pending.settle(touched, order, None);
+        for ino in &touched.inodes {
+            inner.attrs.remove(ino);
+        }
+        for (dir, _) in &touched.names {
+            inner.dirs.remove(dir);
+        }
+    }
+
+    /// What may be answered here, and what then becomes of what is known, in one step.
+    pub fn locally<T>(&self, promises: &Promises, act: impl FnOnce(&mut Local<'_>) -> T) -> T {
+        act(&mut Local { promises, inner: &mut self.inner() })
     }
 }
 
 impl Inner {
+    fn lookup(&mut self, promises: &Promises, dir: Ino, name: &Name) -> Option<Found> {
+        let cursor = Cursor::of(name);
+        if planted(Bug::AbsentForEver)
+            && let Some(None) = self.dirs.get(&dir).and_then(|d| d.names.get(&(cursor.hash, cursor.name.clone())))
+        {
+            return Some(Found::Absent);
+        }
+        let life = self.life(promises, &Promise::Dir(dir))?;
+        let known = self.dirs.get(&dir).filter(|d| d.life == life)?;
+        match known.names.get(&(cursor.hash, cursor.name)) {
+            Some(Some((ino, _))) => {
+                let ino = *ino;
+                Some(self.attr(promises, ino).map_or(Found::Inode(ino), Found::Entry))
+            }
+            Some(None) => Some(Found::Absent),
+            None if known.listed == Reach::All => Some(Found::Absent),
+            None => None,
+        }
+    }
+
     fn attr(&mut self, promises: &Promises, ino: Ino) -> Option<Attr> {
         let known = self.attrs.get(&ino)?;
         let (promise, life) = known.life?;
@@ -313,7 +359,10 @@ impl Inner {
 /// One answer on its way into the cache.
 pub struct Lesson<'a> {
     at: Position,
+    /// Of the request.
+    order: u64,
     lives: HashMap<Promise, Life>,
+    promises: &'a Promises,
     inner: &'a mut Inner,
 }
 
@@ -321,13 +370,28 @@ impl Lesson<'_> {
     /// The inode's attributes as of this answer.
     pub fn attr(&mut self, attr: &Attr) {
         let known = self.inner.attrs.get(&attr.ino);
-        if known.is_some_and(|k| k.at > self.at) {
+        if known.as_ref().is_some_and(|k| k.at > self.at) {
             return;
         }
-        let promise = covering(attr);
-        let life = self.lives.get(&promise).map(|life| (promise, *life));
-        let bytes = ATTR_BYTES + attr.rights.as_ref().map_or(0, |rights| RIGHTS_BYTES + rights.named() * NAMED_BYTES);
-        self.inner.attrs.insert(attr.ino, KnownAttr { attr: attr.clone(), at: self.at, life }, bytes);
+        // What has been known of it since may have been forgotten.
+        let is_late = known.is_none() && self.inner.pending.is_before(self.at);
+        let mut attr = attr.clone();
+        let is_put_over = self.inner.pending.put_over(&mut attr, self.order);
+        let promise = covering(&attr);
+        let life = match self.lives.get(&promise) {
+            _ if is_late => None,
+            None if is_put_over => self.inner.stamps.life(self.promises, &promise),
+            life => life.copied(),
+        };
+        self.inner.put_attr(KnownAttr { attr, at: self.at, life: life.map(|life| (promise, life)) });
+    }
+
+    /// A file that was made here, and is known as its maker knew it, is of the version that this answer tells. Gives the
+    /// one before.
+    pub fn is_of(&mut self, attr: &Attr) -> Option<Position> {
+        let life = self.inner.stamps.life(self.promises, &Promise::Content(attr.ino))?;
+        let known = self.inner.maps.get(&attr.ino).filter(|known| known.life == life)?;
+        (known.version == Position::default()).then(|| std::mem::replace(&mut known.version, attr.version))
     }
 
     /// The inode's attributes have changed, and the answer does not say how.
@@ -373,10 +437,11 @@ impl Lesson<'_> {
 
     /// The name is that inode now, or absent.
     pub fn name(&mut self, dir: Ino, name: &Name, target: Option<(Ino, FileKind)>) {
-        let Some(known) = self.dir(dir) else { return };
         let cursor = Cursor::of(name);
+        let target = self.inner.pending.name_after(dir, &cursor, self.order).unwrap_or(target);
+        let Some(known) = self.dir(dir) else { return };
         known.put(cursor, target);
-        self.sized(dir);
+        self.inner.sized(dir);
     }
 
     /// A page of a listing: all names after `after` up to the last one.
@@ -385,9 +450,14 @@ impl Lesson<'_> {
         for entry in entries {
             self.attr(&entry.attr);
         }
+        let after_it = |l: &Self, name: &Cursor| l.inner.pending.name_after(dir.ino, name, l.order);
+        let targets: Vec<Target> = entries
+            .iter()
+            .map(|entry| after_it(self, &entry.cursor()).unwrap_or(Some((entry.attr.ino, entry.attr.kind))))
+            .collect();
         let Some(known) = self.dir(dir.ino) else { return };
-        for entry in entries {
-            known.put(entry.cursor(), Some((entry.attr.ino, entry.attr.kind)));
+        for (entry, target) in entries.iter().zip(targets) {
+            known.put(entry.cursor(), target);
         }
         let joins = match (&known.listed, after) {
             (Reach::All, _) => true,
@@ -402,7 +472,7 @@ impl Lesson<'_> {
                 (false, None) => Reach::Nothing,
             };
         }
-        self.sized(dir.ino);
+        self.inner.sized(dir.ino);
     }
 
     /// A part of a file's content map, from byte `from` on.
@@ -450,23 +520,13 @@ impl Lesson<'_> {
     /// The directory's names, if this answer grants them.
     fn dir(&mut self, dir: Ino) -> Option<&mut KnownDir> {
         let life = *self.lives.get(&Promise::Dir(dir))?;
-        let dirs = &mut self.inner.dirs;
-        if dirs.get(&dir).is_none_or(|d| d.life != life) {
-            let fresh = KnownDir { life, names: BTreeMap::new(), listed: Reach::Nothing, bytes: NAME_BYTES };
-            dirs.insert(dir, fresh, NAME_BYTES);
+        if self.inner.dirs.get(&dir).is_none_or(|d| d.life != life) {
+            if self.inner.pending.is_before(self.at) {
+                return None;
+            }
+            self.inner.begin_dir(dir, life);
         }
-        dirs.get(&dir)
-    }
-
-    fn sized(&mut self, dir: Ino) {
-        let Some(known) = self.inner.dirs.get(&dir) else { return };
-        if known.bytes > DIR_BYTES {
-            known.names.clear();
-            known.listed = Reach::Nothing;
-            known.bytes = NAME_BYTES;
-        }
-        let bytes = known.bytes;
-        self.inner.dirs.resize(&dir, bytes);
+        self.inner.dirs.get(&dir).filter(|known| known.changed_at <= self.at)
     }
 
     fn map(&mut self, attr: &Attr) -> Option<&mut KnownMap> {
@@ -495,11 +555,136 @@ impl Lesson<'_> {
     }
 }
 
+impl Inner {
+    fn put_attr(&mut self, known: KnownAttr) {
+        let rights = known.attr.rights.as_ref();
+        let bytes = ATTR_BYTES + rights.map_or(0, |rights| RIGHTS_BYTES + rights.named() * NAMED_BYTES);
+        self.attrs.insert(known.attr.ino, known, bytes);
+    }
+
+    /// Nothing is known of the directory's names but what was changed here.
+    fn begin_dir(&mut self, dir: Ino, life: Life) {
+        let mut known = KnownDir {
+            life,
+            names: BTreeMap::new(),
+            changed_at: Position::default(),
+            listed: Reach::Nothing,
+            bytes: NAME_BYTES,
+        };
+        for (name, target) in self.pending.names_of(dir) {
+            known.put(name.clone(), target);
+        }
+        let bytes = known.bytes;
+        self.dirs.insert(dir, known, bytes);
+    }
+
+    fn sized(&mut self, dir: Ino) {
+        let Some(known) = self.dirs.get(&dir) else { return };
+        let (bytes, life, changed_at) = (known.bytes, known.life, known.changed_at);
+        if bytes <= DIR_BYTES {
+            return self.dirs.resize(&dir, bytes);
+        }
+        self.begin_dir(dir, life);
+        if let Some(known) = self.dirs.get(&dir) {
+            known.changed_at = changed_at;
+        }
+    }
+}
+
 impl KnownDir {
     fn put(&mut self, cursor: Cursor, target: Option<(Ino, FileKind)>) {
         let len = cursor.name.as_bytes().len();
         if self.names.insert((cursor.hash, cursor.name), target).is_none() {
             self.bytes += NAME_BYTES + len;
         }
+    }
+}
+
+/// What is known while something is answered here.
+pub struct Local<'a> {
+    promises: &'a Promises,
+    inner: &'a mut Inner,
+}
+
+impl Local<'_> {
+    /// The attributes of a directory that this mount may answer for.
+    pub fn dir(&mut self, dir: Ino) -> Option<Attr> {
+        self.inode(dir).filter(|attr| attr.kind == FileKind::Dir)
+    }
+
+    /// The attributes of an inode that this mount may answer for.
+    pub fn inode(&mut self, ino: Ino) -> Option<Attr> {
+        let attr = self.inner.attr(self.promises, ino)?;
+        self.promises.is_delegated(&covering(&attr)).then_some(attr)
+    }
+
+    pub fn lookup(&mut self, dir: Ino, name: &Name) -> Option<Found> {
+        self.inner.lookup(self.promises, dir, name)
+    }
+
+    /// Whether a directory has no entry, if that is known.
+    pub fn is_empty(&mut self, dir: Ino) -> Option<bool> {
+        let life = self.inner.life(self.promises, &Promise::Dir(dir))?;
+        let known = self.inner.dirs.get(&dir).filter(|known| known.life == life)?;
+        match known.names.values().any(Option::is_some) {
+            true => Some(false),
+            false => (known.listed == Reach::All).then_some(true),
+        }
+    }
+
+    /// A change of this order has made an inode.
+    pub fn made(&mut self, order: u64, attr: &Attr) {
+        let own = match attr.kind {
+            FileKind::Dir => Some(Promise::Dir(attr.ino)),
+            FileKind::File => Some(Promise::Content(attr.ino)),
+            _ => None,
+        };
+        for (promise, grant) in self.promises.made(own.as_slice()) {
+            let Some(life) = self.inner.stamps.granted(self.promises, promise, grant) else { continue };
+            match promise {
+                Promise::Dir(dir) => {
+                    self.inner.begin_dir(dir, life);
+                    if let Some(known) = self.inner.dirs.get(&dir) {
+                        known.listed = Reach::All;
+                    }
+                }
+                Promise::Content(ino) => {
+                    let map = ExtentMap::empty_file();
+                    let bytes = map.bytes();
+                    self.inner.maps.insert(ino, KnownMap { life, size: 0, version: attr.version, map }, bytes);
+                }
+                Promise::Inode(_) => {}
+            }
+        }
+        self.inner.pending.attr(attr.ino, order, Effect::Made);
+        self.put(attr.clone());
+    }
+
+    /// A change of this order has touched an inode.
+    pub fn changed(&mut self, order: u64, ino: Ino, effect: Effect) {
+        if let Some(known) = self.inner.attrs.get(&ino) {
+            let mut attr = known.attr.clone();
+            effect.apply(&mut attr);
+            self.put(attr);
+        }
+        self.inner.pending.attr(ino, order, effect);
+    }
+
+    /// Likewise a name.
+    pub fn named(&mut self, order: u64, dir: Ino, name: &Name, target: Target) {
+        let cursor = Cursor::of(name);
+        self.inner.pending.name(dir, cursor.clone(), order, target);
+        if let Some(known) = self.inner.dirs.get(&dir) {
+            known.put(cursor, target);
+            self.inner.sized(dir);
+        }
+    }
+
+    /// Attributes as they are now, though no answer has said so yet.
+    pub fn put(&mut self, attr: Attr) {
+        let at = self.inner.attrs.get(&attr.ino).map_or(Position::default(), |known| known.at);
+        let promise = covering(&attr);
+        let life = self.inner.stamps.life(self.promises, &promise).map(|life| (promise, life));
+        self.inner.put_attr(KnownAttr { attr, at, life });
     }
 }

@@ -96,7 +96,7 @@ mod tests {
         let now_ms = proto::clock::monotonic_ms();
         promises.extend(now_ms, now_ms, at);
         let granted = promises.granted(at, &[Promise::Dir(DIR)]);
-        cache.learn_from(promises, at, &granted, &[], |l| l.name(DIR, &name("known"), Some((FILE, FileKind::File))));
+        cache.learn_from(promises, at, 0, &granted, &[], |l| l.name(DIR, &name("known"), Some((FILE, FileKind::File))));
         cache
     }
 
@@ -123,7 +123,7 @@ mod tests {
         let elsewhere = Ino(9);
         let at = Position { epoch: Epoch(1), partition: 0, offset: 2, index: 0 };
         let granted = promises.granted(at, &[Promise::Dir(elsewhere)]);
-        cache.learn_from(&promises, at, &granted, &[], |l| l.name(elsewhere, &name("a"), None));
+        cache.learn_from(&promises, at, 0, &granted, &[], |l| l.name(elsewhere, &name("a"), None));
         let looks = || cache.lookup(&promises, elsewhere, &name("a")).is_some();
         assert!(looks());
         cache.begin_changing(&unknown);

@@ -76,6 +76,20 @@ pub struct File {
 pub struct Progress {
     pub sent: u64,
     pub answered: u64,
+    /// The last one that has left and whose answer its writer has to wait for: under no delegation.
+    pub undelegated: u64,
+}
+
+impl Progress {
+    /// All up to this one is answered for.
+    pub fn is_answered(&self, last: u64) -> bool {
+        self.answered >= last
+    }
+
+    /// All up to this one is answered for, or in the stream under a delegation.
+    pub fn is_safe(&self, last: u64) -> bool {
+        self.sent >= last && self.answered >= last.min(self.undelegated)
+    }
 }
 
 pub struct State {

@@ -34,16 +34,12 @@ impl Fs {
     pub(super) async fn lookup_attr(&self, dir: Ino, name: &Name, patience: &Patience) -> Result<Attr, FsError> {
         match self.cache().lookup(self.promises(), dir, name) {
             Some(Found::Entry(attr)) => return Ok(attr),
-            Some(Found::Absent) => {
-                let absent =
-                    CallError::Refused { refusal: Refusal::NotFound, at: Default::default(), granted: Vec::new() };
-                return Err(absent.into());
-            }
+            Some(Found::Absent) => return Err(FsError::refused(Refusal::NotFound)),
             Some(Found::Inode(_)) | None => {}
         }
         match self.view(View::Lookup { dir, name: name.clone() }, patience).await {
-            Ok(Reply { outcome: Outcome::Entry(attr), at, granted, continued, .. }) => {
-                self.cache().learn_from(self.promises(), at, &granted, &continued, |l| {
+            Ok(Reply { outcome: Outcome::Entry(attr), at, order, granted, continued, .. }) => {
+                self.cache().learn_from(self.promises(), at, order, &granted, &continued, |l| {
                     l.attr(&attr);
                     l.name(dir, name, Some((attr.ino, attr.kind)));
                 });
@@ -51,8 +47,8 @@ impl Fs {
             }
             Ok(_) => Err(FsError::WrongAnswer { op: "lookup" }),
             Err(error) => {
-                if let FsError::Call(CallError::Refused { refusal: Refusal::NotFound, at, granted }) = &error {
-                    self.cache().learn_from(self.promises(), *at, granted, &[], |l| l.name(dir, name, None));
+                if let FsError::Call(CallError::Refused { refusal: Refusal::NotFound, at, order, granted }) = &error {
+                    self.cache().learn_from(self.promises(), *at, *order, granted, &[], |l| l.name(dir, name, None));
                 }
                 Err(error)
             }
@@ -124,7 +120,11 @@ impl Fs {
             gid,
             rdev: node.rdev,
             target: target.map(|target| self.seal_target(target)),
+            ino: None,
         };
+        if let Some(done) = self.make_locally(dir, &name, &new) {
+            return done?.safe(patience).await;
+        }
         let (reply, _changing) =
             self.change(Op::Upload(Upload::Create { dir, name: name.clone(), new }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "create" }) };
@@ -164,6 +164,9 @@ impl Fs {
 
     async fn remove(&self, dir: Ino, name: &Name, delete: Delete, patience: &Patience) -> Result<(), FsError> {
         self.before_publishing_name(dir, name, patience).await?;
+        if let Some(done) = self.remove_locally(&delete) {
+            return done?.safe(patience).await;
+        }
         let (reply, _changing) = self.change(Op::Delete(delete), patience).await?;
         let Outcome::Removed(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "remove" }) };
         self.cache().learn(self.promises(), &reply, |l| {
@@ -201,6 +204,9 @@ impl Fs {
         self.before_publishing_name(from_dir, &from, patience).await?;
         if how == RenameHow::Exchange {
             self.before_publishing_name(to_dir, &to, patience).await?;
+        }
+        if let Some(done) = self.rename_locally((from_dir, &from), (to_dir, &to), how) {
+            return done?.safe(patience).await;
         }
         let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
         let (reply, _changing) = self.change(Op::Upload(op), patience).await?;

@@ -267,12 +267,18 @@ impl Fs {
             let reserved = through.is_none();
             let write = Op::Upload(Upload::Write { ino: file.ino, at, pieces: pieces.clone(), reserved });
             // Of when it was written, or the file's times would move once more now that it is sent.
-            let terms = Terms { time: state.mtime, only_in };
+            // What has no room reserved may be refused, and what is written under a lock counts in one session only.
+            let local = reserved && only_in.is_none() && self.writes_locally(file.ino);
+            let terms = Terms { time: state.mtime, only_in, local };
             // Under the file's lock: requests enter the stream in the order of the packs.
-            let answer = Waiting::For(match reserved {
+            let submitted = match reserved {
                 true => self.inner.client.submit_reserved(terms, write, payload, batch.bytes),
                 false => self.inner.client.submit_on(terms, write, payload),
-            });
+            };
+            if !(local && submitted.is_journaled()) {
+                file.progress.send_modify(|p| p.undelegated = last);
+            }
+            let answer = Waiting::For(submitted);
             let start = state.leave(last);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer, through });
         }
@@ -447,7 +453,7 @@ impl Fs {
         last
     }
 
-    /// close(): waits until what was written is answered for, bounded even where
+    /// close(): waits until what was written is answered for, or under a delegation in the stream, bounded even where
     /// everything else waits for ever.
     pub async fn flush(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         self.flush_unless_gone(handle, patience, &Patience::for_ever()).await
@@ -468,7 +474,7 @@ impl Fs {
             return Ok(());
         }
         let bounded = |patience: &Patience| patience.clone().bounded(self.inner.config.close_timeout);
-        match self.write_back(&handle.file, &bounded(patience)).await {
+        match self.write_back(&handle.file, &bounded(patience), Progress::is_safe).await {
             Err(FsError::Call(CallError::Interrupted)) => self.all_sent(&handle.file, &bounded(parting)).await,
             other => other,
         }
@@ -478,13 +484,15 @@ impl Fs {
     pub async fn fsync(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
         self.check_locks(&handle)?;
-        self.write_back(&handle.file, patience).await?;
+        self.write_back(&handle.file, patience, Progress::is_answered).await?;
+        self.all_settled(patience).await?;
         self.check_locks(&handle)?;
         Ok(self.inner.client.sync(patience).await?)
     }
 
-    /// Directories are changed by requests that have been answered.
+    /// Directories are changed by requests that have been answered, but for what was answered here.
     pub async fn fsyncdir(&self, patience: &Patience) -> Result<(), FsError> {
+        self.all_settled(patience).await?;
         Ok(self.inner.client.sync(patience).await?)
     }
 
@@ -496,13 +504,19 @@ impl Fs {
             self.send_all(file);
         });
         for file in files {
-            self.write_back(&file, &patience).await?;
+            self.write_back(&file, &patience, Progress::is_answered).await?;
         }
+        self.all_settled(&patience).await?;
         patience.wait(self.tell_accessed()).await?
     }
 
-    async fn write_back(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
-        self.all_answered(file, patience).await?;
+    async fn write_back(
+        &self,
+        file: &Arc<File>,
+        patience: &Patience,
+        reached: impl Fn(&Progress, u64) -> bool,
+    ) -> Result<(), FsError> {
+        self.wait_for(file, patience, reached).await?;
         match file.state().failure.take() {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -520,6 +534,9 @@ impl Fs {
         }
         let last = self.send_all(file);
         let mut progress = file.progress.subscribe();
+        if !reached(&progress.borrow(), last) {
+            self.inner.client.count_wait();
+        }
         let done = progress.wait_for(|p| reached(p, last));
         let waited = patience.wait(done).await?.map(drop);
         waited.map_err(|_| FsError::BadHandle(file.ino.0))

@@ -5,6 +5,7 @@ mod accessed;
 mod acls;
 mod content;
 mod counts;
+mod delegation;
 mod locks;
 mod mounted;
 mod names;

@@ -1,6 +1,6 @@
 //! A cluster in this process: its log, its data, its server, one user.
 
-use mount::client::{Client, ClientConfig, Secret};
+use mount::client::{Client, ClientConfig, JournalConfig, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
 use proto::frame::{Frame, Kind};
 use proto::log::embedded::EmbeddedBroker;
@@ -13,6 +13,7 @@ use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -100,6 +101,13 @@ impl Place {
         admin.user_quota(&user(), |_| quota).await.expect("sets");
     }
 
+    /// A journal that no other client adopts.
+    fn journal(&self) -> JournalConfig {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        JournalConfig { dir: self.dir.path().join(format!("journal-{number}")), max_bytes: 64 << 20 }
+    }
+
     pub async fn client(&self) -> Client {
         let config = ClientConfig {
             log: self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka),
@@ -109,7 +117,7 @@ impl Place {
             secret: Secret::Password(Zeroizing::new(PASSWORD.to_owned())),
             timeout: WAIT,
             hard: false,
-            journal: None,
+            journal: Some(self.journal()),
             clock: proto::clock::Clock::default(),
         };
         Client::connect(config).await.expect("logs in")

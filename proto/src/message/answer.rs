@@ -20,12 +20,27 @@ pub struct Answer {
     pub result: Result<Outcome, Refusal>,
     /// What the session has been promised by this answer.
     pub granted: Vec<Promise>,
+    /// Those of them that nobody else has to do with: the session may answer for them itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegated: Vec<Promise>,
+}
+
+impl Answer {
+    /// Whether the outcome comes later, by a push.
+    pub fn is_waiting(&self) -> bool {
+        self.result == Ok(Outcome::Waiting)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Done,
     Entry(Attr),
+    /// So many inode numbers from this one on are the session's to give.
+    Inodes {
+        first: Ino,
+        count: u32,
+    },
     /// Those whose atime has moved, and what it is now.
     Accessed(Vec<(Ino, Time)>),
     /// `end` says that nothing follows the last entry.

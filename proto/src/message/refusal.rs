@@ -54,6 +54,13 @@ pub enum Refusal {
     /// The file or the session has as many as there may be.
     #[error("too many locks")]
     NoLocks,
+    /// The request says that it was answered already, but what the session had been delegated had ended by then.
+    #[error("the delegation has ended")]
+    NotDelegated,
+    /// It has not been executed, since it had to wait for what another session is delegated and is not kept so long, or
+    /// its own session has ended meanwhile: it is to be asked again.
+    #[error("ask again")]
+    Again,
     /// The session has given up waiting ([`super::SessionOp::Cancel`]).
     #[error("cancelled")]
     Cancelled,

@@ -11,6 +11,9 @@ pub struct Open {
     /// Sessions that this one replaces, oldest first: the machine ends them here.
     /// At most [`Open::MAX_PREDECESSORS`].
     pub predecessors: Vec<SessionId>,
+    /// It can answer for what it is delegated.
+    #[serde(default)]
+    pub delegable: bool,
 }
 
 impl Open {
@@ -24,9 +27,11 @@ pub struct Ended {
     /// Whether the machine knew it as a session of this user. If not, nothing of
     /// it can have been applied in this epoch.
     pub known: bool,
-    /// The last request that was admitted: all up to it were applied, none after it ever will be.
+    /// The last request that was admitted: all up to it were applied, but those whose result is `Again`, which waited
+    /// for what others were delegated. None of those and none after it ever will be.
     pub last: RequestNo,
-    /// Results that the session had not acknowledged.
+    /// Results that the session had not acknowledged, and outcomes of requests that had waited and that it had not
+    /// confirmed.
     pub results: Vec<(RequestNo, Answer)>,
     /// Where it ended.
     pub at: Position,
@@ -49,6 +54,10 @@ pub enum SessionOp {
     /// gives back the rest; it needs `need` more, all or (with `part`) what there is, and can use `extra` beside that, of
     /// which it gets a small share of what is left. Without a quota all is granted and nothing counted. → `Reserved`.
     Reserve { keep: u64, need: u64, extra: u64, part: bool },
+    /// Inode numbers for what the session makes itself; at most [`SessionOp::MAX_INODES`]. → `Inodes`.
+    Inodes { count: u32 },
+    /// The session relies on no delegation granted before this, and all that it answered itself stands before it. → `Done`.
+    Undelegated,
     /// The request with this number waits no longer, if it still does. Either way its outcome is told
     /// by one push: `Cancelled`, or what came before. → `Done`.
     Cancel { number: RequestNo },
@@ -56,4 +65,8 @@ pub enum SessionOp {
     Forget { ended: Vec<SessionId> },
     /// Ends the session: its last record. → `Done`.
     Close,
+}
+
+impl SessionOp {
+    pub const MAX_INODES: u32 = 4096;
 }

@@ -110,6 +110,10 @@ pub struct NewInode {
     pub rdev: u32,
     /// A symlink's target, for symlinks only.
     pub target: Option<SealedValue>,
+    /// Its number, of those that a session has been given; else the next one. `Exists` if there is such an inode, `Invalid`
+    /// if it has been given to nobody.
+    #[serde(default)]
+    pub ino: Option<Ino>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -65,6 +65,7 @@ impl Machine {
         if self.live.grace_until.is_some_and(|until| now >= until) {
             self.end_grace(turn);
         }
+        self.forget_contended(now);
         users::forget_buckets(&mut self.live.buckets, now);
         self.forget_old_results(turn);
         self.expire_quotes(turn);

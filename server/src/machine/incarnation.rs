@@ -136,12 +136,13 @@ impl Machine {
             self.live.grace_until = Some(self.live.now.plus_ms(LEASE_MS));
         }
         // They wait for confirmations that will not come; whoever asked is told by its next session.
-        self.drop_held();
+        self.keep_back_held();
         self.drop_locks();
         let sessions: Vec<SessionId> = self.live.sessions.keys().copied().collect();
         for id in sessions {
             self.end_session(turn, id);
         }
+        self.drop_held();
         let incarnations: Vec<IncarnationId> = self.live.incarnations.keys().copied().collect();
         for id in incarnations {
             self.end_incarnation(turn, id);

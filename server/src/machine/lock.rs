@@ -144,7 +144,7 @@ impl Machine {
 
     /// The session has ended: what it had is free.
     pub(super) fn end_locks(&mut self, turn: &mut Turn, id: SessionId) {
-        let waited = self.parked_of(id).map(|(_, Parked::Lock(ino))| ino);
+        let waited = self.waits_for_locks(id);
         let has = self.holdings.0.get(&id).into_iter().flat_map(|(_, files)| files.keys().copied());
         let files: BTreeSet<Ino> = waited.chain(has).collect();
         self.unpark_all(id);
@@ -160,12 +160,19 @@ impl Machine {
     /// Every session ends at once: nobody is to be woken.
     pub(super) fn drop_locks(&mut self) {
         self.live.locks.clear();
-        self.live.parked.clear();
         self.holdings = Holdings::default();
     }
 
     pub(super) fn stop_waiting_for_lock(&mut self, ino: Ino, id: SessionId, number: RequestNo) {
         self.edit_locks(ino, id, |file| file.stop_waiting(id, number));
+    }
+
+    /// The files on which a session's requests wait for locks.
+    fn waits_for_locks(&self, id: SessionId) -> impl Iterator<Item = Ino> + '_ {
+        self.parked_of(id).filter_map(|(_, parked)| match parked {
+            Parked::Lock(ino) => Some(ino),
+            Parked::Delegation(_) => None,
+        })
     }
 
     fn has_already(&self, ino: Ino, wants: &Held) -> bool {
@@ -272,7 +279,7 @@ impl Machine {
             if !seen.insert(owner) || steps > DEADLOCK_STEPS {
                 continue;
             }
-            let files: BTreeSet<Ino> = self.parked_of(owner.0).map(|(_, Parked::Lock(ino))| ino).collect();
+            let files: BTreeSet<Ino> = self.waits_for_locks(owner.0).collect();
             for ino in files {
                 let Some(file) = self.live.locks.get(&ino) else { continue };
                 for waiter in file.waiting().iter().filter(|waiter| waiter.wants.is_of(owner.0, owner.1)) {

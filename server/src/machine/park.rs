@@ -21,6 +21,8 @@ pub(super) const MAX_PARKED: usize = 1024;
 pub(super) enum Parked {
     /// A lock on this inode.
     Lock(Ino),
+    /// What others are delegated; its place among those that wait for that.
+    Delegation(u64),
 }
 
 const FIRST: RequestNo = RequestNo(0);
@@ -29,7 +31,8 @@ const LAST: RequestNo = RequestNo(u64::MAX);
 impl Machine {
     /// Whether one more request of the session may wait.
     pub(super) fn may_park(&self, id: SessionId) -> bool {
-        self.parked_of(id).count() + self.untold_outcomes(id) < MAX_PARKED
+        let untold = self.live.sessions.get(&id).map_or(0, |session| self.outcomes(id, session).count());
+        self.parked_of(id).count() + untold < MAX_PARKED
     }
 
     /// Lets an admitted request wait; its answer is to be `Waiting`.
@@ -64,15 +67,19 @@ impl Machine {
         match what {
             Parked::Lock(_) if planted(Bug::CancelForgotten) => {}
             Parked::Lock(ino) => self.stop_waiting_for_lock(ino, id, number),
+            Parked::Delegation(order) => self.stop_waiting(order),
         }
         self.decide(turn, id, number, Err(Refusal::Cancelled), &[]);
     }
 
     /// The session has ended: nobody is told.
     pub(super) fn unpark_all(&mut self, id: SessionId) {
-        let numbers: Vec<RequestNo> = self.parked_of(id).map(|(number, _)| number).collect();
-        for number in numbers {
+        let parked: Vec<(RequestNo, Parked)> = self.parked_of(id).collect();
+        for (number, what) in parked {
             self.live.parked.remove(&(id, number));
+            if let Parked::Delegation(order) = what {
+                self.stop_waiting(order);
+            }
         }
     }
 }

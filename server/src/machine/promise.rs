@@ -119,29 +119,27 @@ impl Machine {
     }
 
     /// Ends a request's turn: breaks others' promises, grants new ones, and answers
-    /// now or when it may.
+    /// now or when it may. What a repeat must hear again is remembered.
     pub(super) fn answer(
         &mut self,
         turn: &mut Turn,
         to: To,
         result: Result<Outcome, Refusal>,
         payload: Bytes,
-        is_change: bool,
+        remember: bool,
     ) {
-        let changes: BTreeSet<Promise> = std::mem::take(&mut turn.changes).into_iter().collect();
-        if !changes.is_empty() {
-            self.break_promises(turn, to.session, &changes);
-        }
+        let changes = self.break_changed(turn, to.session);
         let mut waits = self.waits(&turn.reads, to.session);
         waits.extend(self.waits(&changes, to.session));
-        if planted(Bug::ViewBeforeConfirmed) && !is_change {
+        if planted(Bug::ViewBeforeConfirmed) && !remember {
             waits.clear();
         }
         let grants = std::mem::take(&mut turn.grants);
         let granted = self.grant(turn, to.session, grants);
+        let delegated = self.delegate(to.session, &granted, turn.made);
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
-        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted };
-        if is_change && let Some(remembered) = session.remembered.get_mut(&to.number) {
+        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted, delegated };
+        if remember && let Some(remembered) = session.remembered.get_mut(&to.number) {
             remembered.answer = Some(answer.clone());
         }
         self.hold_or_send(turn, to, answer, payload, waits);
@@ -170,6 +168,15 @@ impl Machine {
         session.and_then(|session| session.pending.get(&number)).is_some_and(|pending| pending.open)
     }
 
+    /// Breaks others' promises of what a request of this session has changed; says what that is.
+    pub(super) fn break_changed(&mut self, turn: &mut Turn, initiator: SessionId) -> BTreeSet<Promise> {
+        let changes: BTreeSet<Promise> = std::mem::take(&mut turn.changes).into_iter().collect();
+        if !changes.is_empty() {
+            self.break_promises(turn, initiator, &changes);
+        }
+        changes
+    }
+
     /// Everyone else who was promised one of these things is told, once.
     fn break_promises(&mut self, turn: &mut Turn, initiator: SessionId, changes: &BTreeSet<Promise>) {
         // Who has not confirmed an earlier change of one of these things does not
@@ -186,23 +193,35 @@ impl Machine {
 
         let mut broken: BTreeMap<SessionId, Vec<Promise>> = BTreeMap::new();
         for thing in changes {
-            for (thing, id) in self.holders.range((*thing, FIRST)..=(*thing, LAST)) {
+            for id in self.holders_of(*thing) {
                 let is_forgotten = match thing {
                     Promise::Inode(_) => planted(Bug::ForgetInodeInvalidation),
                     Promise::Content(_) => planted(Bug::ForgetContentInvalidation),
-                    Promise::Dir(_) => planted(Bug::TellOneHolder) && broken.keys().any(|told| told != id),
+                    Promise::Dir(_) => planted(Bug::TellOneHolder) && broken.keys().any(|told| *told != id),
                 };
-                if *id != initiator && !is_forgotten {
-                    broken.entry(*id).or_default().push(*thing);
+                if id != initiator && !is_forgotten {
+                    broken.entry(id).or_default().push(*thing);
                 }
             }
         }
         for (id, things) in broken {
-            for thing in &things {
-                self.drop_promise(id, *thing);
-            }
-            self.push(turn, id, Push::Invalidate(things), changes.clone());
+            self.revoke(turn, id, things, changes.clone());
         }
+    }
+
+    /// Takes promises from a session. Until it confirms that, answers about `about` wait for it.
+    pub(super) fn revoke(&mut self, turn: &mut Turn, id: SessionId, things: Vec<Promise>, about: BTreeSet<Promise>) {
+        for thing in &things {
+            self.drop_promise(id, *thing);
+        }
+        self.push(turn, id, Push::Invalidate(things.clone()), about);
+        let Some(number) = self.live.sessions.get(&id).map(|session| session.pushed) else { return };
+        self.note_recalled(id, &things, number);
+    }
+
+    /// Who is promised a thing.
+    pub(super) fn holders_of(&self, thing: Promise) -> impl Iterator<Item = SessionId> + '_ {
+        self.holders.range((thing, FIRST)..=(thing, LAST)).map(|(_, id)| *id)
     }
 
     fn drop_promise(&mut self, id: SessionId, thing: Promise) {
@@ -218,10 +237,9 @@ impl Machine {
     pub(super) fn grant(&mut self, turn: &mut Turn, id: SessionId, things: Vec<Promise>) -> Vec<Promise> {
         let now = self.live.now;
         let session = self.live.sessions.get_mut(&id).expect("a request's session lives");
-        if now < session.barred_until {
-            return Vec::new();
-        }
-        let things: BTreeSet<Promise> = things.into_iter().collect();
+        let is_barred = now < session.barred_until;
+        let made = turn.made;
+        let things: BTreeSet<Promise> = things.into_iter().filter(|thing| !is_barred || made == Some(*thing)).collect();
         let granted: Vec<Promise> =
             things.into_iter().filter(|thing| !self.things.is_unconfirmed(*thing, id)).collect();
         for thing in &granted {
@@ -233,24 +251,19 @@ impl Machine {
             session.promise_order.insert(order, *thing);
             self.holders.insert((*thing, id));
         }
-        let mut revoked = Vec::new();
-        while session.promises.len() > MAX_PROMISES
-            && let Some((_, oldest)) = session.promise_order.pop_first()
-        {
-            session.promises.remove(&oldest);
-            self.holders.remove(&(oldest, id));
-            revoked.push(oldest);
-        }
-        if !revoked.is_empty() {
+        let beyond = session.promises.len().saturating_sub(MAX_PROMISES);
+        let oldest: Vec<Promise> = session.promise_order.values().take(beyond).copied().collect();
+        if !oldest.is_empty() {
             // Until this is confirmed the session still relies on them.
-            let things = revoked.iter().copied().collect();
-            self.push(turn, id, Push::Invalidate(revoked), things);
+            let things = oldest.iter().copied().collect();
+            self.revoke(turn, id, oldest, things);
         }
         granted
     }
 
     /// A session's lease is over: it relies on nothing, so nothing needs to be pushed.
     pub(super) fn lapse(&mut self, id: SessionId) {
+        self.forfeit_all(id);
         if let Some(session) = self.live.sessions.get_mut(&id) {
             session.promise_order.clear();
             for promise in std::mem::take(&mut session.promises).into_keys() {
@@ -319,6 +332,7 @@ impl Machine {
     pub(super) fn confirm(&mut self, turn: &mut Turn, id: SessionId, number: PushNo) {
         let session = self.live.sessions.get_mut(&id);
         if let Some(pending) = session.and_then(|session| session.pending.remove(&number)) {
+            self.given_back(id, number);
             self.released(turn, id, number, &pending);
         }
     }
@@ -342,7 +356,12 @@ impl Machine {
         }
     }
 
-    /// Answers that are held never leave.
+    /// Nothing that is held leaves any more, whatever is confirmed.
+    pub(super) fn keep_back_held(&mut self) {
+        self.things.waiting.clear();
+    }
+
+    /// What is held is forgotten.
     pub(super) fn drop_held(&mut self) {
         self.live.held.clear();
         self.things.waiting.clear();
@@ -415,15 +434,14 @@ impl Machine {
     }
 
     /// Outcomes of a session's requests that have not left, or that it has not confirmed.
-    pub(super) fn untold_outcomes(&self, id: SessionId) -> usize {
-        let is_outcome = |push: &Push| matches!(push, Push::Outcome { .. });
-        let pushed = self
-            .live
-            .sessions
-            .get(&id)
-            .map_or(0, |session| session.pending.values().filter(|pending| is_outcome(&pending.body.push)).count());
-        let is_held = |held: &&Held| held.to.session == id && matches!(held.what, Leaving::Outcome(_));
-        pushed + self.live.held.values().filter(is_held).count()
+    pub(super) fn outcomes<'a>(&'a self, id: SessionId, session: &'a Session) -> impl Iterator<Item = &'a PushBody> {
+        let pushed = session.pending.values().map(|pending| &pending.body);
+        let held =
+            self.live.held.values().filter(move |held| held.to.session == id).filter_map(|held| match &held.what {
+                Leaving::Outcome(body) => Some(body),
+                Leaving::Answer(..) => None,
+            });
+        pushed.filter(|body| matches!(body.push, Push::Outcome { .. })).chain(held)
     }
 
     fn hold(&mut self, held: Held) {
@@ -499,6 +517,7 @@ impl Machine {
             session.barred_until = now.plus_ms(BARRED_MS);
         }
         for number in over {
+            self.forfeit_recalled(id, number);
             self.release_answers(turn, id, number);
         }
         for number in old {

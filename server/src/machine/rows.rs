@@ -7,6 +7,8 @@
 //! A row that ends moves to history with the position of its end; rows that did not
 //! outlive a minute of one session's work are not kept.
 
+mod trial;
+
 use super::effect::Effect;
 use super::kv::Kv;
 use super::quota::Room;
@@ -259,12 +261,16 @@ pub(super) struct Turn<'a> {
     /// The session and those it replaced: whose chunks it may quote.
     pub lineage: Vec<SessionId>,
     pub payload: Bytes,
+    /// Where the request itself stands in the log: what came in it is named by that.
+    pub stands: Position,
     /// What the outcome depends on.
     pub reads: Vec<Promise>,
     /// What is no longer as it was.
     pub changes: Vec<Promise>,
     /// What the outcome promises, if the session may have promises.
     pub grants: Vec<Promise>,
+    /// What the session has made by its own word, and works with already.
+    pub made: Option<Promise>,
     /// Files that the session may have open from now on.
     pub opened: Vec<Ino>,
     /// What was read, by what covers its attributes.
@@ -303,9 +309,11 @@ impl<'a> Turn<'a> {
             namespace: NamespaceId::default(),
             lineage: Vec::new(),
             payload: Bytes::new(),
+            stands: at,
             reads: Vec::new(),
             changes: Vec::new(),
             grants: Vec::new(),
+            made: None,
             opened: Vec::new(),
             accesses: Vec::new(),
             nameless: Vec::new(),
@@ -321,6 +329,18 @@ impl<'a> Turn<'a> {
             inodes_used: 0,
             history_bytes: 0,
         }
+    }
+
+    /// Forgets what an earlier request of the turn has touched.
+    pub fn touch_nothing(&mut self) {
+        self.reads.clear();
+        self.changes.clear();
+        self.grants.clear();
+        self.made = None;
+        self.opened.clear();
+        self.accesses.clear();
+        self.nameless.clear();
+        self.spent = 0;
     }
 
     /// Ends the turn: the state's hash after it, and what the world is to do.
@@ -461,25 +481,47 @@ impl<'a> Turn<'a> {
         self.bytes_used += by;
     }
 
-    /// A fresh inode number.
-    pub fn next_ino(&mut self) -> Result<Ino, Refusal> {
+    /// The number of a new inode: the one that its maker gives it, or a fresh one.
+    pub fn new_ino(&mut self, given: Option<Ino>) -> Result<Ino, Refusal> {
+        let row = self.counted()?;
+        if row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota) && !planted(Bug::CreateBeyondQuota) {
+            return Err(Refusal::QuotaExceeded);
+        }
+        let ino = match given {
+            // Numbers are handed out once, so whose this is need not be known.
+            Some(ino) if ino.namespace() != self.namespace || ino.counter() >= row.next => {
+                return Err(Refusal::Invalid);
+            }
+            Some(ino) if self.exists(ino) => return Err(Refusal::Exists),
+            Some(ino) => ino,
+            None => self.next_inos(1)?,
+        };
+        self.inodes_used += 1;
+        Ok(ino)
+    }
+
+    /// The first of so many fresh inode numbers.
+    pub fn next_inos(&mut self, count: u32) -> Result<Ino, Refusal> {
+        let mut row = self.counted()?;
+        let ino = Ino::new(self.namespace, row.next);
+        row.next = row.next.saturating_add(u64::from(count));
+        if row.next >> Ino::COUNTER_BITS != 0 {
+            return Err(Refusal::NoSpace);
+        }
+        self.put(&namespace_key(self.namespace), &row);
+        Ok(ino)
+    }
+
+    /// The namespace's row, whose counter knows of this epoch.
+    fn counted(&mut self) -> Result<NamespaceRow, Refusal> {
         let key = namespace_key(self.namespace);
         let mut row: NamespaceRow = self.get(&key).ok_or(Refusal::Stale)?;
         if row.counted != self.at.epoch && !planted(Bug::EpochReusesNumbers) {
             row.counted = self.at.epoch;
             row.next = row.next.saturating_add(EPOCH_SKIPS);
+            self.put(&key, &row);
         }
-        if row.next >> Ino::COUNTER_BITS != 0 {
-            return Err(Refusal::NoSpace);
-        }
-        if row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota) && !planted(Bug::CreateBeyondQuota) {
-            return Err(Refusal::QuotaExceeded);
-        }
-        let ino = Ino::new(self.namespace, row.next);
-        row.next += 1;
-        self.put(&key, &row);
-        self.inodes_used += 1;
-        Ok(ino)
+        Ok(row)
     }
 
     /// Moves an inode without names, and all that belongs to it, to history. Work

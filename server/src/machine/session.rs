@@ -1,10 +1,11 @@
-//! Sessions: opening, admission in order, remembered results, and the end.
+//! Sessions: opening, what they say of themselves, remembered results, and the end.
 //!
 //! A number is used up when it is admitted, and only after the one before it. The
 //! hash of every admitted record is kept until its answer has been taken, with the
 //! answer itself if the record changed something; so whatever the bus repeats or
 //! reorders, each change happens once.
 
+use super::delegation::Delegations;
 use super::effect::{Effect, Peer};
 use super::opened::MAX_KEPT_OPEN;
 use super::promise::{MAX_MISSED, Pending, To};
@@ -14,10 +15,10 @@ use super::{Machine, Stop};
 use bytes::Bytes;
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
-use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Promise, Refusal, Request, SessionOp, Ticket, UserName};
+use proto::message::{Acked, Answer, Ended, Open, Outcome, Promise, Push, Refusal, SessionOp, Ticket, UserName};
 use proto::planted::{Bug, planted};
 use proto::seal::{Key, SealError, open_blob_of, seal_blob_of};
-use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId, Time};
+use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,12 +34,8 @@ const TICKET_MS: u64 = 60_000;
 const RESULTS_MS: u64 = 400 * 24 * 3_600_000;
 /// Ended sessions remembered by id.
 pub(super) const MAX_ENDED: usize = 65_536;
-/// Numbers of one session whose hash and result are remembered.
-const MAX_REMEMBERED: usize = 1024;
 /// Sessions whose chunks a session may quote, itself included.
 const MAX_LINEAGE: usize = 64;
-/// A request's time may be this far ahead of its record's own.
-const TIME_AHEAD_MS: i64 = 10_000;
 /// Results of replaced sessions in one answer, encoded; older sessions' are left out first.
 const RESULTS_BYTES: usize = 500_000;
 const TICKET_PURPOSE: &str = "kfs session ticket v1";
@@ -86,13 +83,15 @@ pub(super) struct Session {
     pub barred_until: LogTime,
     /// Writes without reserving room: there is no quota, or it may not have heard of it.
     pub unlimited: bool,
+    #[serde(default)]
+    pub delegations: Delegations,
 }
 
 /// An admitted number whose answer has not been taken.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Remembered {
     pub hash: [u8; 32],
-    /// Of changes only.
+    /// Of changes, and of what waits.
     pub answer: Option<Answer>,
     /// The answer has not left yet.
     pub held: bool,
@@ -114,7 +113,7 @@ impl Session {
         self.admitted_at.plus_ms(if planted(Bug::LeaseTooShort) { 1000 } else { LEASE_MS })
     }
 
-    fn acknowledge(&mut self, acked: &Acked) {
+    pub fn acknowledge(&mut self, acked: &Acked) {
         while let Some(first) = self.remembered.first_entry()
             && *first.key() <= acked.floor
         {
@@ -220,7 +219,13 @@ impl Machine {
             Ok(open) => open,
             Err(refusal) => {
                 // Nothing is opened, so the ticket stays good for an open that can be read.
-                let answer = Answer { at: turn.at, pushed: PushNo(0), result: Err(refusal), granted: Vec::new() };
+                let answer = Answer {
+                    at: turn.at,
+                    pushed: PushNo(0),
+                    result: Err(refusal),
+                    granted: Vec::new(),
+                    delegated: Vec::new(),
+                };
                 let to = Peer {
                     session: id,
                     namespace: ticket.namespace,
@@ -256,7 +261,7 @@ impl Machine {
         turn.reads_attr(&root);
         waits.extend(self.waits(&turn.reads, id));
         let result = Ok(Outcome::Opened { root, ended, now: self.live.now, limited });
-        let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new() };
+        let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
         let session = Session {
             user: ticket.user,
             user_seen: ticket.user_seen,
@@ -280,6 +285,7 @@ impl Machine {
             missed: Vec::with_capacity(MAX_MISSED),
             barred_until: LogTime(0),
             unlimited,
+            delegations: Delegations { able: open.delegable, ..Delegations::default() },
         };
         let to = To { session: id, number: RequestNo(0), request: session.open_hash };
         turn.effects.push(Effect::SessionOpened { to: session.peer(id) });
@@ -338,7 +344,9 @@ impl Machine {
     /// kept for a successor.
     pub(super) fn end_session(&mut self, turn: &mut Turn, id: SessionId) {
         let Some(session) = self.live.sessions.remove(&id).map(Shared::into_inner) else { return };
+        let results = self.results(id, &session);
         self.quotable_for_now(id);
+        self.drop_delegations(&session.delegations);
         for promise in session.promises.keys() {
             self.holders.remove(&(*promise, id));
         }
@@ -352,12 +360,6 @@ impl Machine {
         turn.settle();
         self.end_locks(turn, id);
 
-        let results = session
-            .remembered
-            .into_iter()
-            .filter_map(|(number, remembered)| remembered.answer.map(|answer| (number, answer)))
-            .map(|(number, answer)| (number, Answer { granted: Vec::new(), ..answer }))
-            .collect();
         let until = self.live.now.plus_ms(RESULTS_MS);
         let row = EndedRow {
             user: session.user,
@@ -389,6 +391,33 @@ impl Machine {
         turn.effects.push(Effect::SessionOver { session: id });
     }
 
+    /// What has become of a session's requests that it may not know: answers that it has not taken, and
+    /// outcomes that it has not confirmed. A change that still waits will never be executed.
+    fn results(&self, id: SessionId, session: &Session) -> Vec<(RequestNo, Answer)> {
+        let told = |at: Position, pushed: PushNo, result| Answer {
+            at,
+            pushed,
+            result,
+            granted: Vec::new(),
+            delegated: Vec::new(),
+        };
+        let mut results = BTreeMap::new();
+        for (number, remembered) in &session.remembered {
+            if let Some(answer) = remembered.answer.as_ref().filter(|answer| !answer.is_waiting()) {
+                results.insert(*number, told(answer.at, answer.pushed, answer.result.clone()));
+            }
+        }
+        for body in self.outcomes(id, session) {
+            if let Push::Outcome { number, result } = &body.push {
+                results.insert(*number, told(body.at, session.pushed, result.clone()));
+            }
+        }
+        for number in self.unexecuted(id) {
+            results.insert(number, told(session.opened_answer.at, session.pushed, Err(Refusal::Again)));
+        }
+        results.into_iter().collect()
+    }
+
     /// Forgets what no successor has asked for in all that time; a few at a time.
     pub(super) fn forget_old_results(&mut self, turn: &mut Turn) {
         const AT_ONCE: usize = 16;
@@ -404,104 +433,7 @@ impl Machine {
         }
     }
 
-    /// A request that authenticates, at its place in the log. One that cannot be read
-    /// uses up its number like any other, and is refused.
-    pub(super) fn request(
-        &mut self,
-        turn: &mut Turn,
-        id: SessionId,
-        frame: &Frame,
-        request: Result<Request, Refusal>,
-        append_time_ms: i64,
-    ) {
-        let now = self.live.now;
-        let (number, hash) = (RequestNo(frame.header().number), frame.hash());
-        let session = self.live.sessions.get_mut(&id).expect("the caller found the session");
-        let to = To { session: id, number, request: hash };
-
-        if number > session.admitted.next() && !planted(Bug::ApplyAcrossGap) {
-            let expected = session.admitted.next();
-            return self.tell(turn, to, Ok(Outcome::Gap { expected }));
-        }
-        let repeat = number <= session.admitted;
-        if repeat {
-            match session.remembered.get(&number) {
-                // Its answer has been taken: a late duplicate.
-                None => return,
-                Some(known) if known.hash != hash => return self.tell(turn, to, Err(Refusal::NumberReused)),
-                Some(Remembered { answer: Some(answer), held, .. }) if !planted(Bug::SkipDedup) => {
-                    if !held {
-                        let effect = answer_effect(session.peer(id), number, hash, answer.clone());
-                        turn.effects.push(effect);
-                    }
-                    return;
-                }
-                Some(_) => {}
-            }
-        } else {
-            session.admitted = number;
-            session.admitted_at = now;
-            if let Ok(request) = &request {
-                session.acknowledge(&request.acked);
-            }
-            session.remembered.insert(number, Remembered { hash, answer: None, held: false });
-            if session.remembered.len() > MAX_REMEMBERED {
-                session.remembered.pop_first();
-            }
-        }
-
-        let request = match request {
-            Ok(request) => request,
-            Err(refusal) => return self.answer(turn, to, Err(refusal), Bytes::new(), true),
-        };
-        turn.by = id;
-        turn.namespace = session.namespace;
-        turn.lineage = self.quotable(id, &self.live.sessions[&id].lineage);
-        turn.payload = frame.payload();
-        turn.time = self.request_time(request.time, append_time_ms);
-        turn.room = self.room(id);
-        let (result, payload) = match &request.op {
-            Op::View(view) => match turn.view(view) {
-                Ok((outcome, payload)) => (Ok(outcome), payload),
-                Err(refusal) => (Err(refusal), Bytes::new()),
-            },
-            Op::Upload(upload) => (turn.upload(upload), Bytes::new()),
-            Op::Delete(delete) => (turn.delete_name(delete), Bytes::new()),
-            Op::Lock(op) => (self.lock_op(turn, to, op), Bytes::new()),
-            Op::Session(op) => return self.session_op(turn, to, op, repeat),
-        };
-        if !repeat {
-            self.note_opened(turn, id);
-        }
-        self.note_nameless(turn, id);
-        self.push_accessed(turn, id);
-        turn.settle();
-        self.spend(turn, id);
-        #[cfg(feature = "simulation")]
-        proto::simulation::seen(&proto::simulation::Seen::Applied {
-            at: turn.at,
-            session: id,
-            number,
-            again: repeat,
-            sent: request.time,
-            time: turn.time,
-            op: &request.op,
-            payload: &turn.payload,
-            result: &result,
-        });
-        self.answer(turn, to, result, payload, request.op.is_change());
-    }
-
-    /// The request's own time, unless it is ahead of the record's.
-    fn request_time(&self, time: Time, append_time_ms: i64) -> Time {
-        let time = Time { secs: time.secs, nanos: time.nanos.min(999_999_999) };
-        let append = Time::from_millis(append_time_ms);
-        let ahead = Time::from_millis(append_time_ms.saturating_add(TIME_AHEAD_MS));
-        let is_ahead = (time.secs, time.nanos) > (ahead.secs, ahead.nanos);
-        if self.live.append_time && is_ahead { append } else { time }
-    }
-
-    fn session_op(&mut self, turn: &mut Turn, to: To, op: &SessionOp, repeat: bool) {
+    pub(super) fn session_op(&mut self, turn: &mut Turn, to: To, op: &SessionOp, repeat: bool) {
         let mut after_checkpoint = None;
         match op {
             SessionOp::Renew => {}
@@ -538,8 +470,16 @@ impl Machine {
             }
             SessionOp::Reserve { keep, need, extra, part } => {
                 let outcome = self.reserve(turn, to, *keep, (*need, *extra), *part);
-                return self.tell_once(turn, to, outcome);
+                return self.tell_once(turn, to, Ok(outcome));
             }
+            SessionOp::Inodes { count } => {
+                let count = (*count).clamp(1, SessionOp::MAX_INODES);
+                let first = turn.next_inos(count);
+                return self.tell_once(turn, to, first.map(|first| Outcome::Inodes { first, count }));
+            }
+            // Nor may it speak of what has been granted since.
+            SessionOp::Undelegated if repeat => {}
+            SessionOp::Undelegated => self.undelegated(to.session),
             SessionOp::Close => {
                 self.tell(turn, to, Ok(Outcome::Done));
                 self.end_session(turn, to.session);
@@ -548,7 +488,13 @@ impl Machine {
             }
         }
         let session = &self.live.sessions[&to.session];
-        let answer = Answer { at: turn.at, pushed: session.pushed, result: Ok(Outcome::Done), granted: Vec::new() };
+        let answer = Answer {
+            at: turn.at,
+            pushed: session.pushed,
+            result: Ok(Outcome::Done),
+            granted: Vec::new(),
+            delegated: Vec::new(),
+        };
         turn.effects.push(Effect::Answer {
             to: session.peer(to.session),
             number: to.number,
@@ -560,9 +506,9 @@ impl Machine {
     }
 
     /// The same for what must not be done twice.
-    fn tell_once(&mut self, turn: &mut Turn, to: To, outcome: Outcome) {
+    fn tell_once(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
-        let answer = Answer { at: turn.at, pushed: session.pushed, result: Ok(outcome), granted: Vec::new() };
+        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new(), delegated: Vec::new() };
         if let Some(remembered) = session.remembered.get_mut(&to.number) {
             remembered.answer = Some(answer.clone());
         }
@@ -570,9 +516,9 @@ impl Machine {
     }
 
     /// Answers at once something that depends on no promise.
-    fn tell(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
+    pub(super) fn tell(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
         let session = &self.live.sessions[&to.session];
-        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new() };
+        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new(), delegated: Vec::new() };
         turn.effects.push(answer_effect(session.peer(to.session), to.number, to.request, answer));
     }
 }
@@ -582,15 +528,20 @@ pub(super) fn answer_effect(to: Peer, number: RequestNo, request: [u8; 32], answ
     Effect::Answer { to, number, request, after_checkpoint: None, answer, payload: Bytes::new() }
 }
 
-/// Keeps an answer below a record's size: a result tells only how a request went
-/// that is known anyway to have been applied.
+/// Keeps an answer below a record's size: most results tell only how a request went that is known anyway to have been
+/// applied. That one was not is never left out.
 fn bound_results(ended: &mut [Ended]) {
     let mut room = RESULTS_BYTES;
     for session in ended.iter_mut().rev() {
         let bytes = rmp_serde::to_vec_named(&session.results).expect("results have an encoding").len();
         match room.checked_sub(bytes) {
             Some(rest) => room = rest,
-            None => session.results.clear(),
+            None => session.results.retain(|(_, answer)| is_void(&answer.result)),
         }
     }
+}
+
+/// Whether nothing has come of a request, and it is to be sent again.
+fn is_void(result: &Result<Outcome, Refusal>) -> bool {
+    matches!(result, Err(Refusal::Again | Refusal::NotDelegated))
 }

@@ -4,6 +4,7 @@
 mod accessed;
 mod acl;
 mod audit;
+mod delegation;
 mod delete;
 mod history;
 mod hostile;
@@ -43,6 +44,9 @@ use std::sync::Arc;
 const NAMESPACE: NamespaceId = NamespaceId(16);
 const ROOT: Ino = Ino((16 << Ino::COUNTER_BITS) | 1);
 const PARTITION: u32 = 0;
+
+/// Sessions with ids from this one on can answer for what they are delegated.
+const DELEGABLE: u8 = 100;
 
 fn name(name: &str) -> Name {
     Name::new(name.as_bytes()).expect("tests use valid names")
@@ -182,7 +186,7 @@ impl World {
             number: 0,
         };
         let sealed = seal_ticket(&self.secrets, ticket).expect("small");
-        let body = Open { predecessors: predecessors.to_vec() };
+        let body = Open { predecessors: predecessors.to_vec(), delegable: ticket.session.0[0] >= DELEGABLE };
         seal(&ticket.key, &head, &to_server(), &body, &sealed).expect("small").record
     }
 
@@ -203,11 +207,14 @@ impl World {
     }
 
     fn sealed_at(&self, client: &Client, number: u64, time: Time, op: Op, payload: &[u8]) -> Bytes {
+        let request = Request { acked: Acked::default(), time, op, local: false };
+        self.sealed_request(client, number, &request, payload)
+    }
+
+    fn sealed_request(&self, client: &Client, number: u64, request: &Request, payload: &[u8]) -> Bytes {
         let head =
             Head { kind: Kind::Request, namespace: client.namespace, epoch: self.epoch, sender: client.id.0, number };
-        seal(&client.key, &head, &to_server(), &Request { acked: Acked::default(), time, op }, payload)
-            .expect("below a record's size")
-            .record
+        seal(&client.key, &head, &to_server(), request, payload).expect("below a record's size").record
     }
 
     fn send_with(&mut self, client: &mut Client, op: Op, payload: &[u8]) -> Vec<Effect> {
@@ -314,7 +321,7 @@ fn create(dir: Ino, at: &str, kind: FileKind) -> Op {
 
 fn make(dir: Ino, at: &str, kind: FileKind, mode: u32, umask: u32) -> Op {
     let target = (kind == FileKind::Symlink).then(|| value(b"there"));
-    let new = NewInode { kind, mode, umask, uid: Owner::Namespace, gid: Owner::Number(7), rdev: 0, target };
+    let new = NewInode { kind, mode, umask, uid: Owner::Namespace, gid: Owner::Number(7), rdev: 0, target, ino: None };
     Op::Upload(Upload::Create { dir, name: name(at), new })
 }
 

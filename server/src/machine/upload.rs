@@ -1,12 +1,12 @@
 //! Requests that add or change something (renames stand in `rename.rs`, content
 //! in `write.rs`). Checks stand above, changes below: a refused request leaves no trace.
 
-use super::acl::{Inherited, chmod};
 use super::rows::{DIR_BYTES, covering, dirent_key, inode_key, link_key, xattr_key};
 use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use proto::chunk::SealedValue;
 use proto::message::{
-    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload, XattrHow,
+    Attr, AttrChange, Cursor, FileKind, Inherited, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload,
+    XattrHow,
 };
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, NamespaceId, Position, Time};
@@ -50,11 +50,11 @@ impl Turn<'_> {
         if new.target.as_ref().is_some_and(|target| value_bytes(target) > MAX_TARGET_BYTES) {
             return Err(Refusal::TooLarge);
         }
-        let ino = self.next_ino()?;
+        let ino = self.new_ino(new.ino)?;
 
         let is_dir = new.kind == FileKind::Dir;
         let device = matches!(new.kind, FileKind::CharDevice | FileKind::BlockDevice);
-        let Inherited { mode, gid, rights } = Inherited::of(&parent, new);
+        let Inherited { mode, gid, rights } = Inherited::of(&parent.attr, new);
         let attr = Attr {
             ino,
             kind: new.kind,
@@ -147,7 +147,7 @@ impl Turn<'_> {
             self.opened.push(ino);
         }
         if let Some(mode) = change.mode {
-            chmod(&mut new, mode);
+            new.attr.chmod(mode);
         }
         let attr = &mut new.attr;
         attr.uid = change.uid.unwrap_or(attr.uid);

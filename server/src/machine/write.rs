@@ -259,7 +259,7 @@ impl Turn<'_> {
         if content.is_empty() {
             return Err(Refusal::Invalid);
         }
-        let Position { epoch, partition, offset, .. } = self.at;
+        let Position { epoch, partition, offset, .. } = self.stands;
         let hash = *blake3::hash(content).as_bytes();
         Ok(ChunkName { topic: Topic::Requests, epoch, partition, offset, index, session: self.by, hash })
     }

@@ -51,7 +51,13 @@ impl Answers {
         request: [u8; 32],
         at: Position,
     ) {
-        let answer = Answer { at, pushed: PushNo(0), result: Err(Refusal::SessionEnded), granted: Vec::new() };
+        let answer = Answer {
+            at,
+            pushed: PushNo(0),
+            result: Err(Refusal::SessionEnded),
+            granted: Vec::new(),
+            delegated: Vec::new(),
+        };
         let head = Head {
             kind: Kind::Answer,
             namespace: NamespaceId(0),

@@ -114,8 +114,8 @@ impl Apply {
             Ask::Content { partition, name, reply } => {
                 let Some(partition) = self.partitions.get_mut(partition as usize) else { return Ok(()) };
                 let content: Option<Bytes> = machine::content(&mut partition.store, &name);
-                let place = (partition.machine.epoch(), partition.next_offset);
-                let _ = reply.send((content, (name.epoch, name.offset) < place));
+                let (at, next) = ((name.epoch, name.offset), (partition.machine.epoch(), partition.next_offset));
+                let _ = reply.send((content, at < next && !partition.machine.is_waiting(at)));
             }
         }
         Ok(())

@@ -185,7 +185,7 @@ impl Client {
         let key = proof.session_secret.partition_key(done.partition);
         let mut client = Client { log: log.clone(), done, key, replies, bulk, number: 0 };
         let ticket = client.done.ticket.clone();
-        let answer = client.send(Kind::Open, 0, &Open { predecessors: Vec::new() }, &ticket).await;
+        let answer = client.send(Kind::Open, 0, &Open { predecessors: Vec::new(), delegable: false }, &ticket).await;
         assert!(matches!(answer.result, Ok(Outcome::Opened { .. })), "{answer:?}");
         client
     }
@@ -193,7 +193,7 @@ impl Client {
     async fn call(&mut self, op: Op) -> Answer {
         self.number += 1;
         let acked = Acked { floor: RequestNo(self.number - 1), also: Vec::new() };
-        let request = Request { acked, time: Time::from_millis(0), op };
+        let request = Request { acked, time: Time::from_millis(0), op, local: false };
         self.send(Kind::Request, self.number, &request, &[]).await
     }
 
@@ -238,7 +238,7 @@ fn mkdir(dir: Ino, name: &str) -> Op {
     use proto::message::{FileKind, NewInode, Owner, Upload};
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode { kind: FileKind::Dir, mode: 0o755, umask: 0, uid, gid, rdev: 0, target: None };
+    let new = NewInode { kind: FileKind::Dir, mode: 0o755, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
     Op::Upload(Upload::Create { dir, name, new })
 }
 
@@ -317,7 +317,7 @@ async fn passwords_are_checked_changed_and_guessing_is_slowed() {
             client.number += 1;
             let acked = Acked { floor: RequestNo(client.number - 1), also: Vec::new() };
             let op = Op::Session(SessionOp::Renew);
-            let request = Request { acked, time: Time::from_millis(0), op };
+            let request = Request { acked, time: Time::from_millis(0), op, local: false };
             let hash = client.append(Kind::Request, Topic::Requests, client.number, &request, &[]).await;
             let partition = client.done.replies_partition;
             let ended =

@@ -65,11 +65,19 @@ impl Writing {
             gid: 0,
         };
         let sealed = seal_ticket(&self.cluster, &ticket).expect("small");
-        self.record(&ticket.key, Kind::Open, SESSION.0, 0, &Open { predecessors: Vec::new() }, &sealed)
+        self.record(
+            &ticket.key,
+            Kind::Open,
+            SESSION.0,
+            0,
+            &Open { predecessors: Vec::new(), delegable: false },
+            &sealed,
+        )
     }
 
     fn request(&mut self, number: u64, op: Op, payload: &[u8]) -> Record {
-        let request = Request { acked: Acked::default(), time: Time::default(), op };
+        let local = matches!(op, Op::Upload(Upload::Create { .. }));
+        let request = Request { acked: Acked::default(), time: Time::default(), op, local };
         let key = self.key.clone();
         self.record(&key, Kind::Request, SESSION.0, number, &request, payload)
     }
@@ -94,6 +102,7 @@ fn a_log_reads_as_it_happened() {
         gid: Owner::Number(5),
         rdev: 0,
         target,
+        ino: Some(Ino::new(NAMESPACE, 9)),
     };
     let source = Source::Inline { payload_from: 0, payload_len: 6 };
     let key = WrappedKey { key_epoch: 1, wrapped: [0x5a; WrappedKey::BYTES] };
@@ -124,7 +133,8 @@ fn a_log_reads_as_it_happened() {
     assert_eq!(
         lines[2],
         format!(
-            "{} ann abababab #1 create dir=3:1 name=\"a b\" kind=symlink mode=0777 uid=owner gid=5 target_bytes=14 acked=0",
+            "{} ann abababab #1 create dir=3:1 name=\"a b\" kind=symlink mode=0777 uid=owner gid=5 ino=3:9 target_bytes=14 acked=0 \
+             local=true",
             at(2)
         )
     );
@@ -166,6 +176,7 @@ fn without_its_open_a_session_is_unread_until_its_key_is_known() {
         pushed: PushNo(2),
         result: Err(Refusal::NotFound),
         granted: vec![Promise::Dir(Ino::root(NAMESPACE))],
+        delegated: Vec::new(),
     };
     let head = Head { kind: Kind::Answer, namespace: NAMESPACE, epoch: Epoch(1), sender: SESSION.0, number: 1 };
     let context =

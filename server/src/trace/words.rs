@@ -55,6 +55,7 @@ impl Words {
             .with("issued", ticket.issued.0)
             .with("replies", ticket.replies_partition)
             .with_some("replaces", (!replaces.is_empty()).then_some(replaces))
+            .with_some("delegable", open.delegable.then_some(true))
     }
 
     pub fn request(request: &Request) -> Words {
@@ -62,6 +63,7 @@ impl Words {
         Words::op(&request.op)
             .with("acked", floor.0)
             .with_some("acked_also", (!also.is_empty()).then(|| list(also, |number| number.0.into())))
+            .with_some("local", request.local.then_some(true))
     }
 
     pub fn op(op: &Op) -> Words {
@@ -102,6 +104,7 @@ impl Words {
                 .with_some("umask", (new.umask != 0).then(|| format!("{:04o}", new.umask)))
                 .with("uid", new.uid)
                 .with("gid", new.gid)
+                .with_some("ino", new.ino)
                 .with_some("target_bytes", new.target.as_ref().map(|target| target.sealed.len() as u64)),
             Upload::Link { ino, dir, name } => {
                 Words::new("link").with("ino", *ino).with("dir", *dir).with("name", name)
@@ -198,6 +201,8 @@ impl Words {
             SessionOp::Forget { ended } => {
                 Words::new("forget").with("ended", list(ended, |id| Part::Text(short(&id.0))))
             }
+            SessionOp::Inodes { count } => Words::new("inodes").with("count", *count),
+            SessionOp::Undelegated => Words::new("undelegated"),
             SessionOp::Cancel { number } => Words::new("cancel").with("number", number.0),
             SessionOp::Close => Words::new("close"),
         }
@@ -281,6 +286,7 @@ impl Words {
             .with("at", answer.at.to_string())
             .with("pushed", answer.pushed.0)
             .with_some("granted", (!answer.granted.is_empty()).then(|| list(&answer.granted, promise)))
+            .with_some("delegated", (!answer.delegated.is_empty()).then(|| list(&answer.delegated, promise)))
     }
 
     pub fn refusal(refusal: Refusal) -> Words {
@@ -292,6 +298,7 @@ impl Words {
             Outcome::Done => Words::new("done"),
             Outcome::Accessed(moved) => Words::new("accessed").with("inos", list(moved, |(ino, _)| (*ino).into())),
             Outcome::Entry(attr) => attributes("entry", attr),
+            Outcome::Inodes { first, count } => Words::new("inodes").with("first", *first).with("count", *count),
             Outcome::Listing { dir, entries, end } => Words::new("listing")
                 .with("dir", dir.ino)
                 .with("entries", list(entries, |entry| (&entry.name).into()))

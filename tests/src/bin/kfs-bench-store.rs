@@ -192,13 +192,13 @@ impl World {
             gid: 0,
         };
         let ticket = seal_ticket(&world.cluster, &ticket)?;
-        world.send(Kind::Open, 0, &Open { predecessors: Vec::new() }, &ticket)?;
+        world.send(Kind::Open, 0, &Open { predecessors: Vec::new(), delegable: false }, &ticket)?;
         Ok(world)
     }
 
     fn create(&mut self, dir: Ino, name: &str, kind: FileKind) -> Result<Ino> {
         let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-        let new = NewInode { kind, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None };
+        let new = NewInode { kind, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
         let op = Upload::Create { dir, name: Name::new(name.as_bytes())?, new };
         match self.call(Op::Upload(op))? {
             Outcome::Entry(attr) => Ok(attr.ino),
@@ -244,7 +244,7 @@ impl World {
     fn request(&mut self, op: Op) -> Result<Outcome> {
         self.number += 1;
         let acked = Acked { floor: RequestNo(self.number - 1), also: Vec::new() };
-        let request = Request { acked, time: Time::from_millis(0), op };
+        let request = Request { acked, time: Time::from_millis(0), op, local: false };
         self.send(Kind::Request, self.number, &request, &[])
     }
 

@@ -245,6 +245,10 @@ fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool
                 "client {client}'s change of {before:?} is missing, though a later one took effect at {at}"
             ));
         }
+        // It had to wait for what others were delegated: nothing that was entered since depends on it.
+        if at.index > 0 {
+            continue;
+        }
         let life = if journal { 0 } else { entered.life };
         if let Some((before, _)) = last.insert((client, life), (*at, entered.id))
             && before > *at
@@ -282,6 +286,7 @@ fn linearizable(
         index.checked_sub(1).map_or(Position::default(), |index| moments[index].1)
     };
 
+    let ahead = Ahead::of(view, by_id);
     let mut order = view.operations.clone();
     order.retain(|(_, operation)| operation.returned.is_some());
     order.sort_by_key(|(_, operation)| operation.returned);
@@ -297,6 +302,9 @@ fn linearizable(
     let mut returned: BTreeMap<Whose, Vec<(u64, Position)>> = BTreeMap::new();
     for (number, operation) in order {
         let end = operation.returned.expect("only those were kept");
+        if ahead.is_doubtful(number, operation, end) {
+            continue;
+        }
         let highest = |whose: Whose| {
             let places = returned.get(&whose)?;
             let index = places.partition_point(|(at, _)| *at < operation.invoked);
@@ -307,12 +315,14 @@ fn linearizable(
             None => concerned(&operation.found),
         };
         let whose = || inodes.iter().map(|ino| Whose::Inode(*ino)).chain([Whose::Client(operation.client)]);
+        let heard = up_to(end);
         let mut from = whose().filter_map(highest).max().unwrap_or_default();
         if operation.client == fresh {
             // Whoever has no cache asks for all of it anew.
             from = from.max(up_to(operation.invoked));
         }
-        let to = up_to(end);
+        // What a mount has answered for itself it shows before the server has it.
+        let to = heard.max(ahead.of_client(operation.client, end));
         let wrong = |reason: String| {
             Err(format!("client {} was given a wrong answer to `{}`: {reason}", operation.client, operation.text))
         };
@@ -336,7 +346,11 @@ fn linearizable(
                 result.is_ok().then_some(*at)
             }
             Found::Written { ino, wrote } => written(view, model, by_id, operation, *ino, wrote)?,
-            found => match find_place(model, found, from, to) {
+            found => match find_place(model, found, from, to).or_else(|| {
+                // A name may be this mount's alone, and what it names not.
+                let since = |ino: u64| whose_since(&[Whose::Inode(ino), Whose::Client(operation.client)], &highest);
+                find_places(model, found, since, to).filter(|_| to > heard)
+            }) {
                 Some(at) => Some(at),
                 None => {
                     return wrong(format!(
@@ -348,13 +362,65 @@ fn linearizable(
             },
         };
         let Some(place) = place else { continue };
-        for whose in whose() {
+        // That it stands ahead of the log says nothing about what else its client sees.
+        for whose in whose().filter(|whose| place <= heard || matches!(whose, Whose::Inode(_))) {
             let places = returned.entry(whose).or_default();
             let before = places.last().map_or(Position::default(), |(_, place)| *place);
             places.push((end, before.max(place)));
         }
     }
     Ok(())
+}
+
+/// What mounts have answered for themselves, before the server had it.
+struct Ahead {
+    /// By client, the places of its changes with the moments of their entering; rising.
+    places: BTreeMap<usize, Vec<(u64, Position)>>,
+    /// By client, from when until when it showed what did not come about like that: its delegation had ended.
+    doubtful: BTreeMap<usize, Vec<(u64, u64)>>,
+    /// Operations whose changes did not.
+    void: BTreeSet<usize>,
+}
+
+impl Ahead {
+    fn of(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>) -> Ahead {
+        let mut ahead = Ahead { places: BTreeMap::new(), doubtful: BTreeMap::new(), void: BTreeSet::new() };
+        for entered in view.entered.iter().filter(|entered| entered.is_local) {
+            let client = entered.id.client() as usize;
+            match by_id.get(&entered.id) {
+                Some(at) if view.applied[at].local => {
+                    let places = ahead.places.entry(client).or_default();
+                    let before = places.last().map_or(Position::default(), |(_, place)| *place);
+                    places.push((entered.moment, before.max(*at)));
+                }
+                fate => {
+                    let until = fate.map_or(u64::MAX, |at| view.applied[at].moment);
+                    ahead.doubtful.entry(client).or_default().push((entered.moment, until));
+                    ahead.void.extend(entered.operation);
+                }
+            }
+        }
+        ahead
+    }
+
+    /// The highest place of what a client had answered for itself by then.
+    fn of_client(&self, client: usize, moment: u64) -> Position {
+        let Some(places) = self.places.get(&client) else { return Position::default() };
+        let index = places.partition_point(|(at, _)| *at < moment);
+        index.checked_sub(1).map_or(Position::default(), |index| places[index].1)
+    }
+
+    /// Whether an operation may have been shown what did not come about.
+    fn is_doubtful(&self, number: usize, operation: &Operation, end: u64) -> bool {
+        let doubtful = self.doubtful.get(&operation.client).into_iter().flatten();
+        self.void.contains(&number)
+            || doubtful.into_iter().any(|(from, until)| operation.invoked < *until && end > *from)
+    }
+}
+
+/// The highest place that any of these have been seen at.
+fn whose_since(whose: &[Whose], highest: &impl Fn(Whose) -> Option<Position>) -> Position {
+    whose.iter().filter_map(|whose| highest(*whose)).max().unwrap_or_default()
 }
 
 /// Where everything that the mount had written to a file before took effect.
@@ -373,7 +439,7 @@ fn written(
             continue;
         }
         match by_id.get(&entered.id) {
-            Some(at) if view.applied[at].moment < end => {
+            Some(at) if view.applied[at].moment < end || entered.is_local => {
                 last = last.max(Some(*at));
                 requests += 1;
             }
@@ -422,6 +488,18 @@ fn find_place(model: &Model, found: &Found, from: Position, to: Position) -> Opt
     }
     places.sort_unstable();
     places.into_iter().find(|at| matches(model, found, *at))
+}
+
+/// The same of a name and of what it names, each at a place of its own; gives the first.
+fn find_places(model: &Model, found: &Found, from: impl Fn(u64) -> Position, to: Position) -> Option<Position> {
+    let Found::Entry { dir, name, entry: Some(entry) } = found else { return None };
+    let is_named = |at: Position| model.version(*dir, at).is_some_and(|dir| dir.entries.get(name) == Some(&entry.ino));
+    let from_dir = from(*dir);
+    let versions = model.versions.get(dir).into_iter().flatten().map(|(at, _)| *at);
+    let named =
+        [from_dir].into_iter().chain(versions.filter(|at| *at > from_dir && *at <= to)).find(|at| is_named(*at))?;
+    let inode = Found::Inode { ino: entry.ino, entry: Some(entry.clone()) };
+    Some(named.min(find_place(model, &inode, from(entry.ino), to)?))
 }
 
 fn concerned(found: &Found) -> Vec<u64> {

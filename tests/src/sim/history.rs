@@ -92,6 +92,8 @@ pub struct Applied {
     pub id: ChangeId,
     pub op: Op,
     pub payload: Bytes,
+    /// Its program had been answered, under a delegation that counts.
+    pub local: bool,
     pub result: Result<Outcome, Refusal>,
 }
 
@@ -106,6 +108,8 @@ pub struct Entered {
     pub life: usize,
     /// It may be applied in one session only, so it may be missing.
     pub is_bound: bool,
+    /// Its program was answered at once, under a delegation.
+    pub is_local: bool,
 }
 
 /// One operation of the workload.
@@ -204,7 +208,7 @@ impl History {
         inner.moment += 1;
         let moment = inner.moment;
         match seen {
-            Seen::Applied { at, session, number, sent, op, payload, result, .. } => {
+            Seen::Applied { at, session, number, sent, op, payload, local, result, .. } => {
                 if let Some(known) = inner.applied.get(at) {
                     if known.result != **result || known.op != **op {
                         let text = format!("at {at} one machine gave {:?}, another {result:?}", known.result);
@@ -219,6 +223,7 @@ impl History {
                     id: ChangeId::of(*sent, op),
                     op: (*op).clone(),
                     payload: (*payload).clone(),
+                    local: *local,
                     result: (*result).clone(),
                 };
                 inner.applied.insert(*at, applied);
@@ -235,15 +240,16 @@ impl History {
                     inner.violated(format!("two machines differ after {at}"));
                 }
             }
-            Seen::Entered { time, op, is_bound } => {
+            Seen::Entered { time, op, is_bound, is_local } => {
                 if op.outlives_session() {
                     let writes = match op {
                         Op::Upload(Upload::Write { ino, .. }) => Some(ino.0),
                         _ => None,
                     };
                     let life = inner.lives.get(&(client_of(*time) as usize)).copied().unwrap_or(0);
-                    let (id, is_bound) = (ChangeId::of(*time, op), *is_bound);
-                    inner.entered.push(Entered { moment, id, operation: OPERATION.get(), writes, life, is_bound });
+                    let (id, is_bound, is_local) = (ChangeId::of(*time, op), *is_bound, *is_local);
+                    let operation = OPERATION.get();
+                    inner.entered.push(Entered { moment, id, operation, writes, life, is_bound, is_local });
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! the network is like, and which faults come when. A plan is data, so a failing
 //! one can be made smaller piece by piece, and printed.
 
+mod apart;
 mod servers;
 
 use super::bus::Net;
@@ -366,6 +367,7 @@ impl Plan {
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
         let quotas = quotas(seed, &mut clients, &faults);
         let journal = rng.chance(500);
+        apart::apart(seed, &mut clients);
         Plan { seed, net, append_time: true, journal, servers, pace_ms, clients, faults, quotas, tidies_up }
     }
 

@@ -1,6 +1,6 @@
 //! Requests that have been admitted and wait in the machine: how they end is told by a push.
 
-use super::{Action, CallError, Core, Entry, Waiter};
+use super::{Action, Core, Entry, Waiter};
 use bytes::Bytes;
 use proto::message::{Answer, Outcome, Refusal, SessionOp};
 use proto::{Position, PushNo, RequestNo};
@@ -22,9 +22,9 @@ impl<W> Default for ParkedRequests<W> {
 
 impl<W> ParkedRequests<W> {
     /// All that wait; none does any more.
-    pub(super) fn take(&mut self) -> Vec<Entry<W>> {
+    pub(super) fn take(&mut self) -> BTreeMap<RequestNo, Entry<W>> {
         self.early.clear();
-        std::mem::take(&mut self.waiting).into_values().collect()
+        std::mem::take(&mut self.waiting)
     }
 }
 
@@ -50,7 +50,10 @@ impl<W: Waiter> Core<W> {
         out: &mut Vec<Action<W>>,
     ) {
         match self.parked.waiting.remove(&number) {
-            Some(entry) => self.end_parked(now_ms, at, entry, result, out),
+            Some(entry) => {
+                self.end_parked(now_ms, at, entry, result, out);
+                self.pump(now_ms, out);
+            }
             // Its answer is lost or late; what is not under way has been told before.
             None if self.flight.contains_key(&number) && self.parked.early.len() < MAX_EARLY => {
                 self.parked.early.insert(number, (at, result));
@@ -66,11 +69,11 @@ impl<W: Waiter> Core<W> {
         }
     }
 
-    /// The session is over: nothing waits in it.
-    pub(super) fn lose_parked(&mut self, out: &mut Vec<Action<W>>) {
-        for entry in self.parked.take() {
-            out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
-        }
+    /// What others were delegated has been given back: the request is entered once more, before all that waits here.
+    pub(super) fn ask_again(&mut self, mut entry: Entry<W>) {
+        self.entered += 1;
+        entry.order = self.entered;
+        self.waiting.push_front(entry);
     }
 
     fn end_parked(
@@ -81,7 +84,10 @@ impl<W: Waiter> Core<W> {
         result: Result<Outcome, Refusal>,
         out: &mut Vec<Action<W>>,
     ) {
-        let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new() };
+        if result == Err(Refusal::Again) {
+            return self.ask_again(entry);
+        }
+        let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
         self.finish(now_ms, entry, answer, Bytes::new(), out);
     }
 }

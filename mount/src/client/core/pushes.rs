@@ -35,6 +35,8 @@ pub(crate) struct Pushes {
     missing_since: Option<u64>,
     repeat: Repeat,
     confirm: Vec<PushNo>,
+    /// To be confirmed behind all that has been entered.
+    confirm_behind: Vec<PushNo>,
     /// Confirmed, or to be confirmed. Servers that restart say again what they said before.
     confirmed: BTreeSet<PushNo>,
 }
@@ -63,8 +65,9 @@ impl Pushes {
         missed
     }
 
-    /// A push has come. Returns whether it shows that an earlier one was lost.
-    pub(crate) fn came(&mut self, now_ms: u64, number: PushNo) -> bool {
+    /// A push has come, which is to be confirmed at once or behind all that has been entered. Returns whether it shows
+    /// that an earlier one was lost.
+    pub(crate) fn came(&mut self, now_ms: u64, number: PushNo, at_once: bool) -> bool {
         let lost = number > self.floor.next() && !self.beyond.contains(&number);
         self.told = self.told.max(number);
         if number > self.floor {
@@ -75,7 +78,7 @@ impl Pushes {
         }
         self.settle(now_ms);
         if self.confirmed.insert(number) {
-            self.confirm.push(number);
+            if at_once { &mut self.confirm } else { &mut self.confirm_behind }.push(number);
         }
         if self.confirmed.len() > MAX_CONFIRMED {
             self.confirmed.pop_first();
@@ -89,11 +92,12 @@ impl Pushes {
 
     /// The pushes to confirm in one record, if there are any.
     pub(crate) fn take_confirmations(&mut self) -> Option<Vec<PushNo>> {
-        if self.confirm.is_empty() {
-            return None;
-        }
-        let rest = self.confirm.split_off(self.confirm.len().min(MAX_CONFIRM));
-        Some(std::mem::replace(&mut self.confirm, rest))
+        take(&mut self.confirm)
+    }
+
+    /// Likewise, those that are to be confirmed behind all that has been entered.
+    pub(crate) fn take_confirmations_behind(&mut self) -> Option<Vec<PushNo>> {
+        take(&mut self.confirm_behind)
     }
 
     /// Where to ask for repetition from, once that is due; it is then taken as asked.
@@ -142,6 +146,14 @@ impl Pushes {
     }
 }
 
+fn take(pushes: &mut Vec<PushNo>) -> Option<Vec<PushNo>> {
+    if pushes.is_empty() {
+        return None;
+    }
+    let rest = pushes.split_off(pushes.len().min(MAX_CONFIRM));
+    Some(std::mem::replace(pushes, rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +161,7 @@ mod tests {
     #[test]
     fn pushes_in_order_miss_nothing() {
         let mut p = Pushes::default();
-        assert!(!p.came(0, PushNo(1)) && !p.came(0, PushNo(2)) && !p.came(1, PushNo(1)));
+        assert!(!p.came(0, PushNo(1), true) && !p.came(0, PushNo(2), true) && !p.came(1, PushNo(1), true));
         assert!(p.complete_up_to(PushNo(2)));
         assert_eq!(p.take_confirmations(), Some(vec![PushNo(1), PushNo(2)]));
         assert_eq!((p.take_confirmations(), p.deadline_ms()), (None, None));
@@ -159,25 +171,25 @@ mod tests {
     #[test]
     fn a_push_is_confirmed_once() {
         let mut p = Pushes::default();
-        p.came(0, PushNo(2));
+        p.came(0, PushNo(2), true);
         p.ask_to_repeat(100);
         p.repeated(100, PushNo(2));
         p.ask_to_repeat(400);
         assert_eq!(p.take_confirmations(), Some(vec![PushNo(2)]));
-        p.came(500, PushNo(2));
-        p.came(500, PushNo(1));
-        p.came(501, PushNo(1));
+        p.came(500, PushNo(2), true);
+        p.came(500, PushNo(1), true);
+        p.came(501, PushNo(1), true);
         assert_eq!(p.take_confirmations(), Some(vec![PushNo(1)]));
     }
 
     #[test]
     fn a_lost_push_is_asked_for_once_and_then_passed_over() {
         let mut p = Pushes::default();
-        assert!(p.came(100, PushNo(3)));
+        assert!(p.came(100, PushNo(3), true));
         assert_eq!(p.ask_to_repeat(100), Some(PushNo(1)));
         assert_eq!(p.ask_to_repeat(1000), None);
         p.repeated(1000, PushNo(3));
-        p.came(1010, PushNo(2));
+        p.came(1010, PushNo(2), true);
         assert!(!p.complete_up_to(PushNo(1)));
         assert_eq!(p.ask_to_repeat(1200), None);
         assert!(p.complete_up_to(PushNo(3)));
@@ -188,7 +200,7 @@ mod tests {
         let mut p = Pushes::default();
         assert!(p.told(0, PushNo(1)));
         assert_eq!((p.ask_to_repeat(49), p.deadline_ms()), (None, Some(50)));
-        assert!(!p.came(49, PushNo(1)));
+        assert!(!p.came(49, PushNo(1), true));
         assert_eq!(p.ask_to_repeat(50), None);
         assert!(p.told(60, PushNo(2)));
         assert!(!p.told(60, PushNo(2)) && !p.told(60, PushNo(1)));

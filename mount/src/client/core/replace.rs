@@ -19,7 +19,8 @@ impl<W: Waiter> Core<W> {
             return Ok(());
         }
         self.leave_session(out);
-        let record = seal.open(&Open { predecessors: self.predecessors.clone() })?;
+        let record =
+            seal.open(&Open { predecessors: self.predecessors.clone(), delegable: self.delegated.delegable })?;
         self.phase = Phase::Opening {
             hash: proto::frame::record_hash(&record),
             record: record.clone(),
@@ -54,7 +55,8 @@ impl<W: Waiter> Core<W> {
             if self.predecessors.len() > Open::MAX_PREDECESSORS {
                 self.predecessors.remove(Open::MAX_PREDECESSORS - 1);
             }
-            self.lost(out);
+            self.promises.drop_all(self.seen);
+            out.push(Action::Invalidate(Invalidation::All));
         }
     }
 
@@ -75,17 +77,23 @@ impl<W: Waiter> Core<W> {
         let last =
             fate.filter(|fate| fate.known && !planted(Bug::ResendWithoutAsking)).map_or(RequestNo(0), |fate| fate.last);
         let mut again = Vec::new();
-        for (number, flight) in std::mem::take(&mut self.flight) {
-            let entry = flight.entry;
+        let flight = std::mem::take(&mut self.flight).into_iter().map(|(number, flight)| (number, flight.entry));
+        let unfinished: BTreeMap<RequestNo, Entry<W>> = flight.chain(self.parked.take()).collect();
+        for (number, entry) in unfinished {
             match results.remove(&number) {
                 _ if is_upkeep(&entry.op) => {}
                 // A lock went with the session; what was written under one may come too late.
                 _ if matches!(entry.op, Op::Lock(_)) => {
                     out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
                 }
+                // It waited for what others were delegated, or came too late for what this client was: nothing has come of it.
+                Some(Answer { result: Err(Refusal::Again | Refusal::NotDelegated), .. }) if entry.only_in.is_none() => {
+                    again.push(entry);
+                }
                 // Its grants are of a session that is over.
                 Some(answer) if number <= last => {
-                    self.finish(now_ms, entry, Answer { granted: Vec::new(), ..answer }, Bytes::new(), out);
+                    let answer = Answer { granted: Vec::new(), delegated: Vec::new(), ..answer };
+                    self.finish(now_ms, Entry { local: false, ..entry }, answer, Bytes::new(), out);
                 }
                 _ if number <= last && entry.op.outlives_session() => {
                     out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
@@ -96,10 +104,13 @@ impl<W: Waiter> Core<W> {
                 _ => again.push(entry),
             }
         }
-        self.lose_parked(out);
         for entry in again.into_iter().rev() {
             self.waiting.push_front(entry);
         }
+        // What was answered under the delegations of another session is asked for like anything else.
+        self.waiting.iter_mut().for_each(|entry| entry.local = false);
+        self.waiting.retain(|entry| !is_upkeep(&entry.op));
+        self.delegated.anew(self.entered);
         self.predecessors.clear();
         self.flight_session = None;
         self.ordinary = 0;

@@ -148,7 +148,7 @@ impl Sim {
         let client = |_| {
             let promises = Arc::new(Promises::default());
             TestClient {
-                core: Core::new(Arc::clone(&promises), Vec::new()),
+                core: Core::new(Arc::clone(&promises), Vec::new(), false),
                 promises,
                 results: BTreeMap::new(),
                 next_token: 0,
@@ -227,7 +227,7 @@ impl Sim {
                 }
                 Effect::SessionEnded { session, number, request, at, .. } => {
                     let result = Err(Refusal::SessionEnded);
-                    let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new() };
+                    let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
                     self.toward(session, |client, session| Event::Answer {
                         client,
                         session,
@@ -346,6 +346,9 @@ impl Sim {
                 time: Time::from_millis(now as i64),
                 journaled: None,
                 only_in: None,
+                answered: false,
+                local: false,
+                order: 0,
                 entered_ms: now,
             };
             core.submit(now, entry, out);
@@ -449,6 +452,7 @@ fn create(name: &str) -> Op {
             gid: Owner::Namespace,
             rdev: 0,
             target: None,
+            ino: None,
         },
     })
 }

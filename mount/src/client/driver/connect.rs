@@ -7,6 +7,7 @@ use crate::client::core::content;
 use crate::client::journal::Adopted;
 use crate::client::transfer;
 use proto::chunk::ChunkName;
+use proto::message::Refusal;
 use proto::planted::{Bug, planted};
 use proto::task;
 
@@ -35,7 +36,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     let inner = Arc::new(Inner {
         promises: Arc::clone(&promises),
         state: Mutex::new(State {
-            core: Core::new(promises, adopted.sessions.clone()),
+            core: Core::new(promises, adopted.sessions.clone(), journal.is_some()),
             link: None,
             readers: Vec::new(),
             opened: Some(opened),
@@ -50,6 +51,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         journal,
         transfers: Transfers::default(),
         reserves: Reserves::default(),
+        inodes: Mutex::default(),
         invalidations: broadcast::Sender::new(INVALIDATIONS),
         armed_ms: AtomicU64::new(u64::MAX),
         timer: Notify::new(),
@@ -166,10 +168,11 @@ impl Inner {
         for entry in adopted.entries {
             let fate = entry.sent.filter(|_| !planted(Bug::JournalResendsAll)).and_then(|(session, number)| {
                 let ended = ended.iter().find(|ended| ended.session == session && ended.known)?;
-                (number <= ended.last).then(|| {
-                    let result = ended.results.iter().find(|(result, _)| *result == number);
-                    result.map(|(_, answer)| answer.result.clone())
-                })
+                let result = ended.results.iter().find(|(result, _)| *result == number);
+                let result = result.map(|(_, answer)| answer.result.clone());
+                // It waited for what others were delegated, or came too late for what its session was: nothing has come of it.
+                let is_void = matches!(result, Some(Err(Refusal::Again | Refusal::NotDelegated)));
+                (number <= ended.last && !is_void).then_some(result)
             });
             match fate {
                 // Applied; whoever waited for more than that is gone.

@@ -3,6 +3,7 @@
 
 use super::{Check, name_in};
 use crate::machine::Machine;
+use crate::machine::park::Parked;
 use crate::machine::rows::table;
 use proto::SessionId;
 use serde::de::IgnoredAny;
@@ -30,6 +31,22 @@ impl Check<'_> {
                 session.promise_order.iter().map(|(order, promise)| (*promise, *order)).collect();
             let promised: BTreeSet<_> = session.promises.iter().map(|(promise, order)| (*promise, *order)).collect();
             violations.check(ordered == promised, || format!("session {id} has promises without their order"));
+            let delegations = &session.delegations;
+            for (thing, recall) in &delegations.has {
+                let is_promised = session.promises.contains_key(thing);
+                violations.check(is_promised == recall.is_none(), || {
+                    format!("session {id} is delegated {thing:?} and not promised it, or not asked for it back")
+                });
+                let is_asked = recall.is_none_or(|number| session.pending.get(&number).is_some_and(|p| p.open));
+                violations.check(is_asked, || format!("session {id} is asked for {thing:?} by no push"));
+                let is_alone = machine.holders_of(*thing).all(|holder| holder == *id);
+                violations
+                    .check(is_alone, || format!("session {id} is delegated {thing:?}, which others are promised"));
+                let is_its = machine.delegated.holder(thing) == Some(*id);
+                violations.check(is_its, || format!("session {id} is delegated {thing:?}, and so is another"));
+            }
+            let may_have = delegations.has.is_empty() || delegations.able;
+            violations.check(may_have, || format!("session {id} is delegated something and cannot answer for it"));
         }
         for (ino, holders) in &live.nameless {
             for id in holders {
@@ -50,6 +67,11 @@ impl Check<'_> {
                 violations.check(again.holders == machine.holders, || "the index of promises is another one".into());
                 violations.check(again.things == machine.things, || "the index of pushes is another one".into());
                 violations.check(again.holdings == machine.holdings, || "the index of locks is another one".into());
+                violations
+                    .check(again.delegated == machine.delegated, || "the index of delegations is another one".into());
+                violations.check(again.waiting_bytes == machine.waiting_bytes, || {
+                    "the count of what waits is another one".into()
+                });
                 violations.check(again.quotable_order == machine.quotable_order, || {
                     "the order of sessions to quote from is another one".into()
                 });
@@ -57,6 +79,7 @@ impl Check<'_> {
             Err(error) => violations.add(|| error.to_string()),
         }
         self.locks();
+        self.waiting();
         self.ended();
         self.freed();
         self.users();
@@ -82,8 +105,31 @@ impl Check<'_> {
             }
             violations.check(!file.is_empty(), || format!("inode {} has an empty list of locks", ino.0));
         }
-        let parked: BTreeSet<_> = live.parked.keys().copied().collect();
+        let parked = live.parked.iter().filter(|(_, what)| matches!(what, Parked::Lock(_)));
+        let parked: BTreeSet<_> = parked.map(|(request, _)| *request).collect();
         violations.check(waiting == parked, || "who waits for locks is not who is parked".into());
+    }
+
+    /// That who waits for what others are delegated is parked, lives, and has something to wait for.
+    fn waiting(&mut self) {
+        let (machine, live) = (self.machine, &self.machine.live);
+        let violations = &mut self.report.violations;
+        let mut orders = BTreeSet::new();
+        for (request, what) in &live.parked {
+            violations
+                .check(live.sessions.contains_key(&request.0), || format!("session {} waits and has ended", request.0));
+            if let Parked::Delegation(order) = what {
+                let waits = live.waiting.get(order).map(|waiting| (waiting.to.session, waiting.to.number));
+                violations.check(waits == Some(*request), || format!("{request:?} is parked and does not wait"));
+                orders.insert(*order);
+            }
+        }
+        for (order, waiting) in &live.waiting {
+            violations.check(orders.contains(order), || format!("the request {order} waits and is not parked"));
+            violations.check(*order < live.next_waiting, || format!("the request {order} is still to come"));
+            let is_free = machine.is_free(waiting);
+            violations.check(!is_free, || format!("the request {order} waits for nothing"));
+        }
     }
 
     /// That what ended sessions have left is listed by its time.

@@ -82,6 +82,7 @@ struct Node {
     rights: Rights,
 }
 
+#[derive(Clone)]
 pub struct Model {
     nodes: BTreeMap<Ino, Node>,
     next: u64,
@@ -99,6 +100,21 @@ impl Model {
             rights: Rights::default(),
         };
         Model { nodes: BTreeMap::from([(ROOT, root)]), next: 2 }
+    }
+
+    /// So many numbers are given out for inodes to come.
+    pub fn give_inodes(&mut self, count: u32) {
+        self.next += u64::from(count);
+    }
+
+    /// The directory that covers a file's attributes.
+    pub fn covering(&self, ino: Ino) -> Option<Ino> {
+        self.nodes.get(&ino).and_then(|node| node.parent).filter(|_| !self.is_dir(ino))
+    }
+
+    /// What a name stands for.
+    pub fn named(&self, dir: Ino, name: &Name) -> Option<Ino> {
+        self.nodes.get(&dir)?.entries.get(name).copied()
     }
 
     /// Every inode that there has been and is, in order.
@@ -254,7 +270,7 @@ impl Model {
     }
 
     fn create(&mut self, dir: Ino, name: &Name, new: &NewInode) -> Result<Seen, Refusal> {
-        let ino = Ino::new(NAMESPACE, self.next);
+        let ino = new.ino.unwrap_or(Ino::new(NAMESPACE, self.next));
         let parent = self.dir(dir)?;
         if parent.entries.contains_key(name) {
             return Err(Refusal::Exists);
@@ -280,7 +296,7 @@ impl Model {
         let (entries, content) = (BTreeMap::new(), Vec::new());
         let node = Node { kind, mode, nlink, entries, parent: Some(dir), content, rights };
         self.nodes.insert(ino, node);
-        self.next += 1;
+        self.next += u64::from(new.ino.is_none());
         Ok(self.entry(ino))
     }
 

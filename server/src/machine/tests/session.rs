@@ -30,7 +30,7 @@ fn what_has_been_acknowledged_is_forgotten() {
     let old = c.last.clone();
     let head = Head { kind: Kind::Request, namespace: NAMESPACE, epoch: world.epoch, sender: c.id.0, number: 2 };
     let acked = Acked { floor: RequestNo(1), also: vec![] };
-    let request = Request { acked, time: Time::default(), op: Op::Session(SessionOp::Renew) };
+    let request = Request { acked, time: Time::default(), op: Op::Session(SessionOp::Renew), local: false };
     let record = seal(&c.key, &head, &to_server(), &request, &[]).unwrap().record;
     world.effects(&record);
     assert!(world.effects(&old).is_empty());

@@ -263,6 +263,7 @@ fn a_symlink_keeps_its_target() {
         gid: Owner::Namespace,
         rdev: 0,
         target: Some(value(b"/to/there")),
+        ino: None,
     };
     let attr = world.entry(&mut c, Op::Upload(Upload::Create { dir: ROOT, name: name("l"), new: new.clone() }));
     assert_eq!(attr.size, 9);

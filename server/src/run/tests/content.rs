@@ -13,7 +13,7 @@ use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Uploa
 fn create(dir: Ino, name: &str) -> Op {
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode { kind: FileKind::File, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None };
+    let new = NewInode { kind: FileKind::File, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
     Op::Upload(Upload::Create { dir, name, new })
 }
 
@@ -295,7 +295,7 @@ async fn every_piece_of_a_request_is_healed() {
     }
     let write = Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces, reserved: false });
     client.number += 1;
-    let request = Request { acked: Acked::default(), time: Time::from_millis(0), op: write };
+    let request = Request { acked: Acked::default(), time: Time::from_millis(0), op: write, local: false };
     let answer = client.send(Kind::Request, client.number, &request, &payload).await;
     assert!(answer.result.is_ok(), "{answer:?}");
     let Position { epoch, partition, offset, .. } = answer.at;

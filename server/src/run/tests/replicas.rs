@@ -277,7 +277,7 @@ fn create(dir: Ino, name: &str) -> Op {
     use proto::message::{FileKind, NewInode, Owner, Upload};
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode { kind: FileKind::File, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None };
+    let new = NewInode { kind: FileKind::File, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
     Op::Upload(Upload::Create { dir, name, new })
 }
 
@@ -295,7 +295,7 @@ async fn a_new_server_takes_a_snapshot_while_the_others_work_and_then_takes_over
     let Ok(Outcome::Entry(file)) = client.call(create(root, "f")).await.result else { panic!("created") };
     client.number += 1;
     let acked = Acked { floor: RequestNo(client.number - 1), also: Vec::new() };
-    let request = Request { acked, time: Time::from_millis(0), op: inline_write(file.ino, 50_000) };
+    let request = Request { acked, time: Time::from_millis(0), op: inline_write(file.ino, 50_000), local: false };
     let written = client.send(Kind::Request, client.number, &request, &[5; 50_000]).await;
     assert!(written.result.is_ok(), "{written:?}");
     let mut chunks = Vec::new();

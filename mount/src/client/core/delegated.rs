@@ -1,0 +1,62 @@
+//! What the session has been delegated, as far as the order of its requests is concerned. Which things these are
+//! stands with the promises, since it ends with them.
+//!
+//! * A push that takes back what may be delegated is confirmed behind all that has been entered, so behind
+//!   everything that was answered under the delegation.
+//! * Where promises end otherwise (missed pushes, a lease that ran out) the server is told, behind the same, and
+//!   what answers to requests before that delegate does not count.
+
+use proto::message::{Promise, Push};
+
+pub(super) struct Delegated {
+    /// Whether sessions are opened as ones that can be delegated something.
+    pub delegable: bool,
+    /// This session has been, since it last gave all up.
+    has: bool,
+    /// The last word to the server that all is given up, if that is not answered.
+    giving_up: Option<u64>,
+    /// The order of the last such word: answers to what was entered before it delegate nothing.
+    from: u64,
+}
+
+impl Delegated {
+    pub fn new(delegable: bool) -> Delegated {
+        Delegated { delegable, has: false, giving_up: None, from: 0 }
+    }
+
+    /// A session has been opened, which has been delegated nothing.
+    pub fn anew(&mut self, order: u64) {
+        *self = Delegated { from: order, ..Delegated::new(self.delegable) };
+    }
+
+    /// Whether what the answer to this request delegates counts.
+    pub fn takes(&self, order: u64) -> bool {
+        self.delegable && order > self.from
+    }
+
+    pub fn have(&mut self, something: bool) {
+        self.has |= something;
+    }
+
+    /// Whether the push may take back what has been delegated.
+    pub fn is_recall(&self, push: &Push) -> bool {
+        let is_delegable = |promise: &Promise| matches!(promise, Promise::Dir(_) | Promise::Content(_));
+        (self.has || self.giving_up.is_some())
+            && matches!(push, Push::Invalidate(things) if things.iter().any(is_delegable))
+    }
+
+    pub fn is_to_be_given_up(&self) -> bool {
+        self.has
+    }
+
+    pub fn giving_up(&mut self, order: u64) {
+        *self = Delegated { delegable: self.delegable, has: false, giving_up: Some(order), from: order };
+    }
+
+    /// The server knows that what was delegated up to there is given up.
+    pub fn given_up(&mut self, order: u64) {
+        if self.giving_up == Some(order) {
+            self.giving_up = None;
+        }
+    }
+}

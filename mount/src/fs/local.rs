@@ -1,0 +1,376 @@
+//! Changes that are answered here: all that they touch is delegated, and enough of it is known.
+//!
+//! * Looking, submitting and bringing the cache up to date are one step under the cache's lock, so that what one program
+//!   was told is what the next one finds.
+//! * What is answered stands in the journal; where it does not, the program waits for the server after all.
+//! * One task takes the server's answers, in the order of the requests. One that is not a yes (the delegation had ended, and
+//!   others have changed something) costs what is known of the places concerned; what was asked for is set aside in the
+//!   journal's `conflicts/`.
+//! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
+
+use super::cache::{Found, Local};
+use super::pending::{Effect, Touched};
+use super::{Fs, Inner};
+use crate::client::{Patience, Reply, Submitted, Terms};
+use crate::error::FsError;
+use bytes::Bytes;
+use proto::message::{
+    Attr, AttrChange, Cursor, Delete, FileKind, Inherited, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
+};
+use proto::{Ino, Name, Time};
+use std::sync::{Arc, Weak};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+/// Changes that are answered here and not answered for by the server.
+const UNDER_WAY: usize = 2048;
+/// What a directory says of its own size, in bytes.
+const DIR_BYTES: u64 = 4096;
+/// The changes that are under way.
+pub(super) struct Locals {
+    slots: Arc<Semaphore>,
+    sent: mpsc::UnboundedSender<Sent>,
+    progress: watch::Sender<Progress>,
+}
+
+/// The orders of the last change that was answered here, and of the last that was answered for.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    submitted: u64,
+    settled: u64,
+}
+
+struct Sent {
+    submitted: Submitted,
+    touched: Touched,
+    /// Whoever waits because the journal does not have it.
+    waits: Option<oneshot::Sender<Result<(), FsError>>>,
+    slot: OwnedSemaphorePermit,
+}
+
+/// A change that has been answered here.
+pub(super) struct Done<T> {
+    pub value: T,
+    /// The journal does not have it: the server's answer is waited for.
+    answer: Option<oneshot::Receiver<Result<(), FsError>>>,
+}
+
+impl<T> Done<T> {
+    /// When the change cannot be lost by a crash of this mount any more.
+    pub async fn safe(self, patience: &Patience) -> Result<T, FsError> {
+        if let Some(answer) = self.answer {
+            patience.wait(answer).await?.map_err(|_| FsError::WrongAnswer { op: "change" })??;
+        }
+        Ok(self.value)
+    }
+}
+
+/// A change that may be answered here: what is sent, what it does to what is known, and what whoever asked is told.
+struct Plan<T> {
+    op: Op,
+    inodes: Vec<(Ino, Effect)>,
+    names: Vec<(Ino, Name, super::pending::Target)>,
+    made: Option<Attr>,
+    value: T,
+}
+
+impl Locals {
+    pub fn new() -> (Locals, Collector) {
+        let (sent, receiver) = mpsc::unbounded_channel();
+        let locals = Locals {
+            slots: Arc::new(Semaphore::new(UNDER_WAY)),
+            sent,
+            progress: watch::Sender::new(Progress::default()),
+        };
+        (locals, Collector(receiver))
+    }
+}
+
+/// Takes the server's answers.
+pub(super) struct Collector(mpsc::UnboundedReceiver<Sent>);
+
+impl Collector {
+    pub async fn run(mut self, fs: Weak<Inner>) {
+        while let Some(Sent { submitted, touched, waits, slot }) = self.0.recv().await {
+            let order = submitted.order();
+            let answer = submitted.await;
+            let Some(inner) = fs.upgrade() else { return };
+            let fs = Fs { inner };
+            let result = match answer {
+                Ok(reply) => {
+                    fs.settle(&reply, &touched);
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::warn!("what was done here could not be done on the server: {error}");
+                    fs.cache().unsettle(order, &touched);
+                    Err(error.into())
+                }
+            };
+            if let Some(waits) = waits {
+                // Whoever has given up does not look.
+                let _ = waits.send(result);
+            }
+            drop(slot);
+            fs.inner.locals.progress.send_modify(|progress| progress.settled = order);
+        }
+    }
+}
+
+impl Fs {
+    /// Everything that was answered here is answered for.
+    pub(super) async fn all_settled(&self, patience: &Patience) -> Result<(), FsError> {
+        let mut progress = self.inner.locals.progress.subscribe();
+        let Progress { submitted: upto, settled } = *progress.borrow();
+        if settled < upto {
+            self.inner.client.count_wait();
+        }
+        let settled = progress.wait_for(|progress| progress.settled >= upto);
+        // The sender is this filesystem's own.
+        let _ = patience.wait(settled).await?;
+        Ok(())
+    }
+
+    /// Whether what is written to a file may be answered for before the server has it.
+    pub(super) fn writes_locally(&self, ino: Ino) -> bool {
+        let promises = self.promises();
+        promises.is_delegated(&Promise::Content(ino))
+            && self.cache().locally(promises, |local| local.inode(ino)).is_some()
+    }
+
+    pub(super) fn make_locally(&self, dir: Ino, name: &Name, new: &NewInode) -> Option<Result<Done<Attr>, FsError>> {
+        // Its number counts under a quota.
+        if self.inner.client.is_limited() {
+            return None;
+        }
+        self.locally(|fs, local, time| {
+            let parent = local.dir(dir)?;
+            match local.lookup(dir, name)? {
+                Found::Absent => {}
+                Found::Entry(_) | Found::Inode(_) => return Some(Err(Refusal::Exists)),
+            }
+            let ino = fs.inner.client.take_ino()?;
+            let new = NewInode { ino: Some(ino), ..new.clone() };
+            let attr = new_attr(ino, &parent, &new, time);
+            let is_dir = attr.kind == FileKind::Dir;
+            Some(Ok(Plan {
+                op: Op::Upload(Upload::Create { dir, name: name.clone(), new }),
+                inodes: vec![(dir, Effect::Entry { time, links: i32::from(is_dir) })],
+                names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
+                made: Some(attr.clone()),
+                value: attr,
+            }))
+        })
+    }
+
+    pub(super) fn remove_locally(&self, delete: &Delete) -> Option<Result<Done<()>, FsError>> {
+        let (Delete::Unlink { dir, name } | Delete::Rmdir { dir, name }) = delete;
+        let (dir, is_rmdir) = (*dir, matches!(delete, Delete::Rmdir { .. }));
+        self.locally(|_, local, time| {
+            local.dir(dir)?;
+            let attr = match local.lookup(dir, name)? {
+                Found::Absent => return Some(Err(Refusal::NotFound)),
+                Found::Entry(attr) => attr,
+                Found::Inode(_) => return None,
+            };
+            let is_dir = attr.kind == FileKind::Dir;
+            match (is_rmdir, is_dir) {
+                (true, false) => return Some(Err(Refusal::NotDirectory)),
+                (false, true) => return Some(Err(Refusal::IsDirectory)),
+                // Its other names are told of this.
+                (false, false) if attr.parent != Some(dir) => return None,
+                (true, true) => {
+                    local.dir(attr.ino)?;
+                    if !local.is_empty(attr.ino)? {
+                        return Some(Err(Refusal::NotEmpty));
+                    }
+                }
+                (false, false) => {}
+            }
+            Some(Ok(Plan {
+                op: Op::Delete(delete.clone()),
+                inodes: vec![
+                    (dir, Effect::Entry { time, links: -i32::from(is_dir) }),
+                    (attr.ino, Effect::Gone { time }),
+                ],
+                names: vec![(dir, name.clone(), None)],
+                made: None,
+                value: (),
+            }))
+        })
+    }
+
+    pub(super) fn rename_locally(
+        &self,
+        (from_dir, from): (Ino, &Name),
+        (to_dir, to): (Ino, &Name),
+        how: RenameHow,
+    ) -> Option<Result<Done<()>, FsError>> {
+        if how == RenameHow::Exchange {
+            return None;
+        }
+        self.locally(|_, local, time| {
+            local.dir(from_dir)?;
+            local.dir(to_dir)?;
+            let moved = match local.lookup(from_dir, from)? {
+                Found::Absent => return Some(Err(Refusal::NotFound)),
+                Found::Entry(attr) => attr,
+                Found::Inode(_) => return None,
+            };
+            let is_dir = moved.kind == FileKind::Dir;
+            // Whether a directory would come to stand below itself only the server knows.
+            if is_dir && (from_dir != to_dir || local.dir(moved.ino).is_none())
+                || !is_dir && moved.parent != Some(from_dir)
+            {
+                return None;
+            }
+            let replaced = match local.lookup(to_dir, to)? {
+                Found::Absent => None,
+                _ if how == RenameHow::NoReplace => return Some(Err(Refusal::Exists)),
+                Found::Entry(attr) if !is_dir && attr.kind != FileKind::Dir && attr.parent == Some(to_dir) => {
+                    Some(attr)
+                }
+                Found::Entry(_) | Found::Inode(_) => return None,
+            };
+            if replaced.as_ref().is_some_and(|replaced| replaced.ino == moved.ino) {
+                return None;
+            }
+            let mut inodes = vec![(from_dir, Effect::Entry { time, links: 0 })];
+            if to_dir != from_dir {
+                inodes.push((to_dir, Effect::Entry { time, links: 0 }));
+            }
+            inodes.push((moved.ino, Effect::Moved { parent: to_dir, time }));
+            inodes.extend(replaced.map(|replaced| (replaced.ino, Effect::Gone { time })));
+            let (source, target) = (from.clone(), to.clone());
+            Some(Ok(Plan {
+                op: Op::Upload(Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how }),
+                inodes,
+                names: vec![(from_dir, source, None), (to_dir, target, Some((moved.ino, moved.kind)))],
+                made: None,
+                value: (),
+            }))
+        })
+    }
+
+    /// All but sizes. What was written before is in the stream.
+    pub(super) fn set_locally(&self, ino: Ino, change: &AttrChange) -> Option<Result<Done<Attr>, FsError>> {
+        if change.size.is_some() {
+            return None;
+        }
+        let file = self.inner.files.get(ino);
+        // Before the cache's lock.
+        let state = file.as_ref().map(|file| file.state());
+        self.locally(|_, local, time| {
+            let mut attr = local.inode(ino)?;
+            // What is being written has moved the times, which from now on stand in the attributes alone.
+            if let Some(mtime) = state.as_ref().and_then(|state| Some(state.pending()?.mtime))
+                && mtime >= attr.ctime
+            {
+                (attr.mtime, attr.ctime) = (mtime, mtime);
+                local.put(attr.clone());
+            }
+            let effect = Effect::Set { change: change.clone(), time };
+            effect.apply(&mut attr);
+            Some(Ok(Plan {
+                op: Op::Upload(Upload::Setattr { ino, change: change.clone() }),
+                inodes: vec![(ino, effect)],
+                names: Vec::new(),
+                made: None,
+                value: attr,
+            }))
+        })
+    }
+
+    /// Answers a change here, if `plan` finds that it may be. `None` says that the server is to be asked.
+    fn locally<T>(
+        &self,
+        plan: impl FnOnce(&Fs, &mut Local<'_>, Time) -> Option<Result<Plan<T>, Refusal>>,
+    ) -> Option<Result<Done<T>, FsError>> {
+        if !self.inner.client.delegable() {
+            return None;
+        }
+        let slot = self.inner.locals.slots.clone().try_acquire_owned().ok()?;
+        self.cache().locally(self.promises(), |local| {
+            let time = self.inner.client.now();
+            let Plan { op, inodes, names, made, value } = match plan(self, local, time)? {
+                Ok(plan) => plan,
+                Err(refusal) => return Some(Err(FsError::refused(refusal))),
+            };
+            let terms = Terms { time, only_in: None, local: true };
+            let submitted = self.inner.client.submit_on(terms, op, Bytes::new());
+            let order = submitted.order();
+            let mut touched = Touched {
+                inodes: inodes.iter().map(|(ino, _)| *ino).collect(),
+                names: names.iter().map(|(dir, name, _)| (*dir, Cursor::of(name))).collect(),
+            };
+            if let Some(attr) = made {
+                touched.inodes.push(attr.ino);
+                local.made(order, &attr);
+            }
+            for (dir, name, target) in names {
+                local.named(order, dir, &name, target);
+            }
+            for (ino, effect) in inodes {
+                local.changed(order, ino, effect);
+            }
+            let (waits, answer) = match submitted.is_journaled() {
+                true => (None, None),
+                false => {
+                    let (waits, answer) = oneshot::channel();
+                    (Some(waits), Some(answer))
+                }
+            };
+            // Under the lock, so that the task has them in their order.
+            self.inner.locals.progress.send_modify(|progress| progress.submitted = order);
+            // The task ends with this filesystem.
+            let _ = self.inner.locals.sent.send(Sent { submitted, touched, waits, slot });
+            Some(Ok(Done { value, answer }))
+        })
+    }
+
+    /// A change that was answered here has taken effect.
+    fn settle(&self, reply: &Reply, touched: &Touched) {
+        let mut made = None;
+        self.cache().settle(self.promises(), reply, touched, |l| match &reply.outcome {
+            Outcome::Entry(attr) => {
+                l.attr(attr);
+                made = l.is_of(attr);
+            }
+            Outcome::Removed(attr) => l.attr(attr),
+            Outcome::Renamed { moved, other } => {
+                l.attr(moved);
+                other.iter().for_each(|other| l.attr(other));
+            }
+            _ => {}
+        });
+        if let (Some(before), Outcome::Entry(attr)) = (made, &reply.outcome) {
+            self.inner.files.pages_follow(attr.ino, Some(before), attr.version);
+        }
+    }
+}
+
+/// What the server will say of a new inode.
+fn new_attr(ino: Ino, parent: &Attr, new: &NewInode, time: Time) -> Attr {
+    let Inherited { mode, gid, rights } = Inherited::of(parent, new);
+    let is_dir = new.kind == FileKind::Dir;
+    let target_bytes = |target: &proto::chunk::SealedValue| {
+        target.sealed.len().saturating_sub(proto::chunk::SealedValue::OVERHEAD_BYTES) as u64
+    };
+    Attr {
+        ino,
+        kind: new.kind,
+        mode,
+        uid: new.uid,
+        gid,
+        nlink: if is_dir { 2 } else { 1 },
+        size: if is_dir { DIR_BYTES } else { new.target.as_ref().map_or(0, target_bytes) },
+        allocated: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        rdev: if matches!(new.kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 },
+        version: proto::Position::default(),
+        parent: Some(parent.ino),
+        has_xattrs: false,
+        rights,
+    }
+}

@@ -1,0 +1,222 @@
+//! What changes that were answered here do to names and attributes, until the server has answered for them too.
+//!
+//! The log has a mount's requests in the order in which they were submitted. So an answer shows all changes that were
+//! submitted before its request, and none that came after: those are put over what it says.
+
+use proto::message::{Attr, AttrChange, Cursor, FileKind};
+use proto::{Ino, Position, Time};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What a name is of; `None` is a name that is absent.
+pub type Target = Option<(Ino, FileKind)>;
+
+/// What a change does to an inode's attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It was made: nothing is known of it from before.
+    Made,
+    Set {
+        change: AttrChange,
+        time: Time,
+    },
+    /// One of the directory's entries has changed, and so many of them are directories more.
+    Entry {
+        time: Time,
+        links: i32,
+    },
+    /// It has its only name in this directory now.
+    Moved {
+        parent: Ino,
+        time: Time,
+    },
+    /// It has lost its only name.
+    Gone {
+        time: Time,
+    },
+}
+
+impl Effect {
+    /// Brings attributes up to the change, as the server does.
+    pub fn apply(&self, attr: &mut Attr) {
+        match self {
+            Effect::Made => {}
+            Effect::Set { change, time } => {
+                if let Some(mode) = change.mode {
+                    attr.chmod(mode);
+                }
+                attr.uid = change.uid.unwrap_or(attr.uid);
+                attr.gid = change.gid.unwrap_or(attr.gid);
+                attr.atime = change.atime.unwrap_or(attr.atime);
+                attr.mtime = change.mtime.unwrap_or(attr.mtime);
+                attr.ctime = *time;
+            }
+            Effect::Entry { time, links } => {
+                (attr.mtime, attr.ctime) = (*time, *time);
+                attr.nlink = attr.nlink.saturating_add_signed(*links);
+            }
+            Effect::Moved { parent, time } => {
+                attr.parent = Some(*parent);
+                attr.ctime = *time;
+            }
+            Effect::Gone { time } => {
+                attr.nlink = 0;
+                attr.ctime = *time;
+                if attr.kind != FileKind::Dir {
+                    attr.parent = None;
+                }
+            }
+        }
+    }
+}
+
+/// What one change touches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub inodes: Vec<Ino>,
+    pub names: Vec<(Ino, Cursor)>,
+}
+
+/// The changes that are not answered for, by what they touch. As many as the filesystem lets be under way at once.
+#[derive(Default)]
+pub struct Pending {
+    attrs: BTreeMap<Ino, VecDeque<(u64, Effect)>>,
+    names: BTreeMap<(Ino, Cursor), VecDeque<(u64, Target)>>,
+    /// The last change that was answered for stands here.
+    settled_at: Position,
+}
+
+impl Pending {
+    pub fn attr(&mut self, ino: Ino, order: u64, effect: Effect) {
+        self.attrs.entry(ino).or_default().push_back((order, effect));
+    }
+
+    pub fn name(&mut self, dir: Ino, name: Cursor, order: u64, target: Target) {
+        self.names.entry((dir, name)).or_default().push_back((order, target));
+    }
+
+    /// Puts the changes that came after `order` over attributes. Says whether there are any.
+    pub fn put_over(&self, attr: &mut Attr, order: u64) -> bool {
+        let Some(effects) = self.attrs.get(&attr.ino) else { return false };
+        let later = effects.iter().filter(|(at, _)| *at > order);
+        later.map(|(_, effect)| effect.apply(attr)).count() > 0
+    }
+
+    /// What the last change after `order` has made of a name, if there is one.
+    pub fn name_after(&self, dir: Ino, name: &Cursor, order: u64) -> Option<Target> {
+        let (last, target) = self.names.get(&(dir, name.clone()))?.back()?;
+        (*last > order).then_some(*target)
+    }
+
+    /// Names of a directory that changes have touched, as they are now.
+    pub fn names_of(&self, dir: Ino) -> impl Iterator<Item = (&Cursor, Target)> {
+        let first = Cursor { hash: 0, name: proto::Name::new(b"\x01").expect("one byte is a name") };
+        let names = self.names.range((dir, first)..).take_while(move |((of, _), _)| *of == dir);
+        names.filter_map(|((_, name), targets)| Some((name, targets.back()?.1)))
+    }
+
+    /// Whether an answer as of `at` may be older than what has been known and is not remembered any more.
+    pub fn is_before(&self, at: Position) -> bool {
+        at < self.settled_at
+    }
+
+    /// The change of this order is answered for: it stands at `at`, or nowhere.
+    pub fn settle(&mut self, touched: &Touched, order: u64, at: Option<Position>) {
+        for ino in &touched.inodes {
+            settle(&mut self.attrs, ino, order);
+        }
+        for name in &touched.names {
+            settle(&mut self.names, name, order);
+        }
+        self.settled_at = at.map_or(self.settled_at, |at| self.settled_at.max(at));
+    }
+}
+
+fn settle<K: Ord, T>(all: &mut BTreeMap<K, VecDeque<(u64, T)>>, key: &K, order: u64) {
+    let Some(effects) = all.get_mut(key) else { return };
+    effects.retain(|(at, _)| *at != order);
+    if effects.is_empty() {
+        all.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::message::Owner;
+    use proto::{Epoch, Name};
+
+    const DIR: Ino = Ino(1);
+    const FILE: Ino = Ino(7);
+
+    fn time(secs: i64) -> Time {
+        Time { secs, nanos: 0 }
+    }
+
+    fn attr() -> Attr {
+        Attr {
+            ino: FILE,
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: Owner::Namespace,
+            gid: Owner::Namespace,
+            nlink: 1,
+            size: 0,
+            allocated: 0,
+            atime: time(1),
+            mtime: time(1),
+            ctime: time(1),
+            rdev: 0,
+            version: Position::default(),
+            parent: Some(DIR),
+            has_xattrs: false,
+            rights: None,
+        }
+    }
+
+    fn touches(names: &[&Cursor]) -> Touched {
+        Touched { inodes: vec![FILE], names: names.iter().map(|name| (DIR, (*name).clone())).collect() }
+    }
+
+    #[test]
+    fn an_answer_lacks_what_was_submitted_after_its_request() {
+        let mut pending = Pending::default();
+        let mode =
+            |mode| Effect::Set { change: AttrChange { mode: Some(mode), ..AttrChange::default() }, time: time(2) };
+        pending.attr(FILE, 5, mode(0o600));
+        pending.attr(FILE, 7, mode(0o640));
+        let shown = |pending: &Pending, order| {
+            let mut attr = attr();
+            (pending.put_over(&mut attr, order), attr.mode)
+        };
+        assert_eq!(shown(&pending, 4), (true, 0o640));
+        assert_eq!(shown(&pending, 6), (true, 0o640));
+        assert_eq!(shown(&pending, 8), (false, 0o644), "it has them all");
+        pending.settle(&touches(&[]), 7, None);
+        assert_eq!(shown(&pending, 4), (true, 0o600));
+        pending.settle(&touches(&[]), 5, None);
+        assert_eq!(shown(&pending, 4), (false, 0o644));
+    }
+
+    #[test]
+    fn a_name_is_what_the_last_change_has_made_of_it() {
+        let mut pending = Pending::default();
+        let name = |name: &str| Cursor::of(&Name::new(name.as_bytes()).unwrap());
+        let (a, b) = (name("a"), name("b"));
+        pending.name(DIR, a.clone(), 3, Some((FILE, FileKind::File)));
+        pending.name(DIR, a.clone(), 4, None);
+        pending.name(DIR, b.clone(), 4, Some((FILE, FileKind::File)));
+        pending.name(Ino(2), b.clone(), 4, None);
+        assert_eq!(pending.name_after(DIR, &a, 2), Some(None));
+        assert_eq!(pending.name_after(DIR, &a, 4), None);
+        let mut names: Vec<(Cursor, Target)> =
+            pending.names_of(DIR).map(|(name, target)| (name.clone(), target)).collect();
+        names.sort_by_key(|(name, _)| name.name.as_bytes().to_vec());
+        assert_eq!(names, [(a.clone(), None), (b.clone(), Some((FILE, FileKind::File)))]);
+
+        let at = Position { epoch: Epoch(1), partition: 0, offset: 9, index: 0 };
+        pending.settle(&touches(&[&a]), 3, Some(at));
+        pending.settle(&touches(&[&a, &b]), 4, None);
+        assert_eq!((pending.name_after(DIR, &a, 0), pending.names_of(DIR).count()), (None, 0));
+        assert!(pending.is_before(Position { offset: 8, ..at }) && !pending.is_before(at));
+    }
+}

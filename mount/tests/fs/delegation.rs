@@ -1,0 +1,232 @@
+//! A mount that is alone in a place answers for it itself, and others find all of it.
+
+use crate::place::{ME, Place};
+use mount::client::Patience;
+use mount::fs::{CreateHow, Fs, ROOT, SetAttr, SetTime};
+use proto::Time;
+use proto::message::{Refusal, RenameHow};
+use std::time::Duration;
+
+fn patience() -> Patience {
+    Patience::within(Duration::from_secs(60))
+}
+
+/// Records sent and times waited for an answer.
+async fn cost<T>(fs: &Fs, work: impl Future<Output = T>) -> (T, (u64, u64)) {
+    let before = fs.client().status().counters;
+    let done = work.await;
+    let after = fs.client().status().counters;
+    (done, (after.records_sent - before.records_sent, after.waits - before.waits))
+}
+
+/// What tar does with a file.
+async fn unpack(fs: &Fs, dir: u64, name: &str) {
+    let p = &patience();
+    // What the kernel asks before.
+    assert!(fs.lookup(dir, name.as_bytes(), p).await.expect_err("is not there").is(Refusal::NotFound));
+    let how = CreateHow { exclusive: true, append: false };
+    let (stat, opened) = fs.create(ME, dir, name.as_bytes(), 0o600, how, p).await.expect("makes");
+    fs.write(opened.handle, 0, &content(name), p).await.expect("writes");
+    let times = SetAttr { mtime: Some(SetTime::At(LONG_AGO)), ..SetAttr::default() };
+    fs.setattr(stat.ino, times, p).await.expect("sets times");
+    fs.setattr(stat.ino, SetAttr { mode: Some(0o640), ..SetAttr::default() }, p).await.expect("sets the mode");
+    fs.flush(opened.handle, p).await.expect("closes");
+    fs.release(opened.handle).expect("closes");
+    is_unpacked(fs, dir, name).await;
+}
+
+const LONG_AGO: Time = Time { secs: 1_000_000_000, nanos: 7 };
+
+fn content(name: &str) -> Vec<u8> {
+    name.bytes().cycle().take(4096).collect()
+}
+
+async fn is_unpacked(fs: &Fs, dir: u64, name: &str) {
+    let stat = fs.lookup(dir, name.as_bytes(), &patience()).await.expect("is there");
+    assert_eq!((stat.size, stat.mtime, stat.mode & 0o7777), (4096, LONG_AGO, 0o640), "{name}: {stat:?}");
+}
+
+async fn names(fs: &Fs, dir: u64) -> Vec<Vec<u8>> {
+    let handle = fs.opendir(dir);
+    let (mut names, mut offset) = (Vec::new(), 0);
+    loop {
+        let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
+        let Some(last) = entries.last() else { break };
+        offset = last.offset;
+        names.extend(entries.into_iter().map(|entry| entry.name).filter(|name| name != b"." && name != b".."));
+    }
+    fs.releasedir(handle).expect("is open");
+    names.sort();
+    names
+}
+
+/// A directory that this mount may answer for, with numbers for new inodes at hand.
+async fn own_dir(fs: &Fs, name: &str) -> u64 {
+    let p = &patience();
+    let dir = fs.mkdir(ME, ROOT, name.as_bytes(), 0o755, p).await.expect("makes").ino;
+    for number in 0.. {
+        let name = format!("first {number}");
+        let ((), (_, waits)) = cost(fs, async {
+            fs.lookup(dir, name.as_bytes(), p).await.expect_err("is not there");
+            fs.mkdir(ME, dir, name.as_bytes(), 0o755, p).await.expect("makes");
+        })
+        .await;
+        fs.rmdir(dir, name.as_bytes(), p).await.expect("removes");
+        if waits == 0 {
+            break;
+        }
+        assert!(number < 50, "it never becomes its own");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    fs.fsyncdir(p).await.expect("syncs");
+    dir
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_unpacked_and_removed_without_waiting() {
+    const FILES: u64 = 200;
+    const DIRS: u64 = 10;
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+
+    let (dirs, (records, waits)) = cost(&fs, async {
+        let mut dirs = Vec::new();
+        for dir in 0..DIRS {
+            let name = format!("dir {dir}");
+            fs.lookup(top, name.as_bytes(), p).await.expect_err("is not there");
+            let made = fs.mkdir(ME, top, name.as_bytes(), 0o755, p).await.expect("makes").ino;
+            for file in 0..FILES / DIRS {
+                unpack(&fs, made, &format!("file {file}")).await;
+            }
+            dirs.push(made);
+        }
+        dirs
+    })
+    .await;
+    assert!(waits <= 10, "{waits} waits, {records} records");
+
+    // Another mount finds all of it, and what this one adds to it from now on.
+    let other = place.fs().await;
+    let found = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    assert_eq!(names(&other, found).await.len() as u64, DIRS);
+    for (number, dir) in dirs.iter().enumerate() {
+        let dir_there = other.lookup(found, format!("dir {number}").as_bytes(), p).await.expect("is there").ino;
+        assert_eq!(dir_there, *dir);
+        assert_eq!(names(&other, dir_there).await.len() as u64, FILES / DIRS);
+        for file in 0..FILES / DIRS {
+            let name = format!("file {file}");
+            is_unpacked(&other, dir_there, &name).await;
+            let ino = other.lookup(dir_there, name.as_bytes(), p).await.expect("is there").ino;
+            let opened = other.open(ino, false, p).await.expect("opens");
+            assert_eq!(other.read(opened.handle, 0, 8192, p).await.expect("reads")[..], content(&name)[..]);
+            other.release(opened.handle).expect("closes");
+        }
+    }
+    unpack(&fs, dirs[0], "another").await;
+    is_unpacked(&other, dirs[0], "another").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_removed_without_waiting() {
+    const FILES: usize = 50;
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let dir = fs.mkdir(ME, top, b"dir", 0o755, p).await.expect("makes").ino;
+    for file in 0..FILES {
+        unpack(&fs, dir, &format!("file {file}")).await;
+    }
+    let ((), (_, waits)) = cost(&fs, async {
+        for name in names(&fs, dir).await {
+            fs.lookup(dir, &name, p).await.expect("is there");
+            fs.unlink(dir, &name, p).await.expect("removes");
+        }
+        assert!(fs.rmdir(top, b"none", p).await.expect_err("is not there").is(Refusal::NotFound));
+        fs.rmdir(top, b"dir", p).await.expect("removes");
+    })
+    .await;
+    assert!(waits <= 10, "{waits} waits");
+    assert!(names(&fs, top).await.is_empty());
+    let other = place.fs().await;
+    let found = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    assert!(names(&other, found).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_moved_here_and_found_there() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let (a, b) = (
+        fs.mkdir(ME, top, b"a", 0o755, p).await.expect("makes").ino,
+        fs.mkdir(ME, top, b"b", 0o755, p).await.expect("makes").ino,
+    );
+    for name in ["one", "two", "three"] {
+        unpack(&fs, a, name).await;
+    }
+    let ((), (_, waits)) = cost(&fs, async {
+        fs.rename((a, b"one"), (b, b"uno"), RenameHow::Replace, p).await.expect("moves");
+        fs.rename((a, b"two"), (a, b"three"), RenameHow::Replace, p).await.expect("replaces");
+        let taken = fs.rename((b, b"uno"), (a, b"three"), RenameHow::NoReplace, p).await;
+        assert!(taken.expect_err("is taken").is(Refusal::Exists));
+        fs.rename((top, b"a"), (top, b"c"), RenameHow::Replace, p).await.expect("moves a directory");
+    })
+    .await;
+    assert_eq!(waits, 0);
+    let other = place.fs().await;
+    let found = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    let there = async |fs: &Fs, dir: u64| {
+        names(fs, dir).await.into_iter().map(|n| String::from_utf8(n).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(there(&other, b).await, ["uno"]);
+    assert_eq!(there(&other, found).await, there(&fs, top).await);
+    assert_eq!(there(&other, a).await, ["three"]);
+    let (here, there) =
+        (fs.lookup(a, b"three", p).await.expect("is there"), other.lookup(a, b"three", p).await.expect("is there"));
+    assert_eq!(here, there);
+}
+
+/// Two mounts that work in one place by turns never see an older state than the other one has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_that_take_turns_see_each_other() {
+    let place = Place::lasting().await;
+    let mounts = [place.fs().await, place.fs().await];
+    let p = &patience();
+    let dir = own_dir(&mounts[0], "turns").await;
+    mounts[1].lookup(ROOT, b"turns", p).await.expect("is there");
+    for round in 0..60 {
+        let (fs, other) = (&mounts[round % 2], &mounts[(round + 1) % 2]);
+        let name = format!("round {}", round / 4);
+        match round % 4 {
+            0 => unpack(fs, dir, &name).await,
+            1 => fs
+                .setattr(
+                    fs.lookup(dir, name.as_bytes(), p).await.expect("is there").ino,
+                    SetAttr { mode: Some(0o600), ..SetAttr::default() },
+                    p,
+                )
+                .await
+                .map(drop)
+                .expect("sets"),
+            2 => fs.rename((dir, name.as_bytes()), (dir, b"moved"), RenameHow::Replace, p).await.expect("moves"),
+            _ => fs.unlink(dir, b"moved", p).await.expect("removes"),
+        }
+        let (here, there) = (names(fs, dir).await, names(other, dir).await);
+        assert_eq!(here, there, "round {round}");
+        if let Some(name) = here.first() {
+            assert_eq!(
+                fs.lookup(dir, name, p).await.expect("is there"),
+                other.lookup(dir, name, p).await.expect("is there"),
+                "round {round}"
+            );
+        }
+        if round % 8 > 4 {
+            // Long enough for the one who comes next to have it for itself.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}

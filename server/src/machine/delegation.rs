@@ -1,0 +1,249 @@
+//! Delegations: a directory, or a file's content, that nobody else has to do with is left to one session, which answers
+//! for it itself and sends what it has answered behind that, in order, as requests that say so (`local`).
+//!
+//! * Whoever is delegated a thing is promised it too, unless it is being asked back; nobody else is.
+//! * Nobody else's request shows or changes what is delegated before it is given back ([`super::waiting`]).
+//! * It is asked back by the push that breaks the promise. The session confirms that only when all that it has
+//!   answered itself stands in the log before the confirmation: then the delegation is over, and nothing is lost.
+//! * One that ends otherwise, by a deadline or with its session's lease, is *forfeited*. What the session
+//!   has answered and not sent by then may not fit any more, so from there on nothing is taken that it has answered
+//!   itself, until it says that it begins anew (`Undelegated`) or is replaced: what takes effect is a prefix.
+
+use super::Machine;
+use super::rows::Turn;
+use proto::message::Promise;
+use proto::planted::{Bug, planted};
+use proto::{LogTime, NamespaceId, PushNo, SessionId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Delegations of one session; beyond them it is delegated nothing more.
+const MAX_DELEGATIONS: usize = 16_384;
+/// What somebody had to wait for is delegated to nobody for this much log time: sessions that work in one
+/// directory share it by promises instead of tossing it to and fro.
+const CONTENDED_MS: u64 = 1_000;
+/// Things that are remembered for that; beyond them the longest remembered is forgotten.
+const MAX_CONTENDED: usize = 4_096;
+
+/// What one session is delegated, and may be.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Delegations {
+    /// It can answer for what it is delegated.
+    pub able: bool,
+    /// Each with the push that asks for it back, if one does.
+    pub has: BTreeMap<Promise, Option<PushNo>>,
+    pub forfeited: bool,
+}
+
+/// Who is delegated what. Follows from the sessions.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct Delegated {
+    holders: BTreeMap<Promise, SessionId>,
+    counts: BTreeMap<(NamespaceId, SessionId), usize>,
+}
+
+impl Delegated {
+    pub fn holder(&self, thing: &Promise) -> Option<SessionId> {
+        self.holders.get(thing).copied()
+    }
+
+    /// Whether anybody but this session is delegated anything in the namespace.
+    pub fn any_but(&self, namespace: NamespaceId, id: SessionId) -> bool {
+        let all = (namespace, SessionId([0; 16]))..=(namespace, SessionId([0xff; 16]));
+        self.counts.range(all).any(|((_, holder), _)| *holder != id)
+    }
+
+    fn insert(&mut self, thing: Promise, id: SessionId) {
+        if self.holders.insert(thing, id).is_none() {
+            *self.counts.entry((namespace(thing), id)).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, thing: Promise) {
+        if let Some(id) = self.holders.remove(&thing)
+            && let Some(count) = self.counts.get_mut(&(namespace(thing), id))
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&(namespace(thing), id));
+            }
+        }
+    }
+}
+
+fn namespace(thing: Promise) -> NamespaceId {
+    let (Promise::Dir(ino) | Promise::Inode(ino) | Promise::Content(ino)) = thing;
+    ino.namespace()
+}
+
+impl Machine {
+    /// Makes the index anew after a restore.
+    pub(super) fn index_delegations(&mut self) {
+        for (id, session) in &self.live.sessions {
+            for thing in session.delegations.has.keys() {
+                self.delegated.insert(*thing, *id);
+            }
+        }
+    }
+
+    /// Delegates to a session what it has just been promised, as far as nobody else has to do with it; says what it
+    /// is delegated of that. What it has `made` itself it works in already, so no limit keeps that from it.
+    pub(super) fn delegate(&mut self, id: SessionId, promised: &[Promise], made: Option<Promise>) -> Vec<Promise> {
+        let able = |machine: &Machine| {
+            let delegations = &machine.live.sessions[&id].delegations;
+            delegations.able && !delegations.forfeited
+        };
+        if !able(self) {
+            return Vec::new();
+        }
+        let mut delegated = Vec::new();
+        // What has several names has several ways to it.
+        for thing in promised.iter().filter(|thing| !matches!(thing, Promise::Inode(_))) {
+            if self.delegated.holder(thing) != Some(id) {
+                let has_room = self.live.sessions[&id].delegations.has.len() < MAX_DELEGATIONS;
+                let fits = made == Some(*thing) || (has_room && !self.is_contended(thing));
+                if !fits || !self.is_left_to(thing, id) {
+                    continue;
+                }
+                let session = self.live.sessions.get_mut(&id).expect("a request's session lives");
+                session.delegations.has.insert(*thing, None);
+                self.delegated.insert(*thing, id);
+            }
+            delegated.push(*thing);
+        }
+        delegated
+    }
+
+    /// Whether nobody but this session has to do with a thing.
+    fn is_left_to(&self, thing: &Promise, id: SessionId) -> bool {
+        let is_promised = self.holders_of(*thing).any(|holder| holder != id) && !planted(Bug::DelegateShared);
+        !is_promised && self.delegated.holder(thing).is_none() && self.waits([thing], id).is_empty()
+    }
+
+    /// Whether somebody waits for it, be it for something else as well, or has had to lately.
+    fn is_contended(&self, thing: &Promise) -> bool {
+        let lately = self.live.contended.get(thing).is_some_and(|at| self.live.now < at.plus_ms(CONTENDED_MS));
+        lately || self.live.waiting.values().any(|waiting| waiting.things.contains(thing))
+    }
+
+    /// Remembers that somebody has had to wait for these.
+    pub(super) fn note_contended(&mut self, things: &BTreeSet<Promise>) {
+        let live = &mut self.live;
+        for thing in things {
+            live.contended.insert(*thing, live.now);
+            if live.contended.len() > MAX_CONTENDED
+                && let Some(first) = live.contended.iter().min_by_key(|(_, at)| **at).map(|(thing, _)| *thing)
+            {
+                live.contended.remove(&first);
+            }
+        }
+    }
+
+    pub(super) fn forget_contended(&mut self, now: LogTime) {
+        self.live.contended.retain(|_, at| now < at.plus_ms(CONTENDED_MS));
+    }
+
+    /// What a request of this session has touched and others are delegated.
+    pub(super) fn delegated_to_others(&self, turn: &Turn, id: SessionId) -> BTreeSet<Promise> {
+        if planted(Bug::IgnoreDelegations) {
+            return BTreeSet::new();
+        }
+        let touched = turn.reads.iter().chain(&turn.changes).chain(&turn.grants);
+        touched.filter(|thing| self.delegated.holder(thing).is_some_and(|holder| holder != id)).copied().collect()
+    }
+
+    /// Asks for these back, each once.
+    pub(super) fn recall(&mut self, turn: &mut Turn, things: &BTreeSet<Promise>) {
+        let mut from: BTreeMap<SessionId, Vec<Promise>> = BTreeMap::new();
+        for thing in things {
+            let Some(id) = self.delegated.holder(thing) else { continue };
+            if self.live.sessions.get(&id).is_some_and(|session| session.delegations.has.get(thing) == Some(&None)) {
+                from.entry(id).or_default().push(*thing);
+            }
+        }
+        for (id, recalled) in from {
+            let about = recalled.iter().copied().collect();
+            self.revoke(turn, id, recalled, about);
+        }
+    }
+
+    /// These promises of a session are being broken by the push of this number. What it is delegated of them it has
+    /// until it confirms that.
+    pub(super) fn note_recalled(&mut self, id: SessionId, things: &[Promise], number: PushNo) {
+        let Some(session) = self.live.sessions.get_mut(&id).filter(|session| !session.delegations.has.is_empty())
+        else {
+            return;
+        };
+        let has = &mut session.delegations.has;
+        for thing in things {
+            if let Some(recall) = has.get_mut(thing) {
+                *recall = Some(number);
+            }
+        }
+        if planted(Bug::RecallDoesNotWait) {
+            self.given_back(id, number);
+        }
+    }
+
+    /// The push is confirmed: what it asked for is given back.
+    pub(super) fn given_back(&mut self, id: SessionId, number: PushNo) {
+        self.end_delegations(id, |recall| recall == Some(number));
+    }
+
+    /// The push is not confirmed in time: what it asked for is free, and its session has lost its word.
+    pub(super) fn forfeit_recalled(&mut self, id: SessionId, number: PushNo) {
+        self.forfeit(id, |recall| recall == Some(number));
+    }
+
+    /// The session's lease is over, and all that it was delegated.
+    pub(super) fn forfeit_all(&mut self, id: SessionId) {
+        self.forfeit(id, |_| true);
+    }
+
+    fn forfeit(&mut self, id: SessionId, which: impl Fn(Option<PushNo>) -> bool) {
+        if self.end_delegations(id, which)
+            && let Some(session) = self.live.sessions.get_mut(&id)
+        {
+            session.delegations.forfeited = true;
+        }
+    }
+
+    /// Whether what the session has answered itself is not taken any more.
+    pub(super) fn has_forfeited(&self, id: SessionId) -> bool {
+        self.live.sessions.get(&id).is_some_and(|session| session.delegations.forfeited)
+            && !planted(Bug::ForfeitedGoesOn)
+    }
+
+    /// The session begins anew: all that it has answered itself stands before this, or is lost.
+    pub(super) fn undelegated(&mut self, id: SessionId) {
+        self.end_delegations(id, |_| true);
+        if let Some(session) = self.live.sessions.get_mut(&id).filter(|session| session.delegations.forfeited) {
+            session.delegations.forfeited = false;
+        }
+    }
+
+    /// The session has ended. It has been taken out.
+    pub(super) fn drop_delegations(&mut self, delegations: &Delegations) {
+        for thing in delegations.has.keys() {
+            self.delegated.remove(*thing);
+        }
+        self.is_freed |= !delegations.has.is_empty();
+    }
+
+    /// Ends those whose recall is such a one; whether there were any.
+    fn end_delegations(&mut self, id: SessionId, which: impl Fn(Option<PushNo>) -> bool) -> bool {
+        // Most have none, and would only be copied where an image shares them.
+        let Some(session) = self.live.sessions.get_mut(&id).filter(|session| !session.delegations.has.is_empty())
+        else {
+            return false;
+        };
+        let over: Vec<Promise> =
+            session.delegations.has.iter().filter(|(_, recall)| which(**recall)).map(|(thing, _)| *thing).collect();
+        for thing in &over {
+            session.delegations.has.remove(thing);
+            self.delegated.remove(*thing);
+        }
+        self.is_freed |= !over.is_empty();
+        !over.is_empty()
+    }
+}
