@@ -25,6 +25,6 @@ mod trace;
 mod work;
 mod workload;
 
-pub use cluster::{Report, run, run_with};
+pub use cluster::{Counts, Report, run, run_with};
 pub use minimise::minimise;
 pub use plan::{Fault, Plan, Step, What};

@@ -2,7 +2,7 @@
 //! that happens in it. See `README.md`.
 
 use clap::Parser;
-use harness::sim::{Plan, minimise, run, run_with};
+use harness::sim::{Counts, Plan, minimise, run, run_with};
 use proto::planted::Bug;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -59,8 +59,12 @@ fn one(seed: u64, tries: usize) -> ExitCode {
         println!("{line}");
     }
     println!(
-        "seed {seed}: {} operations, {} records, {} ms of virtual time, fingerprint {:016x}",
-        report.operations, report.records, report.virtual_ms, report.fingerprint.0
+        "seed {seed}: {} operations, {} changes answered by mounts, {} records, {} ms of virtual time, fingerprint {:016x}",
+        report.counts.operations,
+        report.counts.local,
+        report.counts.records,
+        report.counts.virtual_ms,
+        report.fingerprint.0
     );
     match report.violation {
         Some(violation) => {
@@ -75,7 +79,7 @@ fn many(args: &Args) -> ExitCode {
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let begun = Instant::now();
     let (next, failed) = (AtomicU64::new(args.from), Mutex::new(Vec::new()));
-    let (operations, records, virtual_ms) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let total = Mutex::new(Counts::default());
     let end = args.from + args.seeds;
     std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -87,9 +91,7 @@ fn many(args: &Args) -> ExitCode {
                         return;
                     }
                     let report = run(&Plan::draw(seed), false);
-                    operations.fetch_add(report.operations as u64, Ordering::Relaxed);
-                    records.fetch_add(report.records, Ordering::Relaxed);
-                    virtual_ms.fetch_add(report.virtual_ms, Ordering::Relaxed);
+                    total.lock().expect("nobody panics here").add(&report.counts);
                     if let Some(violation) = report.violation {
                         println!("seed {seed}: VIOLATION: {violation}");
                         failed.lock().expect("nobody panics here").push(seed);
@@ -103,14 +105,17 @@ fn many(args: &Args) -> ExitCode {
         }
     });
     let failed = failed.into_inner().expect("nobody panics here");
+    let total = total.into_inner().expect("nobody panics here");
     let seconds = begun.elapsed().as_secs_f64();
     let done = next.load(Ordering::Relaxed).min(end) - args.from;
     println!(
-        "{done} seeds in {seconds:.1} s ({:.0} a second): {} operations, {} records, {} of virtual time; {} violations",
+        "{done} seeds in {seconds:.1} s ({:.0} a second): {} operations, {} changes answered by mounts, {} records, \
+         {} of virtual time; {} violations",
         done as f64 / seconds,
-        operations.load(Ordering::Relaxed),
-        records.load(Ordering::Relaxed),
-        hours(virtual_ms.load(Ordering::Relaxed)),
+        total.operations,
+        total.local,
+        total.records,
+        hours(total.virtual_ms),
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

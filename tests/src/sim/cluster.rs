@@ -57,9 +57,26 @@ pub struct Report {
     pub fingerprint: (u64, u64),
     /// Empty unless they were asked for.
     pub trace: Vec<String>,
+    pub counts: Counts,
+}
+
+/// How much happened in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
     pub operations: usize,
+    /// Changes that a mount answered itself, ahead of the server.
+    pub local: usize,
     pub records: u64,
     pub virtual_ms: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Counts) {
+        self.operations += other.operations;
+        self.local += other.local;
+        self.records += other.records;
+        self.virtual_ms += other.virtual_ms;
+    }
 }
 
 /// Runs a plan on this thread. With `is_traced`, the report tells all that happened.
@@ -88,18 +105,16 @@ pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
     drop(simulation);
     set_limits(before);
     let panicked = PANIC.with_borrow_mut(Option::take);
-    let (violation, operations, records, virtual_ms) = match outcome {
-        Ok((result, operations, records, virtual_ms)) => (result.err(), operations, records, virtual_ms),
-        Err(_) => (Some("it panicked".to_owned()), 0, 0, 0),
+    let (violation, counts) = match outcome {
+        Ok((result, counts)) => (result.err(), counts),
+        Err(_) => (Some("it panicked".to_owned()), Counts::default()),
     };
     Report {
         seed: plan.seed,
         violation: panicked.or(violation),
         fingerprint: trace.fingerprint(),
         trace: trace.lines(),
-        operations,
-        records,
-        virtual_ms,
+        counts,
     }
 }
 
@@ -201,7 +216,7 @@ struct ClientLife {
 }
 
 impl<'a> World<'a> {
-    async fn run(plan: &'a Plan, template: &'a Template, trace: &Trace) -> (Result<(), String>, usize, u64, u64) {
+    async fn run(plan: &'a Plan, template: &'a Template, trace: &Trace) -> (Result<(), String>, Counts) {
         let clock_ms = BEGINNING_MS + (template.ends_us / 1000) as i64;
         trace.read_with(template.cluster.clone());
         let bus = Bus::new(plan.net.clone(), Rng::new(plan.seed, "net"), clock_ms, plan.append_time, trace.clone());
@@ -229,8 +244,14 @@ impl<'a> World<'a> {
         };
         let result = world.live().await;
         world.end();
-        let operations = world.history.lock().operations.len();
-        (result, operations, world.bus.appends(), world.bus.now_us() / 1000)
+        let history = world.history.lock();
+        let counts = Counts {
+            operations: history.operations.len(),
+            local: history.entered.iter().filter(|entered| entered.is_local).count(),
+            records: world.bus.appends(),
+            virtual_ms: world.bus.now_us() / 1000,
+        };
+        (result, counts)
     }
 
     async fn live(&mut self) -> Result<(), String> {

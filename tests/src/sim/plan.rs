@@ -366,8 +366,12 @@ impl Plan {
         faults.sort_by_key(|fault| fault.at_ms);
         let tidies_up = rng.chance(if kind == Kind::Large { 600 } else { 150 });
         let quotas = quotas(seed, &mut clients, &faults);
-        let journal = rng.chance(500);
-        apart::apart(seed, &mut clients);
+        let mut journal = rng.chance(500);
+        if let Some(mut rng) = apart::draw(seed) {
+            // Without one nothing is delegated.
+            journal |= rng.chance(700);
+            apart::apart(&mut rng, &mut clients);
+        }
         Plan { seed, net, append_time: true, journal, servers, pace_ms, clients, faults, quotas, tidies_up }
     }
 

@@ -1,26 +1,66 @@
 //! Clients that mostly work in a directory of their own, as people do in their homes: so delegations last. Now and
-//! then they go to another one's.
+//! then they go to another one's. What they do there comes in bursts: trees are unpacked and removed, files are saved.
 
-use super::{DIRS, Step};
+use super::{Content, DIRS, How, NAMES, Step};
 use crate::sim::rng::Rng;
 
-/// In permille: how many runs are like that, and how often a step goes elsewhere all the same.
+/// In permille: how many runs are like that, how often a step goes elsewhere all the same, and how often one is
+/// preceded by a burst.
 const RUNS: u32 = 400;
 const VISITS: u32 = 60;
+const BURSTS: u32 = 400;
 
-/// Lets each client's steps stand in its own directory, in some of the runs.
-pub fn apart(seed: u64, clients: &mut [Vec<Vec<Step>>]) {
+/// Whether a seed's clients keep apart.
+pub fn draw(seed: u64) -> Option<Rng> {
     let mut rng = Rng::new(seed, "apart");
-    if !rng.chance(RUNS) {
-        return;
-    }
+    rng.chance(RUNS).then_some(rng)
+}
+
+/// Lets each client's steps stand in its own directory. With one client more than directories, two share one.
+pub fn apart(rng: &mut Rng, clients: &mut [Vec<Vec<Step>>]) {
     for (number, workers) in clients.iter_mut().enumerate() {
-        let own = number as u8 % DIRS;
-        for step in workers.iter_mut().flatten() {
-            let is_visit = rng.chance(VISITS);
-            for dir in dirs(step) {
-                *dir = if is_visit { *dir } else { own };
+        let own = 1 + number as u8 % (DIRS - 1);
+        for worker in workers {
+            let mut steps = Vec::new();
+            for mut step in worker.drain(..) {
+                let is_visit = rng.chance(VISITS);
+                for dir in dirs(&mut step) {
+                    *dir = if is_visit { *dir } else { own };
+                }
+                if rng.chance(BURSTS) {
+                    steps.extend(burst(rng, own));
+                }
+                steps.push(step);
             }
+            *worker = steps;
+        }
+    }
+}
+
+/// What one program does at once.
+fn burst(rng: &mut Rng, dir: u8) -> Vec<Step> {
+    let at = (dir, rng.below(u64::from(NAMES)) as u8);
+    let content = Content { offset: 0, len: rng.range(1, 3000) as u32, fill: rng.next() as u32 };
+    match rng.below(4) {
+        // A file is unpacked.
+        0 => vec![Step::Create(at), Step::Write(at, content), Step::Chmod(at, rng.below(0o1000) as u16)],
+        // A directory is.
+        1 => {
+            let mut steps = vec![Step::Mkdir(at)];
+            steps.extend((0..rng.below(4) as u8).map(|number| Step::CreateIn(at, number)));
+            steps
+        }
+        // One is removed, as far as it has been looked at.
+        2 => {
+            let mut steps: Vec<Step> = (0..4).map(|number| Step::UnlinkIn(at, number)).collect();
+            steps.push(Step::Rmdir(at));
+            steps
+        }
+        // A file is saved.
+        _ => {
+            let new = (dir, NAMES);
+            let save = if rng.chance(600) { Step::WriteSynced(new, content) } else { Step::Write(new, content) };
+            vec![Step::Create(new), save, Step::Rename(new, at, How::Replace)]
         }
     }
 }
