@@ -612,9 +612,9 @@ impl Local<'_> {
         self.inode(dir).filter(|attr| attr.kind == FileKind::Dir)
     }
 
-    /// The attributes of an inode that this mount may answer for.
+    /// The attributes of an inode that this mount may answer for. What has no name left is the server's to refuse.
     pub fn inode(&mut self, ino: Ino) -> Option<Attr> {
-        let attr = self.inner.attr(self.promises, ino)?;
+        let attr = self.inner.attr(self.promises, ino).filter(|attr| attr.nlink > 0)?;
         self.promises.is_delegated(&covering(&attr)).then_some(attr)
     }
 

@@ -190,6 +190,20 @@ async fn names_are_moved_here_and_found_there() {
     assert_eq!(here, there);
 }
 
+/// Whoever still has a directory that was removed here makes nothing in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_in_what_was_removed() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let dir = fs.mkdir(ME, top, b"dir", 0o755, p).await.expect("makes").ino;
+    let ((), (_, waits)) = cost(&fs, async { fs.rmdir(top, b"dir", p).await.expect("removes") }).await;
+    assert_eq!(waits, 0);
+    let made = fs.mkdir(ME, dir, b"inside", 0o755, p).await;
+    assert!(made.expect_err("has gone").is(Refusal::Stale));
+}
+
 /// Two mounts that work in one place by turns never see an older state than the other one has left.
 #[tokio::test(flavor = "multi_thread")]
 async fn mounts_that_take_turns_see_each_other() {
