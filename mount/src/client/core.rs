@@ -14,6 +14,7 @@ mod acks;
 pub(super) mod content;
 mod delegated;
 mod flight;
+mod ordered;
 mod parked;
 mod pushes;
 mod replace;
@@ -28,6 +29,7 @@ use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use delegated::Delegated;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
+use ordered::Ordered;
 use parked::ParkedRequests;
 use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
 use proto::planted::{Bug, planted};
@@ -192,6 +194,7 @@ pub(crate) struct Core<W> {
     /// Whose numbers `flight` has.
     flight_session: Option<SessionId>,
     parked: ParkedRequests<W>,
+    ordered: Ordered<W>,
     /// Requests in flight that are not upkeep.
     ordinary: usize,
     /// Sessions to be replaced by the next open, oldest first.
@@ -229,6 +232,7 @@ impl<W: Waiter> Core<W> {
             flight: BTreeMap::new(),
             flight_session: None,
             parked: ParkedRequests::default(),
+            ordered: Ordered::default(),
             ordinary: 0,
             predecessors,
             next: RequestNo(1),
@@ -339,8 +343,9 @@ impl<W: Waiter> Core<W> {
         match answer.result {
             Ok(Outcome::Waiting) => self.park(now_ms, number, flight.entry, out),
             Err(Refusal::Again) => self.ask_again(flight.entry),
-            _ => self.finish(now_ms, flight.entry, answer, payload, out),
+            _ => self.finish_in_order(now_ms, number, flight.entry, (answer, payload), out),
         }
+        self.release_held(now_ms, out);
         self.pump(now_ms, out);
     }
 
@@ -481,7 +486,8 @@ impl<W: Waiter> Core<W> {
     }
 
     /// Ends everything: what was entered and not answered is handed back as closed.
-    pub(crate) fn close(&mut self, out: &mut Vec<Action<W>>) {
+    pub(crate) fn close(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        self.release_all_held(now_ms, out);
         self.phase = Phase::Closed;
         self.promises.drop_all(self.seen);
         self.ordinary = 0;

@@ -437,7 +437,7 @@ impl Inner {
         }
         self.stop_tasks();
         // Closing hands every waiting entry back; what is not known to be applied stays in the journal.
-        self.act(|state, _, actions| state.core.close(actions));
+        self.act(|state, now_ms, actions| state.core.close(now_ms, actions));
         if let Some(journal) = &self.journal {
             journal.close();
         }

@@ -18,7 +18,7 @@ impl<W: Waiter> Core<W> {
         if matches!(self.phase, Phase::Closed) {
             return Ok(());
         }
-        self.leave_session(out);
+        self.leave_session(now_ms, out);
         let record =
             seal.open(&Open { predecessors: self.predecessors.clone(), delegable: self.delegated.delegable })?;
         self.phase = Phase::Opening {
@@ -42,13 +42,14 @@ impl<W: Waiter> Core<W> {
             return;
         }
         self.silent_since.get_or_insert(now_ms);
-        self.leave_session(out);
+        self.leave_session(now_ms, out);
         self.phase = Phase::Login;
         out.push(Action::WantSession);
     }
 
     /// From here on nothing is sent or taken under the session that there was.
-    fn leave_session(&mut self, out: &mut Vec<Action<W>>) {
+    fn leave_session(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
+        self.release_all_held(now_ms, out);
         if let Some((session, _)) = self.session.take() {
             self.predecessors.push(session);
             // The first ones are what matters: requests were numbered in them.
