@@ -138,10 +138,6 @@ impl Fs {
     }
 
     pub(super) fn make_locally(&self, dir: Ino, name: &Name, new: &NewInode) -> Option<Result<Done<Attr>, FsError>> {
-        // Its number counts under a quota.
-        if self.inner.client.is_limited() {
-            return None;
-        }
         self.locally(|fs, local, time| {
             let parent = local.dir(dir)?;
             match local.lookup(dir, name)? {

@@ -7,7 +7,8 @@
 //!   answered itself stands in the log before the confirmation: then the delegation is over, and nothing is lost.
 //! * One that ends otherwise, by a deadline or with its session's lease, is *forfeited*. What the session
 //!   has answered and not sent by then may not fit any more, so from there on nothing is taken that it has answered
-//!   itself, until it says that it begins anew (`Undelegated`) or is replaced: what takes effect is a prefix.
+//!   itself, until it says that it begins anew (`Undelegated`). Once something was not taken, nothing that follows it
+//!   is, answered or not, until the session is replaced: what takes effect is a prefix of what it has entered.
 
 use super::Machine;
 use super::rows::Turn;
@@ -32,7 +33,24 @@ pub(super) struct Delegations {
     pub able: bool,
     /// Each with the push that asks for it back, if one does.
     pub has: BTreeMap<Promise, Option<PushNo>>,
-    pub forfeited: bool,
+    pub word: Word,
+}
+
+impl Delegations {
+    pub fn has_dir(&self) -> bool {
+        self.has.keys().any(|thing| matches!(thing, Promise::Dir(_)))
+    }
+}
+
+/// What counts of what a session says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Word {
+    #[default]
+    All,
+    /// Not that something was answered already.
+    Unanswered,
+    /// Nothing: something was not taken, and whatever follows that would come before it.
+    Nothing,
 }
 
 /// Who is delegated what. Follows from the sessions.
@@ -88,20 +106,23 @@ impl Machine {
 
     /// Delegates to a session what it has just been promised, as far as nobody else has to do with it; says what it
     /// is delegated of that. What it has `made` itself it works in already, so no limit keeps that from it.
-    pub(super) fn delegate(&mut self, id: SessionId, promised: &[Promise], made: Option<Promise>) -> Vec<Promise> {
+    pub(super) fn delegate(&mut self, turn: &mut Turn, id: SessionId, promised: &[Promise]) -> Vec<Promise> {
         let able = |machine: &Machine| {
             let delegations = &machine.live.sessions[&id].delegations;
-            delegations.able && !delegations.forfeited
+            delegations.able && delegations.word == Word::All
         };
         if !able(self) {
             return Vec::new();
         }
         let mut delegated = Vec::new();
+        // What is made in a directory would have to be counted first.
+        let counts = turn.quota(turn.namespace).inodes.is_some();
         // What has several names has several ways to it.
         for thing in promised.iter().filter(|thing| !matches!(thing, Promise::Inode(_))) {
             if self.delegated.holder(thing) != Some(id) {
                 let has_room = self.live.sessions[&id].delegations.has.len() < MAX_DELEGATIONS;
-                let fits = made == Some(*thing) || (has_room && !self.is_contended(thing));
+                let may = has_room && !self.is_contended(thing) && !(counts && matches!(thing, Promise::Dir(_)));
+                let fits = turn.made == Some(*thing) || may;
                 if !fits || !self.is_left_to(thing, id) {
                     continue;
                 }
@@ -111,7 +132,18 @@ impl Machine {
             }
             delegated.push(*thing);
         }
+        if counts && let Some(made @ Promise::Dir(_)) = turn.made {
+            self.recall(turn, &BTreeSet::from([made]));
+        }
         delegated
+    }
+
+    /// Asks all directories of a namespace back.
+    pub(super) fn recall_dirs(&mut self, turn: &mut Turn, namespace: NamespaceId) {
+        let of = self.live.sessions.values().filter(|session| session.namespace == namespace);
+        let has = of.flat_map(|session| session.delegations.has.keys());
+        let dirs = has.filter(|thing| matches!(thing, Promise::Dir(_))).copied().collect();
+        self.recall(turn, &dirs);
     }
 
     /// Whether nobody but this session has to do with a thing.
@@ -202,23 +234,38 @@ impl Machine {
 
     fn forfeit(&mut self, id: SessionId, which: impl Fn(Option<PushNo>) -> bool) {
         if self.end_delegations(id, which)
-            && let Some(session) = self.live.sessions.get_mut(&id)
+            && let Some(session) = self.live.sessions.get_mut(&id).filter(|s| s.delegations.word == Word::All)
         {
-            session.delegations.forfeited = true;
+            session.delegations.word = Word::Unanswered;
         }
     }
 
     /// Whether what the session has answered itself is not taken any more.
     pub(super) fn has_forfeited(&self, id: SessionId) -> bool {
-        self.live.sessions.get(&id).is_some_and(|session| session.delegations.forfeited)
-            && !planted(Bug::ForfeitedGoesOn)
+        self.word(id) != Word::All && !planted(Bug::ForfeitedGoesOn)
+    }
+
+    /// Whether nothing is taken any more.
+    pub(super) fn is_broken_off(&self, id: SessionId) -> bool {
+        self.word(id) == Word::Nothing && !planted(Bug::ForfeitedGoesOn)
+    }
+
+    /// Something that the session has answered itself is not taken.
+    pub(super) fn break_off(&mut self, id: SessionId) {
+        if let Some(session) = self.live.sessions.get_mut(&id) {
+            session.delegations.word = Word::Nothing;
+        }
+    }
+
+    fn word(&self, id: SessionId) -> Word {
+        self.live.sessions.get(&id).map(|session| session.delegations.word).unwrap_or_default()
     }
 
     /// The session begins anew: all that it has answered itself stands before this, or is lost.
     pub(super) fn undelegated(&mut self, id: SessionId) {
         self.end_delegations(id, |_| true);
-        if let Some(session) = self.live.sessions.get_mut(&id).filter(|session| session.delegations.forfeited) {
-            session.delegations.forfeited = false;
+        if let Some(session) = self.live.sessions.get_mut(&id).filter(|s| s.delegations.word == Word::Unanswered) {
+            session.delegations.word = Word::All;
         }
     }
 

@@ -136,7 +136,7 @@ impl Machine {
         }
         let grants = std::mem::take(&mut turn.grants);
         let granted = self.grant(turn, to.session, grants);
-        let delegated = self.delegate(to.session, &granted, turn.made);
+        let delegated = self.delegate(turn, to.session, &granted);
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
         let answer = Answer { at: turn.at, pushed: session.pushed, result, granted, delegated };
         if remember && let Some(remembered) = session.remembered.get_mut(&to.number) {

@@ -10,6 +10,9 @@
 //! session had reserved that ended without a word stays reserved for its
 //! successor, which may still have to send what was written, for as long as it may quote
 //! what was uploaded.
+//!
+//! Where inodes are counted no directory is delegated, and those that are when counting begins are asked back; what a
+//! session has made in them by then, and its program believes to be there, is taken whatever there is.
 
 use super::Machine;
 use super::promise::To;
@@ -32,6 +35,8 @@ const MAX_UNRESERVED: u64 = 256 << 20;
 pub(super) struct Room {
     /// The session has not heard of the quota.
     unlimited: bool,
+    /// Nor may what it makes have waited for that: its program has been answered.
+    pub made_already: bool,
     /// Bytes that the session has reserved, and all sessions together.
     own: u64,
     all: u64,
@@ -81,7 +86,7 @@ impl Turn<'_> {
         self.room.all
     }
 
-    fn quota(&mut self, namespace: NamespaceId) -> Quota {
+    pub fn quota(&mut self, namespace: NamespaceId) -> Quota {
         self.get::<NamespaceRow>(&namespace_key(namespace)).map_or(Quota::default(), |row| row.quota)
     }
 
@@ -93,12 +98,12 @@ impl Turn<'_> {
 
 impl Machine {
     /// What a session's request may add.
-    pub(super) fn room(&self, id: SessionId) -> Room {
+    pub(super) fn room(&self, id: SessionId, is_answered: bool) -> Room {
         let Some(session) = self.live.sessions.get(&id) else { return Room::default() };
         let reserves = self.live.reserves.get(&session.namespace);
         let own = reserves.and_then(|of| of.get(&id)).copied().unwrap_or(0);
         let all = reserves.map_or(0, |of| of.values().fold(0, |all: u64, bytes| all.saturating_add(*bytes)));
-        Room { unlimited: session.unlimited, own, all }
+        Room { unlimited: session.unlimited, made_already: is_answered && session.delegations.has_dir(), own, all }
     }
 
     /// A write has used what was reserved for it.
@@ -204,7 +209,7 @@ impl Machine {
         if row.quota_decision.is_some_and(|before| decision <= before) {
             return;
         }
-        let was_limited = row.quota.bytes.is_some();
+        let (was_limited, was_counted) = (row.quota.bytes.is_some(), row.quota.inodes.is_some());
         row.quota = quota;
         row.quota_decision = Some(decision);
         if quota.bytes.is_some() && !was_limited {
@@ -221,6 +226,9 @@ impl Machine {
             for id in ids {
                 self.push_limited(turn, id);
             }
+        }
+        if quota.inodes.is_some() && !was_counted {
+            self.recall_dirs(turn, namespace);
         }
     }
 

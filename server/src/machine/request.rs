@@ -105,6 +105,9 @@ impl Machine {
         if let Op::Session(op) = &asked.op {
             return self.session_op(turn, to, op, repeat);
         }
+        if self.is_broken_off(id) {
+            return self.answer(turn, to, Err(Refusal::NotDelegated), Bytes::new(), true);
+        }
         let behind = self.behind(id, &asked.op);
         if !behind.is_empty() {
             return self.wait(turn, to, asked, BTreeSet::new(), behind);
@@ -134,7 +137,7 @@ impl Machine {
         turn.payload = asked.payload.clone();
         turn.stands = asked.stands;
         turn.time = asked.time;
-        turn.room = self.room(id);
+        turn.room = self.room(id, asked.local);
     }
 
     /// Executes a request about the tree, its content or locks. If it would show or change what others are delegated
@@ -148,6 +151,7 @@ impl Machine {
     ) -> Result<Done, BTreeSet<Promise>> {
         let id = to.session;
         if asked.local && self.has_forfeited(id) {
+            self.break_off(id);
             return Ok((Err(Refusal::NotDelegated), Bytes::new()));
         }
         let may = |machine: &Machine, turn: &Turn| {

@@ -484,7 +484,8 @@ impl<'a> Turn<'a> {
     /// The number of a new inode: the one that its maker gives it, or a fresh one.
     pub fn new_ino(&mut self, given: Option<Ino>) -> Result<Ino, Refusal> {
         let row = self.counted()?;
-        if row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota) && !planted(Bug::CreateBeyondQuota) {
+        let is_full = row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota);
+        if is_full && !self.room.made_already && !planted(Bug::CreateBeyondQuota) {
             return Err(Refusal::QuotaExceeded);
         }
         let ino = match given {

@@ -141,7 +141,7 @@ impl Machine {
                 let changes = self.break_changed(turn, to.session);
                 if let Some(made) = turn.made {
                     let granted = self.grant(turn, to.session, vec![made]);
-                    self.delegate(to.session, &granted, Some(made));
+                    self.delegate(turn, to.session, &granted);
                 }
                 let shown: Vec<Promise> = turn.reads.iter().copied().chain(changes).collect();
                 self.decide(turn, to.session, to.number, result, &shown);

@@ -49,6 +49,10 @@ impl<W: Waiter> Core<W> {
         result: Result<Outcome, Refusal>,
         out: &mut Vec<Action<W>>,
     ) {
+        if result == Err(Refusal::NotDelegated) {
+            // As when an answer says so: it is among what is entered again.
+            return self.ended(now_ms, out);
+        }
         match self.parked.waiting.remove(&number) {
             Some(entry) => {
                 self.end_parked(now_ms, at, entry, result, out);

@@ -88,9 +88,10 @@ impl<W: Waiter> Core<W> {
                     out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
                 }
                 // It waited for what others were delegated, or came too late for what this client was: nothing has come of it.
-                Some(Answer { result: Err(Refusal::Again | Refusal::NotDelegated), .. }) if entry.only_in.is_none() => {
-                    again.push(entry);
-                }
+                Some(Answer { result: Err(Refusal::Again | Refusal::NotDelegated), .. }) => match entry.only_in {
+                    None => again.push(entry),
+                    Some(_) => out.push(Action::Done { entry, result: Err(CallError::SessionLost) }),
+                },
                 // Its grants are of a session that is over.
                 Some(answer) if number <= last => {
                     let answer = Answer { granted: Vec::new(), delegated: Vec::new(), ..answer };

@@ -4,7 +4,7 @@
 use super::audit::audit;
 use super::*;
 use LockMode::Exclusive;
-use proto::message::{Access, RenameHow};
+use proto::message::{Access, Quota, RenameHow};
 
 fn confirm(number: u64) -> Op {
     Op::Session(SessionOp::Confirm { pushes: vec![PushNo(number)] })
@@ -259,15 +259,9 @@ fn a_dead_holder_delays_others_by_its_lease_and_forfeits_what_it_has_not_sent() 
     let effects = world.pass_ms(500);
     assert!(matches!(outcomes(&effects, &b)[..], [(_, Ok(Outcome::Entry(_)))]));
     audit(&world);
-    // It has kept the rest, but its word does not count any more.
+    // It has kept the rest. What is not answered yet is taken, and nothing more is delegated.
     assert_eq!(world.delegated_to(&a), [Promise::Dir(dir)]);
-    assert_eq!(world.local(&mut a, create(ROOT, "i", FileKind::File)), Err(Refusal::NotDelegated));
-    let again = a.last.clone();
-    assert_eq!(answers(&world.effects(&again), a.id)[0].1.result, Err(Refusal::NotDelegated));
-    assert_eq!(world.local(&mut a, create(dir, "i", FileKind::File)), Err(Refusal::NotDelegated));
     world.send(&mut a, confirm(1));
-    assert_eq!(world.local(&mut a, create(dir, "j", FileKind::File)), Err(Refusal::NotDelegated));
-    // What is not answered yet is taken, and nothing more is delegated.
     let answer = world.answer(&mut a, create(dir, "k", FileKind::File));
     assert!(answer.result.is_ok());
     let made = world.answer(&mut a, create(dir, "sub", FileKind::Dir));
@@ -285,6 +279,30 @@ fn a_dead_holder_delays_others_by_its_lease_and_forfeits_what_it_has_not_sent() 
 }
 
 #[test]
+fn behind_what_was_not_taken_nothing_is() {
+    let (mut world, mut a, mut b, _, dir) = alone();
+    world.parks(&mut b, create(ROOT, "g", FileKind::File));
+    world.pass_ms(10_000);
+    assert_eq!(world.local(&mut a, create(ROOT, "i", FileKind::File)), Err(Refusal::NotDelegated));
+    let again = a.last.clone();
+    assert_eq!(answers(&world.effects(&again), a.id)[0].1.result, Err(Refusal::NotDelegated));
+    assert_eq!(world.local(&mut a, create(dir, "i", FileKind::File)), Err(Refusal::NotDelegated));
+    for op in [create(dir, "j", FileKind::File), Op::View(View::Getattr { ino: dir }), try_lock(dir)] {
+        assert_eq!(world.answer(&mut a, op).result, Err(Refusal::NotDelegated));
+    }
+    // Nor after its word that it begins anew: that was for what had been taken.
+    assert_eq!(world.call(&mut a, undelegated()), Ok(Outcome::Done));
+    assert_eq!(world.answer(&mut a, create(dir, "k", FileKind::File)).result, Err(Refusal::NotDelegated));
+    // A successor goes on where that ended.
+    let ticket = world.ticket(DELEGABLE + 1);
+    let record = world.sealed_open(&ticket, &[a.id]);
+    world.effects(&record);
+    let mut c = Client { id: ticket.session, key: ticket.key, number: 0, ..a };
+    assert!(world.answer(&mut c, create(dir, "j", FileKind::File)).result.is_ok());
+    world.sound();
+}
+
+#[test]
 fn what_a_lease_takes_along_is_forfeited_and_nothing_else() {
     let (mut world, mut a, mut b, ..) = alone();
     world.send(&mut b, renew());
@@ -296,6 +314,32 @@ fn what_a_lease_takes_along_is_forfeited_and_nothing_else() {
     world.pass_ms(10_000);
     assert_eq!(world.answer(&mut c, lookup(ROOT, "f")).delegated, [DIR_ROOT]);
     assert!(world.local(&mut c, create(ROOT, "h", FileKind::File)).is_ok());
+    world.sound();
+}
+
+/// What is made in a directory of its own has been answered before it can be counted.
+#[test]
+fn where_inodes_are_counted_no_directory_is_delegated() {
+    let (mut world, mut a, _, file, dir) = alone();
+    let decision = Position { epoch: Epoch(1), partition: 0, offset: world.log.len() as u64, index: 0 };
+    let quota = Quota { bytes: None, inodes: Some(3) };
+    let effects = world.server_record(ServerRecord::Quota { namespace: NAMESPACE, quota, decision });
+    assert_eq!(recalls(&effects, &a), [(1, vec![DIR_ROOT, Promise::Dir(dir)])]);
+    // It has answered this before it hears of that.
+    let effects = world.send_local(&mut a, create(ROOT, "sub", FileKind::Dir));
+    let Ok(Outcome::Entry(sub)) = answer_of(&effects, &a).expect("answered").result else { panic!("made") };
+    assert_eq!(recalls(&effects, &a), [(2, vec![Promise::Dir(sub.ino)])]);
+    assert!(world.local(&mut a, create(sub.ino, "g", FileKind::File)).is_ok());
+    assert_eq!(world.call(&mut a, create(ROOT, "h", FileKind::File)), Err(Refusal::QuotaExceeded));
+    for push in 1..3 {
+        assert!(world.local(&mut a, create(sub.ino, &format!("i{push}"), FileKind::File)).is_ok());
+        world.send(&mut a, confirm(push));
+    }
+    // From here on it says so without a reason.
+    assert_eq!(world.local(&mut a, create(sub.ino, "j", FileKind::File)), Err(Refusal::QuotaExceeded));
+    assert_eq!(world.answer(&mut a, lookup(ROOT, "nothing")).delegated, []);
+    let view = Op::View(View::Extents { ino: file, from: 0, limit: 9 });
+    assert_eq!(world.answer(&mut a, view).delegated, [Promise::Content(file)], "that is counted by bytes");
     world.sound();
 }
 
@@ -385,9 +429,10 @@ fn there_is_an_end_to_what_one_session_is_delegated() {
     let mut turn =
         super::super::rows::Turn::new(&mut world.kv, &[0; 32], Position::default(), world.machine.log_time());
     let granted = world.machine.grant(&mut turn, a.id, many.clone());
-    assert_eq!(world.machine.delegate(a.id, &granted, None), many[..16_384]);
+    assert_eq!(world.machine.delegate(&mut turn, a.id, &granted), many[..16_384]);
     // What it makes itself is none of that.
-    assert_eq!(world.machine.delegate(a.id, &many[16_384..], Some(many[16_384])), many[16_384..]);
+    turn.made = Some(many[16_384]);
+    assert_eq!(world.machine.delegate(&mut turn, a.id, &many[16_384..]), many[16_384..]);
 }
 
 #[test]

@@ -175,6 +175,8 @@ struct Player {
     /// What it may answer for itself.
     delegated: BTreeSet<Promise>,
     owed: Vec<Owed>,
+    /// What it has answered itself was not taken: nothing of it is any more.
+    broken_off: bool,
     /// Numbers for what it makes itself.
     inodes: Vec<Ino>,
     sent: Vec<Sent>,
@@ -305,6 +307,7 @@ impl Play {
                 client: world.open(id),
                 delegated: BTreeSet::new(),
                 owed: Vec::new(),
+                broken_off: false,
                 inodes: Vec::new(),
                 sent: Vec::new(),
                 arrived: Vec::new(),
@@ -452,6 +455,7 @@ impl Play {
             self.take(effects);
         }
         if forfeited {
+            self.players[who].broken_off = true;
             self.players[who].delegated.clear();
             self.request(who, Op::Session(SessionOp::Undelegated), &[]);
         }
@@ -485,18 +489,25 @@ impl Play {
         result
     }
 
-    /// A request has been applied: it has been executed, or waits.
-    fn applied(&mut self, who: usize, number: u64, op: &Op, offset: u64) {
+    /// A request has been applied: it has been executed, or waits, or has waited for a moment.
+    fn applied(&mut self, who: usize, number: u64, op: &Op, offset: u64, effects: &[Effect]) {
         let id = self.players[who].client.id;
-        let new = self.world.machine.live.waiting.iter().find(|(order, waiting)| {
-            waiting.to.session == id && waiting.to.number.0 == number && !self.waits.contains_key(order)
-        });
-        let result = match new.map(|(order, _)| *order) {
-            Some(order) => {
-                self.waits.insert(order, Waits { who, number, op: op.clone(), offset });
+        let told = answers(effects, id).into_iter().find(|(of, _)| of.0 == number).map(|(_, answer)| answer);
+        let mut waiting = self.world.machine.live.waiting.iter();
+        let order = waiting.find(|(_, waiting)| (waiting.to.session, waiting.to.number.0) == (id, number));
+        let order = order.map(|(order, _)| *order);
+        let result = match (order, told.is_some_and(|answer| answer.is_waiting())) {
+            (Some(order), _) => {
+                self.waits.entry(order).or_insert_with(|| Waits { who, number, op: op.clone(), offset });
                 Ok(Seen::Other)
             }
-            None => self.execute(who, op, offset),
+            (None, true) => {
+                let result = if op.is_change() { self.execute(who, op, offset) } else { Err(Refusal::Again) };
+                self.outcomes.entry((who, number)).or_insert(result);
+                Ok(Seen::Other)
+            }
+            _ if self.players[who].broken_off && !matches!(op, Op::Session(_)) => Err(Refusal::NotDelegated),
+            _ => self.execute(who, op, offset),
         };
         self.expected.insert((who, number, offset), result);
         self.go_on();
@@ -526,7 +537,7 @@ impl Play {
         let player = &mut self.players[who];
         player.sent.push(Sent { record: client.last.clone(), op: op.clone(), at, answered: false });
         player.client = client;
-        self.applied(who, number, &op, offset);
+        self.applied(who, number, &op, offset, &effects);
         self.take(effects);
     }
 
@@ -538,7 +549,7 @@ impl Play {
         let (record, op) = (sent.record.clone(), sent.op.clone());
         let effects = self.world.effects(&record);
         if !op.is_change() {
-            self.applied(who, index as u64 + 1, &op, offset);
+            self.applied(who, index as u64 + 1, &op, offset, &effects);
         }
         self.go_on();
         self.take(effects);
