@@ -115,6 +115,11 @@ impl Fs {
             handle.place().page = None;
         }
         let page = self.page(&handle, offset, patience).await?;
+        // The page may lack what was done here since it was asked for; and what follows will come from there as well.
+        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
+            out.extend(entries);
+            return Ok(out);
+        }
         let listed = page.behind(offset).unwrap_or_default();
         out.extend(listed.iter().map(|listed| {
             let stat = self.stat(&listed.attr);
