@@ -60,7 +60,8 @@ pub struct ChunkName {
     pub epoch: Epoch,
     pub partition: u32,
     pub offset: u64,
-    /// Tells apart several pieces in one request's payload; 0 in `chunks`.
+    /// Tells apart what came in one record: as in a [`Position`], its frame, and below that the piece within
+    /// the frame's payload. 0 in `chunks`.
     pub index: u32,
     /// Who uploaded it.
     pub session: SessionId,
@@ -76,6 +77,12 @@ pub struct ChunkNameError {
 }
 
 impl ChunkName {
+    /// The name of a piece of content that came in the payload of the request that stands there.
+    pub fn inline(request: Position, piece: u32, session: SessionId, hash: [u8; 32]) -> ChunkName {
+        let Position { epoch, partition, offset, index } = request;
+        ChunkName { topic: Topic::Requests, epoch, partition, offset, index: index + piece, session, hash }
+    }
+
     /// Topic 1, epoch 4, partition 4, offset 8, index 4, session 16, hash 32; numbers big-endian.
     pub const BYTES: usize = 1 + 4 + 4 + 8 + 4 + 16 + 32;
 

@@ -1,4 +1,4 @@
-//! A record's value: `header | body | payload`.
+//! A record's value: `header | body | payload`, and of requests several of these one behind the other.
 //!
 //! The header has a fixed size, little-endian numbers and no secrets, so any
 //! reader can route, count and skip records without a key. It is associated
@@ -8,7 +8,7 @@
 //! Everything about sizes is checked here, before anything is allocated, and
 //! parsing copies nothing. What the body means is not known here.
 
-use crate::ids::{Epoch, NamespaceId};
+use crate::ids::{Epoch, NamespaceId, Position};
 use crate::log::MAX_RECORD_BYTES;
 use crate::numbered::numbered;
 use bytes::Bytes;
@@ -19,6 +19,9 @@ pub const HEADER_BYTES: usize = 72;
 
 /// Bytes that a seal adds to a body.
 pub const TAG_BYTES: usize = 16;
+
+/// Frames in one record, at most: a position tells apart no more.
+pub const MAX_FRAMES: usize = 1 << Position::FRAME_BITS;
 
 /// The format's mark; the last byte is its version.
 const MAGIC: [u8; 4] = *b"KFS\x01";
@@ -148,24 +151,70 @@ pub enum FrameError {
     Length { said: u64, is: usize },
     #[error("the frame's body is too short to be sealed")]
     Unsealed,
+    #[error("the record has more than {MAX_FRAMES} frames")]
+    TooMany,
+    #[error("the record's frames are not all requests of one session")]
+    Mixed,
 }
 
-/// A well-formed record; whether it is authentic is for `seal::open` to say.
+/// A well-formed frame; whether it is authentic is for `seal::open` to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     header: Header,
     record: Bytes,
 }
 
+/// Takes apart the value of a record that may have several frames: requests of one session, in the order of their
+/// sending. How requests are put together into records means nothing. Copies nothing; what does not hold together to
+/// the last byte holds nothing at all.
+pub fn frames(mut record: Bytes) -> Result<Vec<Frame>, FrameError> {
+    if record.len() > MAX_RECORD_BYTES {
+        return Err(FrameError::TooLarge { bytes: record.len() as u64 });
+    }
+    let mut frames = Vec::with_capacity(1);
+    loop {
+        let header = leading_header(&record)?;
+        let bytes = header.record_bytes();
+        if bytes > record.len() as u64 {
+            return Err(FrameError::Length { said: bytes, is: record.len() });
+        }
+        frames.push(Frame { header, record: record.split_to(bytes as usize) });
+        if record.is_empty() {
+            break;
+        }
+        if frames.len() == MAX_FRAMES {
+            return Err(FrameError::TooMany);
+        }
+    }
+    let sender = frames[0].header.sender;
+    let is_mixed = |frame: &Frame| frame.header.kind != Kind::Request || frame.header.sender != sender;
+    if frames.len() > 1 && frames.iter().any(is_mixed) {
+        return Err(FrameError::Mixed);
+    }
+    Ok(frames)
+}
+
+/// The value of the record that has these frames, each as it was sealed: what [`frames`] takes apart. At most
+/// [`MAX_FRAMES`], which the caller sees to, as to the record's size.
+pub fn join(frames: &[Bytes]) -> Bytes {
+    match frames {
+        [alone] => alone.clone(),
+        frames => frames.concat().into(),
+    }
+}
+
+fn leading_header(record: &[u8]) -> Result<Header, FrameError> {
+    let (header, _) = record.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::TooShort { bytes: record.len() })?;
+    Header::decode(header)
+}
+
 impl Frame {
-    /// Takes a record's value apart, without copying.
+    /// Takes the value of a record with a single frame apart, without copying.
     pub fn parse(record: Bytes) -> Result<Frame, FrameError> {
         if record.len() > MAX_RECORD_BYTES {
             return Err(FrameError::TooLarge { bytes: record.len() as u64 });
         }
-        let (header, _) =
-            record.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::TooShort { bytes: record.len() })?;
-        let header = Header::decode(header)?;
+        let header = leading_header(&record)?;
         if header.record_bytes() != record.len() as u64 {
             return Err(FrameError::Length { said: header.record_bytes(), is: record.len() });
         }
@@ -191,12 +240,12 @@ impl Frame {
         self.record.slice(self.payload_start()..)
     }
 
-    /// The whole record.
+    /// The whole frame: a record's value, or its part of one.
     pub fn record(&self) -> &Bytes {
         &self.record
     }
 
-    /// BLAKE3 of the whole record: what an answer binds itself to, and what the
+    /// BLAKE3 of the whole frame: what an answer binds itself to, and what the
     /// machine remembers of a number. A resent request is therefore resent as
     /// the same bytes, never sealed anew under the same number.
     pub fn hash(&self) -> [u8; 32] {
@@ -291,7 +340,59 @@ mod tests {
         assert_eq!(frame.payload().as_ptr(), record[HEADER_BYTES + 0x0102..].as_ptr());
     }
 
+    /// A frame as it stands in a record.
+    fn framed(kind: Kind, sender: u8, number: u64, body: usize, payload: usize) -> Bytes {
+        let (body_bytes, payload_bytes) = (body as u32, payload as u32);
+        let header = Header { kind, sender: [sender; 16], number, body_bytes, payload_bytes, ..sample() };
+        let mut record = header.encode().to_vec();
+        record.resize(header.record_bytes() as usize, number as u8);
+        record.into()
+    }
+
+    fn request(number: u64) -> Bytes {
+        framed(Kind::Request, 1, number, 20, number as usize)
+    }
+
+    #[test]
+    fn a_record_has_one_frame_of_any_kind_or_several_requests_of_one_session() {
+        for kind in Kind::ALL {
+            let alone = framed(kind, 1, 1, 20, 3);
+            assert_eq!(frames(alone.clone()), Ok(vec![Frame::parse(alone.clone()).expect("well-formed")]));
+            let expected = if kind == Kind::Request { None } else { Some(FrameError::Mixed) };
+            assert_eq!(frames(join(&[alone.clone(), request(2)])).err(), expected);
+            assert_eq!(frames(join(&[request(2), alone])).err(), expected);
+        }
+        let other = framed(Kind::Request, 2, 2, 20, 0);
+        assert_eq!(frames(join(&[request(1), other])), Err(FrameError::Mixed));
+    }
+
+    #[test]
+    fn a_record_has_so_many_frames_and_no_more() {
+        let many: Vec<Bytes> = (0..MAX_FRAMES as u64 + 1).map(request).collect();
+        let numbers = |frames: Vec<Frame>| frames.iter().map(|frame| frame.header().number).collect::<Vec<_>>();
+        let most = frames(join(&many[1..])).map(numbers);
+        assert_eq!(most, Ok((1..=MAX_FRAMES as u64).collect()));
+        assert_eq!(frames(join(&many)), Err(FrameError::TooMany));
+        let large = join(&[framed(Kind::Request, 1, 1, 20, 500_000), framed(Kind::Request, 1, 2, 20, 500_000)]);
+        assert!(matches!(frames(large), Err(FrameError::TooLarge { .. })));
+    }
+
     proptest! {
+        #[test]
+        fn frames_that_are_joined_come_apart_the_same(payloads in prop::collection::vec(0..2000usize, 1..40), more in 1..72usize) {
+            let sealed: Vec<Bytes> =
+                payloads.iter().zip(1..).map(|(payload, number)| framed(Kind::Request, 1, number, 16, *payload)).collect();
+            let record = join(&sealed);
+            let apart = frames(record.clone()).expect("well-formed");
+            prop_assert_eq!(apart.iter().map(|frame| frame.record().clone()).collect::<Vec<_>>(), sealed);
+            // No copies.
+            let ends: Vec<*const u8> = apart.iter().map(|frame| frame.record().as_ptr_range().end).collect();
+            prop_assert_eq!(*ends.last().expect("one at least"), record.as_ptr_range().end);
+            // What is cut off or added makes all of it void.
+            prop_assert!(frames(record.slice(..record.len() - more)).is_err());
+            prop_assert!(frames([&record[..], &vec![0; more]].concat().into()).is_err());
+        }
+
         #[test]
         fn headers_round_trip(kind in 1..=11u8, namespace: u32, body in 16..400_000u32, payload in 0..400_000u32,
                               epoch: u32, sender: [u8; 16], number: u64, nonce: [u8; 24]) {
@@ -311,7 +412,10 @@ mod tests {
                 bytes[4] = kind;
                 bytes[5..8].fill(0);
             }
-            let _ = Frame::parse(bytes.into());
+            let bytes = Bytes::from(bytes);
+            let _ = frames(join(&[request(1), bytes.clone()]));
+            let alone = Frame::parse(bytes.clone());
+            prop_assert_eq!(alone.is_ok(), frames(bytes).is_ok_and(|frames| frames.len() == 1));
         }
     }
 }

@@ -17,13 +17,40 @@ pub struct Position {
     pub epoch: Epoch,
     pub partition: u32,
     pub offset: u64,
-    /// Tells apart the effects of one record.
+    /// Tells apart the effects of one record: which of its frames in the high [`Position::FRAME_BITS`],
+    /// counted from 0, and below that which of the frame's effects. 0 is what the frame itself asks for;
+    /// requests that had to wait for it come after.
     pub index: u32,
+}
+
+impl Position {
+    /// What tells apart the frames of a record.
+    pub const FRAME_BITS: u32 = 8;
+    const EFFECT_BITS: u32 = u32::BITS - Position::FRAME_BITS;
+
+    /// The place of one of this record's frames.
+    pub fn of_frame(self, frame: u8) -> Position {
+        Position { index: u32::from(frame) << Position::EFFECT_BITS, ..self }
+    }
+
+    /// Which of the record's frames it belongs to.
+    pub fn frame(&self) -> u8 {
+        (self.index >> Position::EFFECT_BITS) as u8
+    }
+
+    /// Which of the frame's effects it is.
+    pub fn effect(&self) -> u32 {
+        self.index & (u32::MAX >> Position::FRAME_BITS)
+    }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}@{}.{}", self.epoch.0, self.partition, self.offset, self.index)
+        write!(f, "{}/{}@{}", self.epoch.0, self.partition, self.offset)?;
+        if self.frame() > 0 {
+            write!(f, "+{}", self.frame())?;
+        }
+        write!(f, ".{}", self.effect())
     }
 }
 

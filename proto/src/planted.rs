@@ -29,6 +29,8 @@ bugs! {
     SkipDedup,
     /// machine: a request is admitted though one before it is missing
     ApplyAcrossGap,
+    /// machine: all requests of one record stand at the same place
+    FramesShareAPlace,
     /// machine: a result leaves before others have confirmed the push about it
     AnswerBeforeConfirmed,
     /// machine: a view of something changed leaves before its pushes are confirmed

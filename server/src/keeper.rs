@@ -16,7 +16,7 @@ use crate::packs::{PackError, Packs};
 use crate::run::{Ask, Asker};
 use bytes::Bytes;
 use proto::chunk::{ChunkName, INLINE_BYTES};
-use proto::frame::Frame;
+use proto::frame::{Frame, frames};
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Start, Topic};
 use proto::{LogTime, SessionId, task};
@@ -221,7 +221,7 @@ impl Keeper {
         let found = if name.topic == Topic::Chunks {
             let verified = ingest::verified(&record, &self.cluster, name.epoch..=name.epoch);
             verified.ok().filter(|(_, found, _)| found == name).map(|(.., content)| content)
-        } else if let Ok(frame) = Frame::parse(record.value) {
+        } else if let Some(frame) = frame_of(name, record.value) {
             let (payload, hash) = (frame.payload(), name.hash);
             match task::offload(move || piece(&payload, bytes, &hash)).await {
                 Ok(found) => found,
@@ -242,6 +242,11 @@ pub(crate) enum Logged {
     Gone,
     /// It cannot be asked now, for this reason.
     Unknown(String),
+}
+
+/// The request that brought the content, of those in its record.
+fn frame_of(name: &ChunkName, record: Bytes) -> Option<Frame> {
+    frames(record).ok()?.into_iter().nth(name.position().frame().into())
 }
 
 /// The part of a request's payload that has this length and hash. Where it began only the

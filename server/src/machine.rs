@@ -60,10 +60,11 @@ use lock::Holdings;
 use lock::table::FileLocks;
 use park::Parked;
 use promise::{Held, Things};
-use proto::frame::{Frame, Kind};
+use proto::frame::{self, Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
 use proto::message::{Activity, Promise, Refusal, Request, ServerBody, UserName};
+use proto::planted::{Bug, planted};
 use proto::seal::{self, Context, Direction, Key, SealError};
 use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, RequestNo, ServerId, SessionId};
 use rows::Turn;
@@ -292,7 +293,8 @@ impl Machine {
 
     /// Applies the record at `offset`. `append_time_ms` is Kafka's `LogAppendTime`,
     /// ignored in an epoch whose broker has none. Records are given once each, in
-    /// order; the state moves on by skipped ones too.
+    /// order; the state moves on by skipped ones too. Each frame of one that has several is
+    /// applied by itself, as if it stood alone there.
     pub fn apply(
         &mut self,
         kv: &mut dyn Kv,
@@ -300,11 +302,30 @@ impl Machine {
         append_time_ms: i64,
         record: &Bytes,
     ) -> Result<Applied, NotApplied> {
-        let mut at = Position { epoch: self.live.epoch, partition: self.partition, offset, index: 0 };
-        let frame = match Frame::parse(record.clone()) {
-            Ok(frame) => frame,
+        let at = Position { epoch: self.live.epoch, partition: self.partition, offset, index: 0 };
+        let frames = match frame::frames(record.clone()) {
+            Ok(frames) => frames,
             Err(_) => return Ok(self.skip(kv, at, "malformed")),
         };
+        let mut applied = Applied { effects: Vec::new(), skipped: None };
+        for (number, frame) in (0..=u8::MAX).zip(&frames) {
+            let at = at.of_frame(if planted(Bug::FramesShareAPlace) { 0 } else { number });
+            // Only servers' records and opens can stop a server, and they stand alone: no record is applied by half.
+            let Applied { effects, skipped } = self.apply_frame(kv, at, append_time_ms, frame)?;
+            applied.effects.extend(effects);
+            applied.skipped = applied.skipped.or(skipped);
+        }
+        Ok(applied)
+    }
+
+    /// Applies one frame of a record, at its place.
+    fn apply_frame(
+        &mut self,
+        kv: &mut dyn Kv,
+        mut at: Position,
+        append_time_ms: i64,
+        frame: &Frame,
+    ) -> Result<Applied, NotApplied> {
         if frame.header().kind == Kind::Server && frame.header().epoch > self.live.epoch {
             at.epoch = frame.header().epoch;
         } else if frame.header().epoch != self.live.epoch {
@@ -313,9 +334,9 @@ impl Machine {
         let mut turn = Turn::new(kv, &self.live.hash, at, self.live.now);
         turn.time = proto::Time::from_millis(append_time_ms);
         let done = match frame.header().kind {
-            Kind::Open => self.apply_open(&mut turn, &frame),
-            Kind::Request => self.apply_request(&mut turn, &frame, append_time_ms),
-            Kind::Server => self.apply_server(&mut turn, &frame, append_time_ms),
+            Kind::Open => self.apply_open(&mut turn, frame),
+            Kind::Request => self.apply_request(&mut turn, frame, append_time_ms),
+            Kind::Server => self.apply_server(&mut turn, frame, append_time_ms),
             _ => Err(Stop::Skip("of a kind that does not belong into the request log")),
         };
         match done {
@@ -328,7 +349,7 @@ impl Machine {
                 self.live.hash = self.chained(hash);
                 self.live.applied = Some(at);
                 self.tell_hash(at);
-                Ok(Applied::Yes(effects))
+                Ok(Applied { effects, skipped: None })
             }
             Err(Stop::Skip(why)) => {
                 drop(turn);
@@ -354,7 +375,7 @@ impl Machine {
         self.live.hash = self.chained(hash);
         self.live.applied = Some(at);
         self.tell_hash(at);
-        Applied::Skipped(why)
+        Applied { effects: Vec::new(), skipped: Some(why) }
     }
 
     /// Lets a simulation compare machines.

@@ -1,4 +1,4 @@
-//! The log on paper: records of `requests` and `replies` opened and said in words, one
+//! The log on paper: frames of `requests` and `replies` opened and said in words, one
 //! line each, so that a real incident (`kfs-server log dump`) and a simulator's trace
 //! read alike.
 //!
@@ -14,7 +14,7 @@ mod words;
 pub use words::{Part, Words};
 
 use crate::machine::open_ticket;
-use proto::frame::{Frame, Header, Kind};
+use proto::frame::{self, Frame, Header, Kind};
 use proto::keys::ClusterKey;
 use proto::log::{REQUEST_PARTITIONS, Record, Topic};
 use proto::message::{Answer, Open, PushBody, Request, ServerBody, Ticket, UserName};
@@ -72,12 +72,14 @@ struct Known {
     user: Option<UserName>,
 }
 
-/// One record in words.
+/// One frame in words.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     pub epoch: u32,
     pub partition: u32,
     pub offset: u64,
+    /// Which of the record's frames, counted from 0.
+    pub frame: usize,
     /// Kafka's own, in milliseconds since 1970; 0 where the broker has none.
     pub append_time_ms: i64,
     /// `None` for what is no record of ours.
@@ -86,7 +88,8 @@ pub struct Line {
     /// What it says, or why that cannot be told.
     #[serde(flatten)]
     pub said: Said,
-    pub record_bytes: usize,
+    /// The frame's, or the record's if nothing in it can be read.
+    pub bytes: usize,
     pub payload_bytes: u32,
 }
 
@@ -121,39 +124,43 @@ impl Trace {
         self.sessions.remember((partition, session), Known { key, user: None });
     }
 
-    /// The record in words. An open makes what follows of its session readable.
-    pub fn line(&mut self, record: &Record) -> Line {
-        let mut line = Line {
+    /// The record in words, one line for each of its frames. An open makes what follows of its session readable.
+    pub fn lines(&mut self, record: &Record) -> Vec<Line> {
+        let unread = |reason: String| Line {
             epoch: 0,
             partition: record.partition,
             offset: record.offset,
+            frame: 0,
             append_time_ms: record.append_time_ms,
             writer: None,
-            said: Said::Unread { unread: String::new() },
-            record_bytes: record.value.len(),
+            said: Said::Unread { unread: reason },
+            bytes: record.value.len(),
             payload_bytes: 0,
         };
-        let frame = match Frame::parse(record.value.clone()) {
-            Ok(frame) => frame,
-            Err(error) => {
-                line.said = Said::Unread { unread: error.to_string() };
-                return line;
-            }
+        let frames = match record.topic {
+            Topic::Requests => frame::frames(record.value.clone()),
+            _ => Frame::parse(record.value.clone()).map(|frame| vec![frame]),
         };
-        let Header { kind, namespace, epoch, sender, number, payload_bytes, .. } = *frame.header();
-        line.epoch = epoch.0;
-        line.payload_bytes = payload_bytes;
-        let mut user = None;
-        let read = match record.topic {
-            Topic::Replies => self.read_reply(record.partition, &frame, &mut user),
-            _ => self.read(record.partition, &frame, &mut user),
+        let frames = match frames {
+            Ok(frames) => frames,
+            Err(error) => return vec![unread(error.to_string())],
         };
-        line.said = match read {
-            Ok(words) => Said::Words(words),
-            Err(unread) => Said::Unread { unread },
+        let line = |(number, frame): (usize, &Frame)| {
+            let Header { kind, namespace, epoch, sender, number: numbered, payload_bytes, .. } = *frame.header();
+            let mut user = None;
+            let read = match record.topic {
+                Topic::Replies => self.read_reply(record.partition, frame, &mut user),
+                _ => self.read(record.partition, frame, &mut user),
+            };
+            let said = match read {
+                Ok(words) => Said::Words(words),
+                Err(unread) => Said::Unread { unread },
+            };
+            let writer = Some(Writer { kind, sender, user, namespace: namespace.0, number: numbered });
+            let (epoch, bytes) = (epoch.0, frame.record().len());
+            Line { epoch, frame: number, writer, said, bytes, payload_bytes, ..unread(String::new()) }
         };
-        line.writer = Some(Writer { kind, sender, user, namespace: namespace.0, number });
-        line
+        frames.iter().enumerate().map(line).collect()
     }
 
     /// The user and namespace of an open, if the record is one.
@@ -251,7 +258,11 @@ fn hexadecimal<S: serde::Serializer>(id: &[u8; 16], out: S) -> Result<S::Ok, S::
 /// For people: times in UTC, ids by their first 8 digits.
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}@{} ", self.epoch, self.partition, self.offset)?;
+        write!(f, "{}/{}@{}", self.epoch, self.partition, self.offset)?;
+        if self.frame > 0 {
+            write!(f, "+{}", self.frame)?;
+        }
+        write!(f, " ")?;
         match chrono::DateTime::from_timestamp_millis(self.append_time_ms) {
             Some(at) if self.append_time_ms != 0 => write!(f, "{} ", at.format("%Y-%m-%dT%H:%M:%S%.3fZ"))?,
             _ => write!(f, "- ")?,
@@ -282,7 +293,7 @@ impl fmt::Display for Told<'_> {
         }
         match &line.said {
             Said::Words(words) => write!(f, "{words}")?,
-            Said::Unread { unread } => write!(f, "UNREAD ({unread}) bytes={}", line.record_bytes)?,
+            Said::Unread { unread } => write!(f, "UNREAD ({unread}) bytes={}", line.bytes)?,
         }
         if line.payload_bytes > 0 {
             write!(f, " payload={}", line.payload_bytes)?;

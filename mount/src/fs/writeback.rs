@@ -362,15 +362,10 @@ impl Fs {
                 let chunk = match (piece.source, hash, session) {
                     // One of another epoch has been uploaded once more, under another name.
                     (Source::Chunk(name), ..) if name.epoch == reply.at.epoch => Some(name),
-                    (Source::Inline { .. }, Some(hash), Some(session)) => Some(ChunkName {
-                        topic: Topic::Requests,
-                        epoch: reply.at.epoch,
-                        partition: reply.at.partition,
-                        offset: reply.at.offset,
-                        index: index as u32,
-                        session,
-                        hash,
-                    }),
+                    // Of a request that had to wait, nobody has said where it stands.
+                    (Source::Inline { .. }, Some(hash), Some(session)) if reply.at.effect() == 0 => {
+                        Some(ChunkName::inline(reply.at, index as u32, session, hash))
+                    }
                     _ => None,
                 };
                 let offset = base + piece.offset;

@@ -2,7 +2,7 @@
 
 use mount::client::{Client, ClientConfig, JournalConfig, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
-use proto::frame::{Frame, Kind};
+use proto::frame::{Kind, frames};
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
@@ -51,8 +51,8 @@ impl Place {
             of(Topic::Requests).map(|(number, (first, _))| (Topic::Requests, number, Start::At(first))).collect();
         let mut tail = self.log.read_from(&starts).expect("is there");
         let records = std::iter::from_fn(|| tail.try_next()).map(|record| record.expect("is there"));
-        let requests =
-            records.filter(|record| Frame::parse(record.value.clone()).unwrap().header().kind == Kind::Request);
+        let sent = records.flat_map(|record| frames(record.value).expect("well-formed"));
+        let requests = sent.filter(|frame| frame.header().kind == Kind::Request);
         (requests.count(), of(Topic::Chunks).map(|(_, (_, end))| end).sum())
     }
 

@@ -27,7 +27,7 @@ const CACHE_BYTES: usize = 4 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum LogCommand {
-    /// Show the request log unsealed, one line a record: no content and no keys.
+    /// Show the request log unsealed, one line a request: no content and no keys.
     Dump(Dump),
 }
 
@@ -71,13 +71,13 @@ pub(super) fn run(command: LogCommand) -> anyhow::Result<()> {
     };
     let mut out = std::io::stdout().lock();
     let shown = reading.each(&partitions, dump.to, dump.follow, |trace, record| {
-        let line = trace.line(record);
-        let wanted = record.offset >= dump.from && namespace.is_none_or(|namespace| concerns(&line, namespace));
-        if !wanted {
-            return Ok(());
+        for line in trace.lines(record) {
+            let wanted = record.offset >= dump.from && namespace.is_none_or(|namespace| concerns(&line, namespace));
+            if wanted {
+                let text = if dump.json { serde_json::to_string(&line)? } else { line.to_string() };
+                writeln!(out, "{text}")?;
+            }
         }
-        let text = if dump.json { serde_json::to_string(&line)? } else { line.to_string() };
-        writeln!(out, "{text}")?;
         if dump.follow {
             out.flush()?;
         }

@@ -187,12 +187,12 @@ pub enum Verdict {
 
 /// What became of a record.
 #[derive(Clone, Debug)]
-pub enum Applied {
-    /// It took effect (a refusal is an effect too).
-    Yes(Vec<Effect>),
-    /// It does not authenticate, is malformed, foreign, void or replayed: skipped,
-    /// counted, and remembered by position and hash by the server.
-    Skipped(&'static str),
+pub struct Applied {
+    /// A refusal is an effect too.
+    pub effects: Vec<Effect>,
+    /// Why it had no effect: it does not authenticate, is malformed, foreign, void or replayed. Of
+    /// several frames, the first that was skipped. Counted, and remembered by position and hash by the server.
+    pub skipped: Option<&'static str>,
 }
 
 /// What authenticates and cannot be applied here. Skipping it would let replicas

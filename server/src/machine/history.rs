@@ -84,6 +84,8 @@ impl Turn<'_> {
             .u64(self.now.0)
             .u32(epoch)
             .u64(offset)
+            // Each frame of a record counts for itself.
+            .u32(self.at.frame().into())
             .u32(self.remembered as u32)
             .done();
         self.put(&past, &PastRow { key: kept, bytes });

@@ -6,6 +6,7 @@ mod acl;
 mod audit;
 mod delegation;
 mod delete;
+mod group;
 mod history;
 mod hostile;
 mod lock;
@@ -109,12 +110,17 @@ impl World {
         self.machine.apply(&mut self.kv, offset, self.append_ms, record).expect("tests write what is understood")
     }
 
+    /// Where the last record stands.
+    fn last_position(&self) -> Position {
+        let (offset, ..) = self.log.last().expect("there is one");
+        Position { epoch: self.epoch, partition: PARTITION, offset: *offset, index: 0 }
+    }
+
     /// Applies a record that must take effect.
     fn effects(&mut self, record: &Bytes) -> Vec<Effect> {
-        match self.apply(record) {
-            Applied::Yes(effects) => effects,
-            Applied::Skipped(why) => panic!("skipped: {why}"),
-        }
+        let Applied { effects, skipped } = self.apply(record);
+        assert_eq!(skipped, None);
+        effects
     }
 
     fn sealed_server_record(&mut self, record: ServerRecord) -> Bytes {

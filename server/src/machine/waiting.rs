@@ -16,7 +16,7 @@ use super::shared::Shared;
 use bytes::Bytes;
 use proto::message::{Delete, Op, Outcome, Promise, Refusal, Upload};
 use proto::planted::{Bug, planted};
-use proto::{Epoch, Ino, RequestNo, SessionId};
+use proto::{Ino, Position, RequestNo, SessionId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -76,7 +76,12 @@ impl Machine {
         self.note_contended(&things);
         self.recall(turn, &things);
         let is_change = asked.op.is_change();
-        let change = is_kept(&asked.op).then_some(asked);
+        // Of its own: else it would hold the whole record, whatever else came in it.
+        let copied = |mut asked: Asked| {
+            asked.payload = Bytes::copy_from_slice(&asked.payload);
+            asked
+        };
+        let change = is_kept(&asked.op).then(|| copied(asked));
         let bytes = change.as_ref().map_or(0, Asked::bytes);
         if !self.may_park(to.session) || self.waiting_bytes + bytes > MAX_WAITING_BYTES {
             // As if it had waited already: that is no program's business, and what it asks for is being given back.
@@ -133,6 +138,7 @@ impl Machine {
             self.stop_waiting(order);
             return self.decide(turn, to.session, to.number, Err(Refusal::Again), &[]);
         };
+        // The frame's number above it is never reached: a change takes more than four of the bytes that may wait.
         turn.at.index += 1;
         self.prepare(turn, to.session, asked);
         match self.execute(turn, *to, asked, false) {
@@ -156,10 +162,10 @@ impl Machine {
         }
     }
 
-    /// Whether the request at this place is a change that waits: what came with it is not kept yet.
-    pub fn is_waiting(&self, (epoch, offset): (Epoch, u64)) -> bool {
+    /// Whether the request in this frame is a change that waits: what came with it is not kept yet.
+    pub fn is_waiting(&self, at: Position) -> bool {
         let changes = self.live.waiting.values().filter_map(|waiting| waiting.change.as_ref());
-        changes.map(|change| change.stands).any(|stands| (stands.epoch, stands.offset) == (epoch, offset))
+        changes.map(|change| change.stands).any(|stands| stands == at.of_frame(at.frame()))
     }
 
     /// The changes of a session that wait, by their numbers, and so have not been executed.

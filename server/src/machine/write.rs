@@ -5,11 +5,10 @@
 //! extents a file has holes, which read as zeros.
 
 use super::rows::{ExtentRow, InodeRow, Turn, after, decode, extent_key};
+use proto::Ino;
 use proto::chunk::{CHUNK_BYTES, ChunkName};
-use proto::log::Topic;
 use proto::message::{Attr, FallocateHow, FileKind, Outcome, Piece, Promise, Range, Refusal, Source, Upload, WriteAt};
 use proto::planted::{Bug, planted};
-use proto::{Ino, Position};
 
 /// Extents handled at a time while a range is cleared: bounds memory, not work.
 const CLEAR_BATCH: usize = 1000;
@@ -31,7 +30,7 @@ impl Turn<'_> {
 
         for (index, (extent, piece)) in extents.iter().zip(pieces).enumerate() {
             if let Source::Inline { payload_from, payload_len } = piece.source {
-                debug_assert_eq!(extent.chunk.index, index as u32);
+                debug_assert_eq!(extent.chunk.position().effect(), index as u32);
                 let from = payload_from as usize;
                 let content = self.payload.slice(from..from + payload_len as usize);
                 self.keep(&extent.chunk, content);
@@ -259,8 +258,7 @@ impl Turn<'_> {
         if content.is_empty() {
             return Err(Refusal::Invalid);
         }
-        let Position { epoch, partition, offset, .. } = self.stands;
         let hash = *blake3::hash(content).as_bytes();
-        Ok(ChunkName { topic: Topic::Requests, epoch, partition, offset, index, session: self.by, hash })
+        Ok(ChunkName::inline(self.stands, index, self.by, hash))
     }
 }

@@ -22,7 +22,7 @@ use super::{Control, Halt, Phases, Sessions};
 use crate::data::DataDir;
 use crate::error::ServerError;
 use crate::login::Attempts;
-use crate::machine::effect::{Applied, Effect, NotApplied};
+use crate::machine::effect::{Effect, NotApplied};
 use crate::packs::Packs;
 use proto::frame::{HEADER_BYTES, Header, Kind};
 use proto::log::{Appended, LogError, Record, Sink, Tail, Topic};
@@ -326,6 +326,7 @@ impl Apply {
     }
 
     fn record(&mut self, record: Record, now: Instant) -> Result<(), ServerError> {
+        // The first frame's. Whoever writes several frames into one record is no server.
         let header = record.value.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
         let by_server = header.as_ref().is_some_and(|header| header.kind == Kind::Server);
         let own = header.filter(|header| by_server && header.sender == self.own.incarnation().0);
@@ -359,21 +360,16 @@ impl Apply {
         if header.as_ref().is_some_and(|header| header.kind == Kind::Open) {
             self.answering.active(now);
         }
-        match applied {
-            Applied::Yes(effects) => {
-                for effect in effects {
-                    self.effect(record.partition, record.offset, epoch, effect, now)?;
-                }
-                if let Some(header) = own {
-                    self.own_record_applied(record.partition, header.number, now);
-                }
-            }
-            Applied::Skipped(reason) => {
-                if let Some(header) = own {
-                    self.own_record_skipped(record.partition, header.number, reason)?;
-                }
-                self.skipped(&record, reason, now);
-            }
+        for effect in applied.effects {
+            self.effect(record.partition, record.offset, epoch, effect, now)?;
+        }
+        match (own, applied.skipped) {
+            (Some(header), None) => self.own_record_applied(record.partition, header.number, now),
+            (Some(header), Some(reason)) => self.own_record_skipped(record.partition, header.number, reason)?,
+            (None, _) => {}
+        }
+        if let Some(reason) = applied.skipped {
+            self.skipped(&record, reason, now);
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl Apply {
                 let Some(partition) = self.partitions.get_mut(partition as usize) else { return Ok(()) };
                 let content: Option<Bytes> = machine::content(&mut partition.store, &name);
                 let (at, next) = ((name.epoch, name.offset), (partition.machine.epoch(), partition.next_offset));
-                let _ = reply.send((content, at < next && !partition.machine.is_waiting(at)));
+                let _ = reply.send((content, at < next && !partition.machine.is_waiting(name.position())));
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::admin::users::UserSpec;
 use crate::data::{self, Identity};
 use bytes::Bytes;
 use proto::chunk::{ChunkName, Uploader, chunk_record};
-use proto::frame::{Frame, Kind, record_hash};
+use proto::frame::{Frame, Kind, join, record_hash};
 use proto::keys::KeyPair;
 use proto::log::memory::MemoryLog;
 use proto::log::{Record, Start, Tail};
@@ -204,13 +204,34 @@ impl Client {
     }
 
     async fn append<T: Serialize>(&self, kind: Kind, topic: Topic, number: u64, body: &T, payload: &[u8]) -> [u8; 32] {
+        let sealed = self.sealed(kind, topic, number, body, payload);
+        let hash = record_hash(&sealed);
+        self.log.append(topic, self.done.partition, sealed).await.expect("appends");
+        hash
+    }
+
+    fn sealed<T: Serialize>(&self, kind: Kind, topic: Topic, number: u64, body: &T, payload: &[u8]) -> Bytes {
         let LoginDone { namespace, epoch, session, partition, .. } = self.done;
         let head = Head { kind, namespace, epoch, sender: session.0, number };
         let context = Context { direction: Direction::ToServer, topic, partition, answers: None };
-        let sealed = seal(&self.key, &head, &context, body, payload).expect("seals");
-        let hash = record_hash(&sealed.record);
-        self.log.append(topic, partition, sealed.record).await.expect("appends");
-        hash
+        seal(&self.key, &head, &context, body, payload).expect("seals").record
+    }
+
+    /// Sends requests in one record; gives their answers.
+    async fn call_together(&mut self, requests: Vec<(Op, Vec<u8>)>) -> Vec<Answer> {
+        let mut frames = Vec::new();
+        for (op, payload) in requests {
+            self.number += 1;
+            let request = Request { acked: Acked::default(), time: Time::from_millis(0), op, local: false };
+            frames.push(self.sealed(Kind::Request, Topic::Requests, self.number, &request, &payload));
+        }
+        self.log.append(Topic::Requests, self.done.partition, join(&frames)).await.expect("appends");
+        let mut answers = Vec::new();
+        for frame in frames {
+            let (hash, partition) = (record_hash(&frame), self.done.replies_partition);
+            answers.push(opened(&mut self.replies, Kind::Answer, &self.key, Topic::Replies, partition, hash).await.0);
+        }
+        answers
     }
 
     async fn upload(&self, content: &[u8]) -> ChunkName {

@@ -5,8 +5,8 @@ use crate::machine::seal_ticket;
 use bytes::Bytes;
 use proto::chunk::{SealedValue, WrappedKey};
 use proto::message::{
-    Acked, FileKind, NewInode, Op, Owner, Piece, Promise, Refusal, ServerRecord, Source, Upload, UserName, View,
-    WriteAt,
+    Acked, Delete, FileKind, NewInode, Op, Owner, Piece, Promise, Refusal, ServerRecord, Source, Upload, UserName,
+    View, WriteAt,
 };
 use proto::seal::{Head, seal};
 use proto::{Epoch, IncarnationId, Ino, LogTime, Name, Position, PushNo, ServerId, Time};
@@ -83,6 +83,13 @@ impl Writing {
     }
 }
 
+/// The only frame of a record.
+fn line(trace: &mut Trace, record: &Record) -> Line {
+    let mut lines = trace.lines(record);
+    assert_eq!(lines.len(), 1);
+    lines.remove(0)
+}
+
 fn name(name: &[u8]) -> Name {
     Name::new(name).expect("valid")
 }
@@ -125,7 +132,7 @@ fn a_log_reads_as_it_happened() {
         log.kept(Bytes::from_static(b"noise")),
     ];
     let mut trace = Trace::new(log.cluster.clone());
-    let lines: Vec<String> = records.iter().map(|record| trace.line(record).to_string()).collect();
+    let lines: Vec<String> = records.iter().map(|record| line(&mut trace, record).to_string()).collect();
     let at = |offset: u64| format!("1/3@{offset} 2023-11-14T22:13:20.000Z");
     assert_eq!(lines[0], format!("{} server 02020202 #0 incarnation server=01010101 supports=1", at(0)));
     let opened = format!("{} ann abababab #0 open namespace=3 issued=7 replies=9 payload=", at(1));
@@ -148,7 +155,7 @@ fn a_log_reads_as_it_happened() {
 
     // Programs get the same, with numbers as they are.
     let json: Vec<serde_json::Value> =
-        records.iter().map(|record| serde_json::to_value(trace.line(record)).expect("has an encoding")).collect();
+        records.iter().map(|record| serde_json::to_value(line(&mut trace, record)).expect("has an encoding")).collect();
     assert_eq!(json[2]["what"], "create");
     assert_eq!(json[2]["with"]["dir"], root.0);
     assert_eq!(json[2]["sender"], "ab".repeat(16));
@@ -164,10 +171,10 @@ fn without_its_open_a_session_is_unread_until_its_key_is_known() {
     log.open();
     let record = log.request(1, Op::View(View::Statfs), &[]);
     let mut trace = Trace::new(log.cluster.clone());
-    let line = trace.line(&record).to_string();
-    assert!(line.contains("session abababab #1 UNREAD (sealed under the key of a session"), "{line}");
+    let told = line(&mut trace, &record).to_string();
+    assert!(told.contains("session abababab #1 UNREAD (sealed under the key of a session"), "{told}");
     trace.know(PARTITION, SESSION, log.key.clone());
-    assert!(trace.line(&record).to_string().contains("#1 statfs"));
+    assert!(line(&mut trace, &record).to_string().contains("#1 statfs"));
 
     // What it is told can be read as well, if what it asked is known.
     let request = Frame::parse(record.value.clone()).unwrap();
@@ -183,12 +190,34 @@ fn without_its_open_a_session_is_unread_until_its_key_is_known() {
         Context { direction: Direction::ToClient, topic: Topic::Replies, partition: 9, answers: Some(request.hash()) };
     let value = seal(&log.key, &head, &context, &answer, &[]).expect("small").record;
     let reply = Record { topic: Topic::Replies, partition: 9, offset: 5, append_time_ms: 0, value };
-    let line = trace.line(&reply).to_string();
-    assert_eq!(line, "1/9@5 - session abababab #1 refused why=NotFound at=1/3@1.0 pushed=2 granted=[dir(3:1)]");
-    let late = trace.line(&Record { partition: 8, ..reply }).to_string();
+    let told = line(&mut trace, &reply).to_string();
+    assert_eq!(told, "1/9@5 - session abababab #1 refused why=NotFound at=1/3@1.0 pushed=2 granted=[dir(3:1)]");
+    let late = line(&mut trace, &Record { partition: 8, ..reply }).to_string();
     assert!(late.contains("UNREAD (answers a request that is not there)"), "{late}");
 
     // Another cluster's key opens nothing.
     let mut stranger = Trace::new(ClusterKey::generate());
-    assert!(stranger.line(&log.open()).to_string().contains("UNREAD"));
+    assert!(line(&mut stranger, &log.open()).to_string().contains("UNREAD"));
+}
+
+#[test]
+fn each_frame_of_a_record_has_a_line() {
+    let mut log = Writing::new();
+    let root = Ino::root(NAMESPACE);
+    let open = log.open();
+    let removed = [b"a", b"b"].map(|file| Op::Delete(Delete::Unlink { dir: root, name: name(file) }));
+    let frames = [1, 2].map(|number| log.request(number, removed[number as usize - 1].clone(), &[]).value);
+    let both = log.kept(frame::join(&frames));
+    let mut trace = Trace::new(log.cluster.clone());
+    line(&mut trace, &open);
+    let lines = trace.lines(&both);
+    let told: Vec<String> = lines.iter().map(Line::to_string).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told[0].starts_with("1/3@3 ") && told[0].contains("ann abababab #1 unlink dir=3:1 name=a"), "{}", told[0]);
+    assert!(
+        told[1].starts_with("1/3@3+1 ") && told[1].contains("ann abababab #2 unlink dir=3:1 name=b"),
+        "{}",
+        told[1]
+    );
+    assert_eq!(lines.iter().map(|line| line.bytes).sum::<usize>(), both.value.len());
 }

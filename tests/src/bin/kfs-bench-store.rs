@@ -21,7 +21,7 @@ use proto::{
 };
 use serde::Serialize;
 use server::disk::Disk;
-use server::machine::effect::{Applied, Effect};
+use server::machine::effect::Effect;
 use server::machine::kv::Kv;
 use server::machine::{Machine, seal_ticket};
 use server::store::{Checkpoint, PartitionStore, Written};
@@ -270,9 +270,9 @@ impl World {
         self.phase.applies.push(started.elapsed());
         self.store.check()?;
         self.offset += 1;
-        match applied {
-            Applied::Yes(effects) => Ok(effects),
-            Applied::Skipped(reason) => bail!("skipped: {reason}"),
+        match applied.skipped {
+            None => Ok(applied.effects),
+            Some(reason) => bail!("skipped: {reason}"),
         }
     }
 

@@ -12,7 +12,7 @@ use super::rng::Rng;
 use super::trace::Trace;
 use bytes::Bytes;
 use proto::chunk::ChunkName;
-use proto::frame::{Frame, HEADER_BYTES, Header};
+use proto::frame::{self, Frame, HEADER_BYTES, Header};
 use proto::log::{Appended, Log, LogError, MAX_RECORD_BYTES, Record, Start, Tail, Topic};
 use proto::seal::hash_of;
 use proto::simulation::Node;
@@ -331,8 +331,9 @@ impl Bus {
         self.shared.state().trimmed.iter().any(|record| match record.topic {
             Topic::Chunks => true,
             // What is smaller lives in the rows.
-            Topic::Requests => Frame::parse(record.value.clone())
-                .is_ok_and(|frame| frame.payload().len() > server::machine::STATE_CONTENT_BYTES),
+            Topic::Requests => frame::frames(record.value.clone()).is_ok_and(|frames| {
+                frames.iter().any(|frame| frame.payload().len() > server::machine::STATE_CONTENT_BYTES)
+            }),
             _ => false,
         })
     }

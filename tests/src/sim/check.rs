@@ -246,7 +246,7 @@ fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool
             ));
         }
         // It had to wait for what others were delegated: nothing that was entered since depends on it.
-        if at.index > 0 {
+        if at.effect() > 0 {
             continue;
         }
         let life = if journal { 0 } else { entered.life };

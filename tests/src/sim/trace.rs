@@ -54,10 +54,11 @@ impl Trace {
         let mut inner = self.lock();
         let inner = &mut *inner;
         if let Some(reading) = &mut inner.reading {
-            let told = reading.line(record).told().to_string();
-            if let Some(line) = inner.lines.last_mut() {
-                line.push_str(": ");
-                line.push_str(&told);
+            let told = reading.lines(record);
+            let Some(line) = inner.lines.last_mut() else { return };
+            for (frame, told) in told.iter().enumerate() {
+                line.push_str(if frame == 0 { ": " } else { "; " });
+                line.push_str(&told.told().to_string());
             }
         }
     }

@@ -13,7 +13,7 @@ use proto::message::{Upload, View};
 use proto::seal::{Context, Direction, Head, Key, seal};
 use proto::{Epoch, IncarnationId, Ino, LogTime, Name, NamespaceId, ServerId};
 use server::machine::Machine;
-use server::machine::effect::{Applied, Effect};
+use server::machine::effect::Effect;
 use server::machine::kv::MemoryKv;
 use std::collections::BTreeMap;
 
@@ -212,8 +212,7 @@ impl Sim {
         let offset = self.offset;
         self.offset += 1;
         let applied = self.machine.apply(&mut self.kv, offset, self.now_ms as i64, &record).expect("understood");
-        let Applied::Yes(effects) = applied else { return };
-        for effect in effects {
+        for effect in applied.effects {
             match effect {
                 Effect::Answer { to, number, request, answer, payload, .. } => {
                     self.toward(to.session, |client, session| Event::Answer {

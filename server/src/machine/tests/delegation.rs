@@ -4,6 +4,7 @@
 use super::audit::audit;
 use super::*;
 use LockMode::Exclusive;
+use proto::frame::join;
 use proto::message::{Access, Quota, RenameHow};
 
 fn confirm(number: u64) -> Op {
@@ -52,12 +53,16 @@ fn recalls(effects: &[Effect], client: &Client) -> Vec<(u64, Vec<Promise>)> {
 impl World {
     /// Sends what its program has been answered already.
     pub fn send_local(&mut self, client: &mut Client, op: Op) -> Vec<Effect> {
+        let record = self.sealed_local(client, op);
+        self.effects(&record)
+    }
+
+    pub fn sealed_local(&self, client: &mut Client, op: Op) -> Bytes {
         client.number += 1;
         let time = Time { secs: self.append_ms / 1000, nanos: 5 };
         let request = Request { acked: Acked::default(), time, op, local: true };
         client.last = self.sealed_request(client, client.number, &request, &[]);
-        let record = client.last.clone();
-        self.effects(&record)
+        client.last.clone()
     }
 
     fn local(&mut self, client: &mut Client, op: Op) -> Result<Outcome, Refusal> {
@@ -207,15 +212,49 @@ fn what_has_to_do_with_nothing_delegated_does_not_wait() {
 }
 
 #[test]
+fn what_one_record_has_asked_for_and_set_going_has_an_order() {
+    let (mut world, mut a, mut b, file, _) = alone();
+    // The second of two waits, with its content.
+    b.number += 2;
+    let view = world.sealed(&b, b.number - 1, renew(), &[]);
+    let wait = world.sealed(&b, b.number, write(file, 0, 3, 3), b"abc");
+    let effects = world.effects(&join(&[view, wait]));
+    assert_eq!(answer_of(&effects, &b).unwrap().result, Ok(Outcome::Waiting));
+    let asked_at = world.last_position();
+    assert!(world.machine.is_waiting(asked_at.of_frame(1)) && !world.machine.is_waiting(asked_at));
+    world.restart();
+
+    // It goes on between two frames of the record that lets it.
+    a.number += 2;
+    let gives_back = world.sealed(&a, a.number - 1, confirm(1), &[]);
+    let after = world.sealed(&a, a.number, create(ROOT, "g", FileKind::File), &[]);
+    let effects = world.effects(&join(&[gives_back, after]));
+    let at = world.last_position();
+    let written = entry(outcomes(&effects, &b).remove(0).1);
+    assert_eq!((written.version, written.version.effect()), (Position { index: 1, ..at }, 1));
+    // The directory is the other's no more, or still: in either case later.
+    let made = answer_of(&effects, &a).unwrap();
+    assert_eq!((made.at, made.at.frame()), (at.of_frame(1), 1));
+    assert!(written.version < made.at);
+    let Ok(Outcome::Extents { extents, .. }) =
+        world.call(&mut b, Op::View(View::Extents { ino: file, from: 0, limit: 10 }))
+    else {
+        panic!("extents")
+    };
+    assert_eq!(extents[0].chunk.position(), asked_at.of_frame(1));
+    world.sound();
+}
+
+#[test]
 fn a_change_that_waited_has_the_position_at_which_it_ran_and_its_content_that_of_its_record() {
     let (mut world, mut a, mut b, file, _) = alone();
     world.parks_with(&mut b, write(file, 0, 3, 3), b"abc");
-    let asked_at = world.log.len() as u64 - 1;
-    assert!(world.machine.is_waiting((Epoch(1), asked_at)), "its content is still to be kept");
+    let asked_at = world.last_position();
+    assert!(world.machine.is_waiting(asked_at), "its content is still to be kept");
     world.parks(&mut b, chmod(file, 0o600));
     let effects = world.send(&mut a, confirm(1));
     let ran_at = world.log.len() as u64 - 1;
-    assert!(!world.machine.is_waiting((Epoch(1), asked_at)));
+    assert!(!world.machine.is_waiting(asked_at));
     let attrs: Vec<Attr> = outcomes(&effects, &b).into_iter().map(|(_, result)| entry(result)).collect();
     assert_eq!((attrs[0].version.offset, attrs[0].version.index), (ran_at, 1));
     assert_eq!((attrs[0].size, attrs[1].size, attrs[1].mode), (3, 3, 0o600));
@@ -224,7 +263,7 @@ fn a_change_that_waited_has_the_position_at_which_it_ran_and_its_content_that_of
     else {
         panic!("extents")
     };
-    assert_eq!(extents[0].chunk.offset, asked_at);
+    assert_eq!(extents[0].chunk.position(), asked_at);
     world.sound();
 }
 

@@ -312,6 +312,39 @@ async fn every_piece_of_a_request_is_healed() {
     server.stop().expect("stops cleanly");
 }
 
+/// What several requests of one record bring is told apart by their frames, also after a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn content_of_every_request_in_a_record_is_served_and_healed() {
+    let place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let ino = file(&mut client).await;
+    // One that lives in the state, and two that go to the packs.
+    let contents: Vec<Vec<u8>> = [(100, 1), (9000, 2), (9000, 3)].map(|(len, byte)| vec![byte; len]).into();
+    let write = |(number, content): (usize, &Vec<u8>)| {
+        let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };
+        let source = Source::Inline { payload_from: 0, payload_len: content.len() as u32 };
+        let piece = Piece { offset: number as u64 * 10_000, len: 100, source, chunk_from: 0, key };
+        let write = Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false };
+        (Op::Upload(write), content.clone())
+    };
+    let answers = client.call_together(contents.iter().enumerate().map(write).collect()).await;
+    assert!(answers.iter().all(|answer| answer.result.is_ok()), "{answers:?}");
+    server.crash();
+    let server = place.start();
+    assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    let keeper = keeper(&place, &server);
+    for (answer, content) in answers.iter().zip(&contents) {
+        let name = ChunkName::inline(answer.at, 0, client.done.session, hash_of(content));
+        assert_eq!(client.download(name).await, (Served::Chunk(name), content.clone().into()));
+        assert_eq!(keeper.logged(&name, content.len()).await, Logged::Content(content.clone().into()));
+        let elsewhere = ChunkName { index: name.index ^ 1 << 24, ..name };
+        assert_eq!(keeper.logged(&elsewhere, content.len()).await, Logged::Gone);
+    }
+    server.stop().expect("stops cleanly");
+}
+
 /// A log that is away.
 struct Away;
 
