@@ -256,13 +256,14 @@ impl Client {
     /// it. A request whose caller has given up may still take effect.
     pub async fn call(&self, op: Op, payload: Bytes, patience: &Patience) -> Result<Reply, CallError> {
         let submitted = self.submit(op, payload);
-        self.inner.count_wait();
+        self.inner.somebody_waits();
         patience.wait(submitted).await?
     }
 
-    /// Somebody waits for an answer: counted for whoever wants to know how often.
-    pub fn count_wait(&self) {
-        self.inner.count_wait();
+    /// Somebody waits for answers to what has been submitted: none of it is held back any longer. Counted for
+    /// whoever wants to know how often.
+    pub fn somebody_waits(&self) {
+        self.inner.somebody_waits();
     }
 
     /// Enters the request into the ordered stream now: requests submitted one

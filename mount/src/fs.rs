@@ -272,7 +272,7 @@ impl Fs {
         let changing = Changing::begin(self, &op);
         let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op), local: false };
         let mut submitted = self.inner.client.submit_on(terms, op, Bytes::new());
-        self.inner.client.count_wait();
+        self.inner.client.somebody_waits();
         match patience.wait(&mut submitted).await {
             Ok(answer) => Ok((answer?, changing)),
             Err(error) => {

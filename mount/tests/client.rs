@@ -4,14 +4,15 @@
 
 use bytes::Bytes;
 use mount::client::{
-    CallError, Client, ClientConfig, ConnectError, Invalidation, JournalConfig, Patience, Reply, Secret,
+    CallError, Client, ClientConfig, ConnectError, Invalidation, JournalConfig, Patience, Reply, Secret, Terms,
 };
 use proto::chunk::ValuePurpose;
+use proto::frame::{Kind, frames};
 use proto::keys::KeyPair;
-use proto::log::Log;
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
+use proto::log::{Log, REQUEST_PARTITIONS, Start, Topic};
 use proto::message::{
     Delete, FileKind, NewInode, Op, Outcome, Owner, Piece, Promise, Refusal, Source, Upload, UserName, View, WriteAt,
 };
@@ -285,6 +286,83 @@ async fn changes_views_and_content_in_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_views_and_content_on_a_broker() {
     changes_views_and_content(Place::on_broker()).await;
+}
+
+/// The numbers of the requests in each record of the log that has any.
+fn numbers(place: &Place) -> Vec<Vec<u64>> {
+    let starts: Vec<_> = (0..REQUEST_PARTITIONS).map(|number| (Topic::Requests, number, Start::At(0))).collect();
+    let mut tail = place.log.read_from(&starts).expect("is there");
+    let records = std::iter::from_fn(|| tail.try_next()).map(|record| record.expect("is there"));
+    let frames = records.map(|record| frames(record.value).expect("well-formed"));
+    let requests = frames.filter(|frames| frames[0].header().kind == Kind::Request);
+    requests.map(|frames| frames.iter().map(|frame| frame.header().number).collect()).collect()
+}
+
+// On one thread, so that nothing else happens between what stands here without a wait.
+#[tokio::test]
+async fn what_nobody_waits_for_shares_a_record_with_what_comes_behind_it() {
+    let place = Place::in_memory();
+    let server = place.server();
+    place.add_user("anna").await;
+    let client = Client::connect(place.journaled("anna")).await.expect("connects");
+    let local = |op, payload| {
+        let terms = Terms { time: client.now(), only_in: None, local: true };
+        client.submit_on(terms, op, payload)
+    };
+    let made = |of: &str| local(create(client.root(), of, FileKind::File), Bytes::new());
+    let sent = || client.status().counters.records_sent;
+    call(&client, lookup(client.root(), "a")).await.expect_err("is not there");
+
+    // Whoever waits takes along what is held.
+    let before = (sent(), numbers(&place).len());
+    let three = ["a", "b", "c"].map(made);
+    assert_eq!(sent(), before.0);
+    let found = client.submit(lookup(client.root(), "c"), Bytes::new());
+    assert_eq!(sent(), before.0 + 1);
+    let found = attr(&found.await.expect("found")).ino;
+    for (made, of) in three.into_iter().zip(["a", "b", "c"]) {
+        assert_eq!(attr(&made.await.expect("made")).ino == found, of == "c");
+    }
+    let records = numbers(&place);
+    assert_eq!((records.len(), records[before.1].len()), (before.1 + 1, 4), "{records:?}");
+
+    // Where nothing comes behind it, it leaves by itself, and waiting for what is sent lets it leave.
+    let before = sent();
+    made("d").await.expect("made");
+    assert_eq!(sent(), before + 1);
+    let held = made("e");
+    client.somebody_waits();
+    assert_eq!(sent(), before + 2);
+    held.await.expect("made");
+
+    // Large ones leave when a record is full.
+    let before = sent();
+    let large = ["f", "g", "h"].map(|of| local(create(client.root(), of, FileKind::File), vec![7; 30_000].into()));
+    assert_eq!(sent(), before + 1);
+    for made in large {
+        made.await.expect("made");
+    }
+    assert_eq!(sent(), before + 2);
+    let records = numbers(&place);
+    assert_eq!(records[records.len() - 2..].iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    client.close().await;
+    server.stop().expect("stops");
+}
+
+/// What a journal does not have is no secret between a program and this client: the program waits.
+#[tokio::test]
+async fn nothing_is_held_back_that_no_journal_has() {
+    let place = Place::in_memory();
+    let server = place.server();
+    place.add_user("anna").await;
+    let client = Client::connect(place.config("anna")).await.expect("connects");
+    let before = client.status().counters.records_sent;
+    let terms = Terms { time: client.now(), only_in: None, local: true };
+    let made = client.submit_on(terms, create(client.root(), "a", FileKind::File), Bytes::new());
+    assert_eq!(client.status().counters.records_sent, before + 1);
+    made.await.expect("made");
+    client.close().await;
+    server.stop().expect("stops");
 }
 
 #[tokio::test(flavor = "multi_thread")]

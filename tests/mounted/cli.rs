@@ -95,7 +95,8 @@ fn bench_tells_rates_and_requests_and_leaves_nothing() {
         let row = told["rows"].as_array().unwrap().iter().find(|row| row["what"] == what).unwrap();
         row["records"].as_u64().unwrap()
     };
-    assert!(records("create, write 4 KiB, close") >= 20, "{told}");
+    // Many of them may share one.
+    assert!((1..=200).contains(&records("create, write 4 KiB, close")), "{told}");
     // 2 MiB of noise are at least four chunks.
     assert!(records("sequential write and fsync") >= 4, "{told}");
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);

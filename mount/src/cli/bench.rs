@@ -1,5 +1,5 @@
 //! `kfs bench DIR`: how fast a directory is at what people do with one, and, on a kfs
-//! mount, how many requests that costs. Works on any directory, for comparison.
+//! mount, how many records that costs. Works on any directory, for comparison.
 //!
 //! * It makes one directory of its own below DIR and takes it away again; nothing else
 //!   is read or changed. What it writes is bounded by `--files` and `--size`.
@@ -44,7 +44,7 @@ struct Row {
     /// What was moved, where that is what counts.
     bytes: Option<u64>,
     took: Duration,
-    /// Requests and reads that the mount has sent for it.
+    /// Records that the mount has sent for it.
     records: Option<u64>,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
         let rows: Vec<Value> = bench.rows.iter().map(Row::json).collect();
         println!("{}", json!({ "dir": args.dir.display().to_string(), "rows": rows }));
     } else {
-        println!("{:<28} {:>14} {:>10} {:>10} {:>10}", "", "rate", "median", "p99", "requests");
+        println!("{:<28} {:>14} {:>10} {:>10} {:>10}", "", "rate", "median", "p99", "records");
         bench.rows.iter().for_each(|row| println!("{}", row.line()));
     }
     Ok(())
@@ -173,11 +173,11 @@ impl Bench {
         Ok(())
     }
 
-    /// What the mount has sent so far: requests, reads and chunks.
+    /// What the mount has sent so far: records of requests, reads and chunks.
     fn records(&mut self) -> Option<u64> {
         let status = self.mount.as_mut()?.status().ok()?;
         let counters = &status["client"]["counters"];
-        ["requests", "reads", "chunks_uploaded"].iter().map(|counter| counters[*counter].as_u64()).sum()
+        ["records_sent", "reads", "chunks_uploaded"].iter().map(|counter| counters[*counter].as_u64()).sum()
     }
 }
 

@@ -133,14 +133,16 @@ impl<W> Entry<W> {
 /// What the world is to do, in this order.
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment; a box would cost each request an allocation")]
 pub(crate) enum Action<W> {
-    /// Append the record to the session's request partition. A change's journal
+    /// Append the frame to the session's request partition, behind all sent before. A change's journal
     /// entry must be told the session and number first.
     Send {
         number: RequestNo,
-        record: Bytes,
+        frame: Bytes,
         journaled: Option<Journaled>,
         /// It was sent before.
         again: bool,
+        /// Somebody waits for its answer; else it may be held back for a moment, to leave with others.
+        waits: bool,
     },
     /// The entry's end.
     Done {
@@ -425,9 +427,10 @@ impl<W: Waiter> Core<W> {
                     (*sent_ms, *sends) = (now_ms, *sends + 1);
                     out.push(Action::Send {
                         number: RequestNo(0),
-                        record: record.clone(),
+                        frame: record.clone(),
                         journaled: None,
                         again: true,
+                        waits: true,
                     });
                 }
             }
@@ -566,7 +569,9 @@ impl<W: Waiter> Core<W> {
         self.numbered_ms = now_ms;
         self.silent_since.get_or_insert(now_ms);
         self.wake_at(now_ms + RESEND_FIRST_MS);
-        out.push(Action::Send { number, record: record.clone(), journaled: entry.journaled, again: false });
+        // A program that has been answered waits all the same if the journal does not have what it did.
+        let waits = !entry.answered || entry.journaled.is_none();
+        out.push(Action::Send { number, frame: record.clone(), journaled: entry.journaled, again: false, waits });
         let hash = proto::frame::record_hash(&record);
         let flight = Flight {
             entry,

@@ -10,6 +10,7 @@
 //!   failures matter, and to be woken for each would cost more than the request itself.
 
 mod connect;
+mod group;
 mod inbox;
 mod inodes;
 mod reserve;
@@ -22,6 +23,7 @@ use super::status::{ClientStatus, Counters, Drained};
 use super::transfer::Transfers;
 use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, Terms, login};
 use bytes::Bytes;
+use group::Group;
 use inodes::Inodes;
 use proto::frame::Kind;
 use proto::log::{Appended, LogError, Topic};
@@ -114,9 +116,11 @@ struct State {
     nameless: HashSet<Ino>,
     release: Vec<Ino>,
     release_at_ms: u64,
-    /// Records whose fate the log has not told or was not asked for, in the order of their
+    /// What the core has sent and nobody waits for, for a moment.
+    group: Group,
+    /// Records whose fate the log has not told or was not asked for, with the numbers in them, in the order of their
     /// sending. At most as many as the core has sent and not heard of.
-    appends: VecDeque<(SessionId, RequestNo, Appended)>,
+    appends: VecDeque<(SessionId, Vec<RequestNo>, Appended)>,
     appends_at_ms: u64,
 }
 
@@ -274,8 +278,15 @@ impl Inner {
         Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
     }
 
-    pub(super) fn count_wait(&self) {
+    /// Nothing is held back while somebody waits.
+    pub(super) fn somebody_waits(&self) {
         self.counters.waits.fetch_add(1, Ordering::Relaxed);
+        self.append_held();
+    }
+
+    fn append_held(&self) {
+        let now_ms = self.now_ms();
+        self.append_group(&mut self.state(), now_ms);
     }
 
     pub(super) fn delegable(&self) -> bool {
@@ -418,6 +429,7 @@ impl Inner {
     }
 
     pub(super) async fn drain(&self, limit: Duration) -> Drained {
+        self.append_held();
         let deadline = Instant::now() + limit;
         loop {
             let left: Vec<String> =
@@ -463,21 +475,23 @@ impl Inner {
         out
     }
 
-    /// Queues the records among the actions, in order, and takes them out.
+    /// Takes the records among the actions out, in order, and queues them: at once, if there is one that anybody
+    /// waits for.
     fn send(&self, state: &mut State, now_ms: u64, actions: &mut Vec<Action<Caller>>) {
-        let State { link: Some(link), appends, appends_at_ms, .. } = state else { return };
+        let Some(session) = state.link.as_ref().map(|link| link.session) else { return };
+        let mut at_once = false;
         actions.retain(|action| {
-            let Action::Send { number, record, journaled, again } = action else { return true };
+            let Action::Send { number, frame, journaled, again, waits } = action else { return true };
             if let (Some(journal), Some(journaled)) = (&self.journal, journaled) {
-                journal.sent(*journaled, link.session, *number);
+                journal.sent(*journaled, session, *number);
             }
-            let count = if *again { &self.counters.resent } else { &self.counters.sent };
-            count.fetch_add(1, Ordering::Relaxed);
-            let appended = self.config.log.append(Topic::Requests, link.partition, record.clone());
-            *appends_at_ms = (*appends_at_ms).min(now_ms + APPENDS_AFTER_MS);
-            appends.push_back((link.session, *number, appended));
+            self.hold(state, now_ms, session, (*number, frame.clone()), *again);
+            at_once |= *waits;
             false
         });
+        if at_once {
+            self.append_group(state, now_ms);
+        }
     }
 
     fn carry_out(&self, action: Action<Caller>) {
@@ -620,6 +634,9 @@ impl Inner {
                         state.release_at_ms = now_ms + RELEASE_AFTER_MS;
                     }
                 }
+                if now_ms >= state.group.due_ms() {
+                    self.append_group(state, now_ms);
+                }
                 if now_ms >= state.appends_at_ms {
                     self.look_at_appends(state, now_ms);
                 }
@@ -640,12 +657,14 @@ impl Inner {
     /// Tells the core what became of appends, in the order in which they were made.
     fn look_at_appends(&self, state: &mut State, now_ms: u64) {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while let Some((session, number, appended)) = state.appends.front_mut() {
+        while let Some((session, numbers, appended)) = state.appends.front_mut() {
             let Poll::Ready(result) = appended.as_mut().poll(&mut context) else { break };
             if let Err(error) = &result {
                 self.log_error(error);
             }
-            state.core.appended(now_ms, *session, *number, result.is_ok());
+            for number in numbers {
+                state.core.appended(now_ms, *session, *number, result.is_ok());
+            }
             state.appends.pop_front();
         }
         state.appends_at_ms = if state.appends.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
@@ -655,7 +674,13 @@ impl Inner {
 impl State {
     /// When time has something to do next.
     fn wake_ms(&self) -> u64 {
-        self.core.wake_ms().min(self.release_at_ms).min(self.appends_at_ms)
+        self.core.wake_ms().min(self.release_at_ms).min(self.group.due_ms()).min(self.appends_at_ms)
+    }
+
+    /// What becomes of a record is looked at later.
+    fn appended_later(&mut self, now_ms: u64, session: SessionId, numbers: Vec<RequestNo>, appended: Appended) {
+        self.appends_at_ms = self.appends_at_ms.min(now_ms + APPENDS_AFTER_MS);
+        self.appends.push_back((session, numbers, appended));
     }
 
     fn release_later(&mut self, now_ms: u64, after_ms: u64, ino: Ino) {

@@ -54,7 +54,9 @@ pub struct Counters {
     pub waits: u64,
     /// Records that asked for content, of up to 64 chunks each; no repeats.
     pub reads: u64,
+    /// Records of requests, of up to 64 each, in which at least one was not sent before.
     pub records_sent: u64,
+    /// Those with nothing but repeats.
     pub records_resent: u64,
     pub answers: u64,
     pub pushes: u64,

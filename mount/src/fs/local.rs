@@ -122,7 +122,7 @@ impl Fs {
         let mut progress = self.inner.locals.progress.subscribe();
         let Progress { submitted: upto, settled } = *progress.borrow();
         if settled < upto {
-            self.inner.client.count_wait();
+            self.inner.client.somebody_waits();
         }
         let settled = progress.wait_for(|progress| progress.settled >= upto);
         // The sender is this filesystem's own.

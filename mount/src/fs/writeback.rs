@@ -530,7 +530,7 @@ impl Fs {
         let last = self.send_all(file);
         let mut progress = file.progress.subscribe();
         if !reached(&progress.borrow(), last) {
-            self.inner.client.count_wait();
+            self.inner.client.somebody_waits();
         }
         let done = progress.wait_for(|p| reached(p, last));
         let waited = patience.wait(done).await?.map(drop);

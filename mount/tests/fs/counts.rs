@@ -1,4 +1,4 @@
-//! How many records everyday work costs: the cheapest round trip is the one that is not made.
+//! How many requests, reads and chunks everyday work costs: the cheapest round trip is the one that is not made.
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
@@ -14,7 +14,7 @@ fn patience() -> Patience {
     Patience::within(Duration::from_secs(60))
 }
 
-/// Records that work cost: requests, reads, uploaded chunks.
+/// What work cost: requests, of which several may share a record, records that ask for content, uploaded chunks.
 #[derive(Debug, PartialEq, Eq)]
 struct Cost {
     requests: u64,

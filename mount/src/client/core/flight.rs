@@ -33,7 +33,8 @@ impl<W> Flight<W> {
         self.sent_ms = now_ms;
         self.sends += 1;
         self.append = Append::Queued;
-        Action::Send { number, record: self.record.clone(), journaled: self.entry.journaled, again: true }
+        let (frame, journaled) = (self.record.clone(), self.entry.journaled);
+        Action::Send { number, frame, journaled, again: true, waits: true }
     }
 
     /// When to send it again. While the log still tries to store it, never;

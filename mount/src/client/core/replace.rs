@@ -32,7 +32,7 @@ impl<W: Waiter> Core<W> {
         self.window = window.max(1);
         self.silent_since.get_or_insert(now_ms);
         self.wake_at(now_ms + RESEND_FIRST_MS);
-        out.push(Action::Send { number: RequestNo(0), record, journaled: None, again: false });
+        out.push(Action::Send { number: RequestNo(0), frame: record, journaled: None, again: false, waits: true });
         Ok(())
     }
 

@@ -271,11 +271,11 @@ impl Sim {
         step(&mut self.clients[client].core, self.now_ms, &mut actions);
         for action in actions {
             match action {
-                Action::Send { number, record, .. } => {
+                Action::Send { number, frame, .. } => {
                     let copies = self.copies();
                     for _ in 0..copies {
                         let ms = self.now_ms + self.delay();
-                        self.at(ms, Event::ToLog { record: record.clone() });
+                        self.at(ms, Event::ToLog { record: frame.clone() });
                     }
                     let session = self.clients[client].core.session().expect("records are sent in a session");
                     // The log may say that it failed although it has not, and the other way round.

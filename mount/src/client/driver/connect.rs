@@ -44,6 +44,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
             nameless: HashSet::new(),
             release: Vec::new(),
             release_at_ms: u64::MAX,
+            group: Group::default(),
             appends: VecDeque::new(),
             appends_at_ms: u64::MAX,
         }),
