@@ -134,13 +134,15 @@ impl Promises {
     }
 
     /// A change that was answered under delegations has taken effect at `at`: what it touched is as it was known here, so
-    /// grants go on.
+    /// grants go on, also those that its answer does not repeat. Gives them, since what is known is to be brought up to it.
     pub(crate) fn settled(&self, at: Position, touched: &[Promise], granted: &[Promise]) -> Vec<(Promise, Grant)> {
-        {
+        let standing: Vec<Promise> = {
             let mut table = self.table();
             touched.iter().chain(granted).for_each(|promise| table.changed(*promise, at));
-        }
-        self.granted(at, granted)
+            let stands = |promise: &&Promise| !granted.contains(promise) && table.granted.contains_key(promise);
+            touched.iter().filter(stands).chain(granted).copied().collect()
+        };
+        self.granted(at, &standing)
     }
 
     /// How many promises are held, lapsed or not.
@@ -328,6 +330,16 @@ mod tests {
         let (granted, continued) = p.changed_here(6, at(1), &[D], &[D]);
         assert!(granted.is_empty() && continued.is_empty());
         assert_eq!(p.grant_at(7, &D), None);
+    }
+
+    #[test]
+    fn a_change_that_was_answered_here_goes_on_under_what_stands() {
+        let p = promises();
+        let [(_, dir), (_, content)] = p.granted(at(1), &[D, C])[..] else { panic!("both are granted") };
+        assert_eq!(p.settled(at(2), &[D, C], &[D]), [(C, content), (D, dir)]);
+        assert_eq!(p.settled(at(3), &[C], &[]), [(C, content)], "whatever the answer grants");
+        p.broken(at(4), &[C]);
+        assert_eq!(p.settled(at(5), &[D, C], &[]), [(D, dir)]);
     }
 
     #[test]
