@@ -164,8 +164,10 @@ impl Machine {
             return Outcome::Reserved { bytes: need.saturating_add(extra), more: false };
         };
         let had = turn.room.own;
-        let keeps = if session.unlimited { keep.min(MAX_UNRESERVED) } else { keep.min(had) };
-        session.unlimited = false;
+        let is_new = std::mem::take(&mut session.unlimited);
+        // What writes that wait will use is used up already for whoever sent them.
+        let keep = keep.saturating_add(self.waiting_reserved(to.session));
+        let keeps = keep.min(if is_new { MAX_UNRESERVED } else { had });
 
         let others = turn.room.all - had;
         let free = quota.saturating_sub(used).saturating_sub(others).saturating_sub(keeps);

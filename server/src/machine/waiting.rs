@@ -50,15 +50,11 @@ impl Machine {
             return behind;
         }
         for ino in named(op) {
-            let orders = self.parked_of(id).filter_map(|(_, parked)| match parked {
-                Parked::Delegation(order) => Some(order),
-                Parked::Lock(_) => None,
-            });
             let names_it = |order: &u64| {
                 let change = self.live.waiting.get(order).and_then(|waiting| waiting.change.as_ref());
                 change.is_some_and(|change| named(&change.op).contains(&ino))
             };
-            behind.extend(orders.filter(names_it).max());
+            behind.extend(self.waiting_of(id).filter(names_it).max());
         }
         behind
     }
@@ -160,6 +156,26 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// The orders of what of a session waits for a delegation.
+    fn waiting_of(&self, id: SessionId) -> impl Iterator<Item = u64> + '_ {
+        self.parked_of(id).filter_map(|(_, parked)| match parked {
+            Parked::Delegation(order) => Some(order),
+            Parked::Lock(_) => None,
+        })
+    }
+
+    /// Bytes that were reserved for writes of a session that wait.
+    pub(super) fn waiting_reserved(&self, id: SessionId) -> u64 {
+        let changes = self.waiting_of(id).filter_map(|order| self.live.waiting.get(&order)?.change.as_ref());
+        let reserved = |change: &Asked| match &change.op {
+            Op::Upload(Upload::Write { pieces, reserved: true, .. }) => {
+                pieces.iter().map(|piece| u64::from(piece.len)).sum()
+            }
+            _ => 0,
+        };
+        changes.map(reserved).fold(0, u64::saturating_add)
     }
 
     /// Whether the request in this frame is a change that waits: what came with it is not kept yet.

@@ -195,7 +195,7 @@ fn what_was_written_before_writer_and_mount_were_killed_is_in_the_journal() {
     let mut cluster = cluster("inherited");
     let mount = cluster.mount_with("inherited", "timeout=120").unwrap();
     let mut gate = Gate::new();
-    let writer = Writer::start(&mount, &gate, CLOSE, ("file".to_owned(), LARGE), None, || 0);
+    let writer = Writer::start(&mount, &gate, FSYNC, ("file".to_owned(), LARGE), None, || 0);
     cluster.server().signal(libc::SIGSTOP);
     gate.open(1);
     let status = || cluster.kfs("inherited", &["status", "--json"]).arg(mount.path()).finish().unwrap().text();

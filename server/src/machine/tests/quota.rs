@@ -237,3 +237,28 @@ fn a_copy_counts_what_it_adds() {
     world.call(&mut a, clone(40)).expect("adds nothing");
     assert_eq!(used(&mut world, &mut a), (100, 100));
 }
+
+/// Whoever sent it has used up what it had reserved; others must not get that before it is executed.
+#[test]
+fn a_write_that_waits_for_a_delegation_keeps_its_reserve() {
+    let mut world = World::new();
+    set(&mut world, Some(100), None);
+    let (mut a, mut b) = (world.open(DELEGABLE), world.open(1));
+    let file = world.mkfile(&mut a, ROOT, "a");
+    world.call(&mut a, reserve(0, 0)).expect("has heard");
+    assert_eq!(reserved(world.call(&mut b, reserve(0, 60))), (60, false));
+    let effects = world.send_with(&mut b, put(file, 0, 60, true), b"abcd");
+    assert_eq!(answer_of(&effects, &b).expect("answered").result, Ok(Outcome::Waiting));
+    assert_eq!(reserved(world.call(&mut b, reserve(0, 0))), (0, false));
+    assert_eq!(
+        reserved(world.call(&mut a, Op::Session(SessionOp::Reserve { keep: 0, need: 90, extra: 0, part: true }))).0,
+        40
+    );
+    let effects = world.send(&mut a, Op::Session(SessionOp::Confirm { pushes: vec![PushNo(1), PushNo(2)] }));
+    let written = pushes(&effects, &b).into_iter().find_map(|(_, push)| match push {
+        Push::Outcome { result, .. } => Some(result),
+        _ => None,
+    });
+    assert!(matches!(written, Some(Ok(Outcome::Entry(_)))), "{written:?}");
+    world.assert_replayable();
+}
