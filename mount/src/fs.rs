@@ -274,7 +274,12 @@ impl Fs {
         let mut submitted = self.inner.client.submit_on(terms, op, Bytes::new());
         self.inner.client.somebody_waits();
         match patience.wait(&mut submitted).await {
-            Ok(answer) => Ok((answer?, changing)),
+            Ok(answer) => {
+                let answer = answer?;
+                // What was answered here before it is taken in before it: some answers say only what they have changed.
+                self.settled(answer.order, patience).await?;
+                Ok((answer, changing))
+            }
             Err(error) => {
                 // It may still take effect, at any moment.
                 proto::task::spawn_on(&self.inner.runtime, async move {

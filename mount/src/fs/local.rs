@@ -18,6 +18,7 @@ use proto::message::{
     Attr, AttrChange, Cursor, Delete, FileKind, Inherited, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
 };
 use proto::{Ino, Name, Time};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -32,11 +33,15 @@ pub(super) struct Locals {
     progress: watch::Sender<Progress>,
 }
 
-/// The orders of the last change that was answered here, and of the last that was answered for.
-#[derive(Clone, Copy, Default)]
-struct Progress {
-    submitted: u64,
-    settled: u64,
+/// The orders of the changes that are under way, rising.
+#[derive(Default)]
+struct Progress(VecDeque<u64>);
+
+impl Progress {
+    /// Whether everything up to this order is answered for, and known to be.
+    fn is_settled(&self, upto: u64) -> bool {
+        self.0.front().is_none_or(|first| *first > upto)
+    }
 }
 
 struct Sent {
@@ -111,7 +116,9 @@ impl Collector {
                 let _ = waits.send(result);
             }
             drop(slot);
-            fs.inner.locals.progress.send_modify(|progress| progress.settled = order);
+            fs.inner.locals.progress.send_modify(|progress| {
+                progress.0.pop_front();
+            });
         }
     }
 }
@@ -119,14 +126,17 @@ impl Collector {
 impl Fs {
     /// Everything that was answered here is answered for.
     pub(super) async fn all_settled(&self, patience: &Patience) -> Result<(), FsError> {
+        let last = self.inner.locals.progress.borrow().0.back().copied();
+        let Some(last) = last else { return Ok(()) };
+        self.inner.client.somebody_waits();
+        self.settled(last, patience).await
+    }
+
+    /// Everything up to this order that was answered here is answered for.
+    pub(super) async fn settled(&self, upto: u64, patience: &Patience) -> Result<(), FsError> {
         let mut progress = self.inner.locals.progress.subscribe();
-        let Progress { submitted: upto, settled } = *progress.borrow();
-        if settled < upto {
-            self.inner.client.somebody_waits();
-        }
-        let settled = progress.wait_for(|progress| progress.settled >= upto);
         // The sender is this filesystem's own.
-        let _ = patience.wait(settled).await?;
+        let _ = patience.wait(progress.wait_for(|progress| progress.is_settled(upto))).await?;
         Ok(())
     }
 
@@ -316,7 +326,7 @@ impl Fs {
                 }
             };
             // Under the lock, so that the task has them in their order.
-            self.inner.locals.progress.send_modify(|progress| progress.submitted = order);
+            self.inner.locals.progress.send_modify(|progress| progress.0.push_back(order));
             // The task ends with this filesystem.
             let _ = self.inner.locals.sent.send(Sent { submitted, touched, waits, slot });
             Some(Ok(Done { value, answer }))

@@ -2,9 +2,9 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{CreateHow, Fs, ROOT, SetAttr, SetTime};
+use mount::fs::{CreateHow, Fs, NewNode, ROOT, SetAttr, SetTime};
 use proto::Time;
-use proto::message::{Refusal, RenameHow};
+use proto::message::{FileKind, Refusal, RenameHow};
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -239,6 +239,33 @@ async fn nothing_is_made_in_what_was_removed() {
     assert_eq!(waits, 0);
     let made = fs.mkdir(ME, dir, b"inside", 0o755, p).await;
     assert!(made.expect_err("has gone").is(Refusal::Stale));
+}
+
+/// What the server was asked for is known here behind all that was answered here before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_asked_for_is_the_last_one_known() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let busy = (0..8).map(|worker| {
+        let fs = fs.clone();
+        tokio::spawn(async move {
+            let p = &patience();
+            let node = NewNode { kind: FileKind::File, mode: 0o644, rdev: 0 };
+            for round in 0..100 {
+                let name = format!("dir {worker} {round}");
+                let dir = fs.mkdir(ME, top, name.as_bytes(), 0o755, p).await.expect("makes").ino;
+                let file = fs.mknod(ME, dir, b"one", node, p).await.expect("makes").ino;
+                let linked = fs.link(file, dir, b"two", p).await.expect("links");
+                // The answers to what came before it are taken in by another task.
+                tokio::task::yield_now().await;
+                assert_eq!(fs.getattr(dir, p).await.expect("is there").mtime, linked.ctime, "{name}");
+            }
+        })
+    });
+    for worker in busy.collect::<Vec<_>>() {
+        worker.await.expect("every time is the link's");
+    }
 }
 
 /// Two mounts that work in one place by turns never see an older state than the other one has left.

@@ -37,9 +37,10 @@ impl Place {
         Place::with(Arc::new(MemoryLog::new()), None, ServerConfig::embedded).await
     }
 
-    /// With a log that is taken for one that lasts, as Kafka's, so with its windows.
+    /// With a log that is taken for one that lasts, as Kafka's, so with its windows. It stamps nothing.
     pub async fn lasting() -> Place {
-        Place::with(Arc::new(MemoryLog::new()), None, ServerConfig::new).await
+        let config = |data| ServerConfig { append_time: false, ..ServerConfig::new(data) };
+        Place::with(Arc::new(MemoryLog::new()), None, config).await
     }
 
     /// Clients' requests that are in the log, and records of content that ever were.
