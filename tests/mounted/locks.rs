@@ -14,6 +14,9 @@ use std::time::Duration;
 /// A session that is not heard of ends after a minute.
 const SESSION_ENDS: Duration = Duration::from_secs(240);
 const SOON: Duration = Duration::from_secs(30);
+/// Until a program that is started here has done its work. It first closes what it has inherited of this process; where
+/// another test has a file open on a mount that it has stopped, that waits until the mount goes on, a session's life later.
+const STARTS: Duration = Duration::from_secs(120);
 
 /// Of whom a range's lock is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -296,14 +299,14 @@ fn the_program_flock_works_across_mounts() {
     let held = open(one.join("file"));
     assert_eq!(flock(&held, libc::LOCK_EX), Ok(()));
     let path = other.join("file");
-    let refused = command::run(Command::new("flock").args(["-n", "-E", "9"]).arg(&path).arg("true"), SOON).unwrap();
+    let refused = command::run(Command::new("flock").args(["-n", "-E", "9"]).arg(&path).arg("true"), STARTS).unwrap();
     assert_eq!(refused.code(), 9);
     let gave_up =
-        command::run(Command::new("flock").args(["-w", "1", "-E", "9"]).arg(&path).arg("true"), SOON).unwrap();
+        command::run(Command::new("flock").args(["-w", "1", "-E", "9"]).arg(&path).arg("true"), STARTS).unwrap();
     assert_eq!(gave_up.code(), 9, "its timer ends the wait");
     let mut waiting = flock_program(&path, &[]);
     assert_eq!(flock(&held, libc::LOCK_UN), Ok(()));
-    is_soon("the program has it", SOON, || waiting.try_wait().unwrap().is_some());
+    is_soon("the program has it", STARTS, || waiting.try_wait().unwrap().is_some());
     assert!(waiting.wait().unwrap().success());
 }
 
