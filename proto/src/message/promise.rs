@@ -1,6 +1,7 @@
 //! Promises, and the pushes that break them (the design's section 5).
 
 use super::answer::Outcome;
+use super::attr::FileKind;
 use super::refusal::Refusal;
 use crate::ids::{Ino, Position, RequestNo, Time};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,17 @@ pub enum Promise {
     Inode(Ino),
     /// A file's content map, its size and its times.
     Content(Ino),
+}
+
+impl Promise {
+    /// What covers what is inside of an inode: a directory's entries, a file's content.
+    pub fn inside(ino: Ino, kind: FileKind) -> Option<Promise> {
+        match kind {
+            FileKind::Dir => Some(Promise::Dir(ino)),
+            FileKind::File => Some(Promise::Content(ino)),
+            _ => None,
+        }
+    }
 }
 
 /// The body of a frame of kind `Push`, whose number is the push's.
