@@ -634,12 +634,7 @@ impl Local<'_> {
 
     /// A change of this order has made an inode.
     pub fn made(&mut self, order: u64, attr: &Attr) {
-        let own = match attr.kind {
-            FileKind::Dir => Some(Promise::Dir(attr.ino)),
-            FileKind::File => Some(Promise::Content(attr.ino)),
-            _ => None,
-        };
-        for (promise, grant) in self.promises.made(own.as_slice()) {
+        for (promise, grant) in self.promises.made(Promise::inside(attr.ino, attr.kind).as_slice()) {
             let Some(life) = self.inner.stamps.granted(self.promises, promise, grant) else { continue };
             match promise {
                 Promise::Dir(dir) => {

@@ -9,23 +9,22 @@
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
 
 use super::cache::{Found, Local};
-use super::pending::{Effect, Touched};
+use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
 use crate::client::{Patience, Reply, Submitted, Terms};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{
-    Attr, AttrChange, Cursor, Delete, FileKind, Inherited, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
+    Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
 };
-use proto::{Ino, Name, Time};
+use proto::{Ino, Name, Position, Time};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 /// Changes that are answered here and not answered for by the server.
 const UNDER_WAY: usize = 2048;
-/// What a directory says of its own size, in bytes.
-const DIR_BYTES: u64 = 4096;
+
 /// The changes that are under way.
 pub(super) struct Locals {
     slots: Arc<Semaphore>,
@@ -73,7 +72,7 @@ impl<T> Done<T> {
 struct Plan<T> {
     op: Op,
     inodes: Vec<(Ino, Effect)>,
-    names: Vec<(Ino, Name, super::pending::Target)>,
+    names: Vec<(Ino, Name, Target)>,
     made: Option<Attr>,
     value: T,
 }
@@ -156,7 +155,7 @@ impl Fs {
             }
             let ino = fs.inner.client.take_ino()?;
             let new = NewInode { ino: Some(ino), ..new.clone() };
-            let attr = new_attr(ino, &parent, &new, time);
+            let attr = Attr::made(ino, &parent, &new, time, Position::default());
             let is_dir = attr.kind == FileKind::Dir;
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Create { dir, name: name.clone(), new }),
@@ -351,32 +350,5 @@ impl Fs {
         if let (Some(before), Outcome::Entry(attr)) = (made, &reply.outcome) {
             self.inner.files.pages_follow(attr.ino, Some(before), attr.version);
         }
-    }
-}
-
-/// What the server will say of a new inode.
-fn new_attr(ino: Ino, parent: &Attr, new: &NewInode, time: Time) -> Attr {
-    let Inherited { mode, gid, rights } = Inherited::of(parent, new);
-    let is_dir = new.kind == FileKind::Dir;
-    let target_bytes = |target: &proto::chunk::SealedValue| {
-        target.sealed.len().saturating_sub(proto::chunk::SealedValue::OVERHEAD_BYTES) as u64
-    };
-    Attr {
-        ino,
-        kind: new.kind,
-        mode,
-        uid: new.uid,
-        gid,
-        nlink: if is_dir { 2 } else { 1 },
-        size: if is_dir { DIR_BYTES } else { new.target.as_ref().map_or(0, target_bytes) },
-        allocated: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        rdev: if matches!(new.kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 },
-        version: proto::Position::default(),
-        parent: Some(parent.ino),
-        has_xattrs: false,
-        rights,
     }
 }

@@ -40,16 +40,7 @@ impl Effect {
     pub fn apply(&self, attr: &mut Attr) {
         match self {
             Effect::Made => {}
-            Effect::Set { change, time } => {
-                if let Some(mode) = change.mode {
-                    attr.chmod(mode);
-                }
-                attr.uid = change.uid.unwrap_or(attr.uid);
-                attr.gid = change.gid.unwrap_or(attr.gid);
-                attr.atime = change.atime.unwrap_or(attr.atime);
-                attr.mtime = change.mtime.unwrap_or(attr.mtime);
-                attr.ctime = *time;
-            }
+            Effect::Set { change, time } => attr.set(change, *time),
             Effect::Entry { time, links } => {
                 (attr.mtime, attr.ctime) = (*time, *time);
                 attr.nlink = attr.nlink.saturating_add_signed(*links);

@@ -590,7 +590,7 @@ impl Fs {
 
     /// Before content is changed or asked about in the file's map: all that was written is answered for.
     pub(super) async fn all_answered(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
-        self.wait_for(file, patience, |p, last| p.answered >= last).await
+        self.wait_for(file, patience, Progress::is_answered).await
     }
 }
 

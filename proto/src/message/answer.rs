@@ -26,6 +26,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// One that promises nothing.
+    pub fn bare(at: Position, pushed: PushNo, result: Result<Outcome, Refusal>) -> Answer {
+        Answer { at, pushed, result, granted: Vec::new(), delegated: Vec::new() }
+    }
+
+    /// Whether nothing has come of the request and it is to be sent again: it waited for what others were
+    /// delegated, or came too late for what its session was.
+    pub fn is_void(&self) -> bool {
+        matches!(self.result, Err(Refusal::Again | Refusal::NotDelegated))
+    }
+
     /// Whether the outcome comes later, by a push.
     pub fn is_waiting(&self) -> bool {
         self.result == Ok(Outcome::Waiting)

@@ -7,7 +7,7 @@ use super::rows::Turn;
 use super::session::{Remembered, answer_effect};
 use bytes::Bytes;
 use proto::frame::Frame;
-use proto::message::{FileKind, Op, Outcome, Promise, Refusal, Request, Upload};
+use proto::message::{Op, Outcome, Promise, Refusal, Request, Upload};
 use proto::planted::{Bug, planted};
 use proto::{Position, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};
@@ -170,11 +170,7 @@ impl Machine {
         if asked.local
             && let (Op::Upload(Upload::Create { .. }), Ok(Outcome::Entry(attr))) = (&asked.op, &result)
         {
-            turn.made = match attr.kind {
-                FileKind::Dir => Some(Promise::Dir(attr.ino)),
-                FileKind::File => Some(Promise::Content(attr.ino)),
-                _ => None,
-            };
+            turn.made = Promise::inside(attr.ino, attr.kind);
         }
         if !repeat {
             self.note_opened(turn, id);

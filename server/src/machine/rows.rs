@@ -51,9 +51,6 @@ const ROW_VERSION: u8 = 1;
 /// Sealed content up to this many bytes stays in the state; more goes to the packs.
 pub const STATE_CONTENT_BYTES: usize = 4096 + 64;
 
-/// What a directory says of its own size, in bytes.
-pub(super) const DIR_BYTES: u64 = 4096;
-
 /// A key under construction.
 #[derive(Clone)]
 pub(super) struct Key(Vec<u8>);

@@ -219,13 +219,7 @@ impl Machine {
             Ok(open) => open,
             Err(refusal) => {
                 // Nothing is opened, so the ticket stays good for an open that can be read.
-                let answer = Answer {
-                    at: turn.at,
-                    pushed: PushNo(0),
-                    result: Err(refusal),
-                    granted: Vec::new(),
-                    delegated: Vec::new(),
-                };
+                let answer = Answer::bare(turn.at, PushNo(0), Err(refusal));
                 let to = Peer {
                     session: id,
                     namespace: ticket.namespace,
@@ -261,7 +255,7 @@ impl Machine {
         turn.reads_attr(&root);
         waits.extend(self.waits(&turn.reads, id));
         let result = Ok(Outcome::Opened { root, ended, now: self.live.now, limited });
-        let answer = Answer { at: turn.at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
+        let answer = Answer::bare(turn.at, PushNo(0), result);
         let session = Session {
             user: ticket.user,
             user_seen: ticket.user_seen,
@@ -394,26 +388,19 @@ impl Machine {
     /// What has become of a session's requests that it may not know: answers that it has not taken, and
     /// outcomes that it has not confirmed. A change that still waits will never be executed.
     fn results(&self, id: SessionId, session: &Session) -> Vec<(RequestNo, Answer)> {
-        let told = |at: Position, pushed: PushNo, result| Answer {
-            at,
-            pushed,
-            result,
-            granted: Vec::new(),
-            delegated: Vec::new(),
-        };
         let mut results = BTreeMap::new();
         for (number, remembered) in &session.remembered {
             if let Some(answer) = remembered.answer.as_ref().filter(|answer| !answer.is_waiting()) {
-                results.insert(*number, told(answer.at, answer.pushed, answer.result.clone()));
+                results.insert(*number, Answer::bare(answer.at, answer.pushed, answer.result.clone()));
             }
         }
         for body in self.outcomes(id, session) {
             if let Push::Outcome { number, result } = &body.push {
-                results.insert(*number, told(body.at, session.pushed, result.clone()));
+                results.insert(*number, Answer::bare(body.at, session.pushed, result.clone()));
             }
         }
         for number in self.unexecuted(id) {
-            results.insert(number, told(session.opened_answer.at, session.pushed, Err(Refusal::Again)));
+            results.insert(number, Answer::bare(session.opened_answer.at, session.pushed, Err(Refusal::Again)));
         }
         results.into_iter().collect()
     }
@@ -488,13 +475,7 @@ impl Machine {
             }
         }
         let session = &self.live.sessions[&to.session];
-        let answer = Answer {
-            at: turn.at,
-            pushed: session.pushed,
-            result: Ok(Outcome::Done),
-            granted: Vec::new(),
-            delegated: Vec::new(),
-        };
+        let answer = Answer::bare(turn.at, session.pushed, Ok(Outcome::Done));
         turn.effects.push(Effect::Answer {
             to: session.peer(to.session),
             number: to.number,
@@ -508,7 +489,7 @@ impl Machine {
     /// The same for what must not be done twice.
     fn tell_once(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
-        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new(), delegated: Vec::new() };
+        let answer = Answer::bare(turn.at, session.pushed, result);
         if let Some(remembered) = session.remembered.get_mut(&to.number) {
             remembered.answer = Some(answer.clone());
         }
@@ -518,7 +499,7 @@ impl Machine {
     /// Answers at once something that depends on no promise.
     pub(super) fn tell(&mut self, turn: &mut Turn, to: To, result: Result<Outcome, Refusal>) {
         let session = &self.live.sessions[&to.session];
-        let answer = Answer { at: turn.at, pushed: session.pushed, result, granted: Vec::new(), delegated: Vec::new() };
+        let answer = Answer::bare(turn.at, session.pushed, result);
         turn.effects.push(answer_effect(session.peer(to.session), to.number, to.request, answer));
     }
 }
@@ -536,12 +517,7 @@ fn bound_results(ended: &mut [Ended]) {
         let bytes = rmp_serde::to_vec_named(&session.results).expect("results have an encoding").len();
         match room.checked_sub(bytes) {
             Some(rest) => room = rest,
-            None => session.results.retain(|(_, answer)| is_void(&answer.result)),
+            None => session.results.retain(|(_, answer)| answer.is_void()),
         }
     }
-}
-
-/// Whether nothing has come of a request, and it is to be sent again.
-fn is_void(result: &Result<Outcome, Refusal>) -> bool {
-    matches!(result, Err(Refusal::Again | Refusal::NotDelegated))
 }

@@ -1,12 +1,11 @@
 //! Requests that add or change something (renames stand in `rename.rs`, content
 //! in `write.rs`). Checks stand above, changes below: a refused request leaves no trace.
 
-use super::rows::{DIR_BYTES, covering, dirent_key, inode_key, link_key, xattr_key};
 use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
+use super::rows::{covering, dirent_key, inode_key, link_key, xattr_key};
 use proto::chunk::SealedValue;
 use proto::message::{
-    Attr, AttrChange, Cursor, FileKind, Inherited, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload,
-    XattrHow,
+    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload, XattrHow,
 };
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, NamespaceId, Position, Time};
@@ -52,38 +51,15 @@ impl Turn<'_> {
         }
         let ino = self.new_ino(new.ino)?;
 
-        let is_dir = new.kind == FileKind::Dir;
-        let device = matches!(new.kind, FileKind::CharDevice | FileKind::BlockDevice);
-        let Inherited { mode, gid, rights } = Inherited::of(&parent.attr, new);
-        let attr = Attr {
-            ino,
-            kind: new.kind,
-            mode,
-            uid: new.uid,
-            gid,
-            nlink: if is_dir { 2 } else { 1 },
-            size: if is_dir { DIR_BYTES } else { new.target.as_ref().map_or(0, target_bytes) },
-            allocated: 0,
-            atime: self.time,
-            mtime: self.time,
-            ctime: self.time,
-            rdev: if device { new.rdev } else { 0 },
-            version: self.at,
-            parent: Some(dir),
-            has_xattrs: false,
-            rights,
-        };
+        let attr = Attr::made(ino, &parent.attr, new, self.time, self.at);
+        let is_dir = attr.kind == FileKind::Dir;
         if let Some(target) = &new.target {
             self.put(&link_key(ino), &ValueRow { value: target.clone(), begin: self.begin() });
         }
         self.put(&inode_key(ino), &InodeRow { attr: attr.clone(), entries: 0, xattr_bytes: 0, begin: self.begin() });
         self.enter(dir, name, ino);
         self.update_dir(parent, 1, i64::from(is_dir));
-        match attr.kind {
-            FileKind::Dir => self.grants.push(Promise::Dir(ino)),
-            FileKind::File => self.grants.push(Promise::Content(ino)),
-            _ => {}
-        }
+        self.grants.extend(Promise::inside(ino, attr.kind));
         if !is_dir {
             self.opened.push(ino);
         }
@@ -146,16 +122,8 @@ impl Turn<'_> {
             new.attr.mtime = self.time;
             self.opened.push(ino);
         }
-        if let Some(mode) = change.mode {
-            new.attr.chmod(mode);
-        }
-        let attr = &mut new.attr;
-        attr.uid = change.uid.unwrap_or(attr.uid);
-        attr.gid = change.gid.unwrap_or(attr.gid);
-        attr.atime = change.atime.unwrap_or(attr.atime);
-        attr.mtime = change.mtime.unwrap_or(attr.mtime);
-        attr.ctime = self.time;
-        if attr.kind == FileKind::File && (change.size.is_some() || times.iter().any(Option::is_some)) {
+        new.attr.set(change, self.time);
+        if new.attr.kind == FileKind::File && (change.size.is_some() || times.iter().any(Option::is_some)) {
             self.changes.push(Promise::Content(ino));
         }
         self.save(&old, new.clone());
@@ -274,7 +242,7 @@ impl Turn<'_> {
             uid: Owner::Namespace,
             gid: Owner::Namespace,
             nlink: 2,
-            size: DIR_BYTES,
+            size: Attr::DIR_BYTES,
             allocated: 0,
             atime: now,
             mtime: now,
@@ -305,9 +273,4 @@ impl Turn<'_> {
 /// What a sealed value takes, in bytes.
 fn value_bytes(value: &SealedValue) -> usize {
     value.sealed.len()
-}
-
-/// The length of a symlink's target, which is what `st_size` tells.
-fn target_bytes(target: &SealedValue) -> u64 {
-    target.sealed.len().saturating_sub(SealedValue::OVERHEAD_BYTES) as u64
 }

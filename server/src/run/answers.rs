@@ -51,13 +51,7 @@ impl Answers {
         request: [u8; 32],
         at: Position,
     ) {
-        let answer = Answer {
-            at,
-            pushed: PushNo(0),
-            result: Err(Refusal::SessionEnded),
-            granted: Vec::new(),
-            delegated: Vec::new(),
-        };
+        let answer = Answer::bare(at, PushNo(0), Err(Refusal::SessionEnded));
         let head = Head {
             kind: Kind::Answer,
             namespace: NamespaceId(0),

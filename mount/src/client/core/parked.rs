@@ -91,7 +91,6 @@ impl<W: Waiter> Core<W> {
         if result == Err(Refusal::Again) {
             return self.ask_again(entry);
         }
-        let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
-        self.finish(now_ms, entry, answer, Bytes::new(), out);
+        self.finish(now_ms, entry, Answer::bare(at, PushNo(0), result), Bytes::new(), out);
     }
 }

@@ -87,14 +87,13 @@ impl<W: Waiter> Core<W> {
                 _ if matches!(entry.op, Op::Lock(_)) => {
                     out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
                 }
-                // It waited for what others were delegated, or came too late for what this client was: nothing has come of it.
-                Some(Answer { result: Err(Refusal::Again | Refusal::NotDelegated), .. }) => match entry.only_in {
+                Some(answer) if answer.is_void() => match entry.only_in {
                     None => again.push(entry),
                     Some(_) => out.push(Action::Done { entry, result: Err(CallError::SessionLost) }),
                 },
                 // Its grants are of a session that is over.
                 Some(answer) if number <= last => {
-                    let answer = Answer { granted: Vec::new(), delegated: Vec::new(), ..answer };
+                    let answer = Answer::bare(answer.at, answer.pushed, answer.result);
                     self.finish(now_ms, Entry { local: false, ..entry }, answer, Bytes::new(), out);
                 }
                 _ if number <= last && entry.op.outlives_session() => {

@@ -226,7 +226,7 @@ impl Sim {
                 }
                 Effect::SessionEnded { session, number, request, at, .. } => {
                     let result = Err(Refusal::SessionEnded);
-                    let answer = Answer { at, pushed: PushNo(0), result, granted: Vec::new(), delegated: Vec::new() };
+                    let answer = Answer::bare(at, PushNo(0), result);
                     self.toward(session, |client, session| Event::Answer {
                         client,
                         session,

@@ -7,7 +7,7 @@ use crate::client::core::content;
 use crate::client::journal::Adopted;
 use crate::client::transfer;
 use proto::chunk::ChunkName;
-use proto::message::Refusal;
+use proto::message::Answer;
 use proto::planted::{Bug, planted};
 use proto::task;
 
@@ -169,11 +169,9 @@ impl Inner {
         for entry in adopted.entries {
             let fate = entry.sent.filter(|_| !planted(Bug::JournalResendsAll)).and_then(|(session, number)| {
                 let ended = ended.iter().find(|ended| ended.session == session && ended.known)?;
-                let result = ended.results.iter().find(|(result, _)| *result == number);
-                let result = result.map(|(_, answer)| answer.result.clone());
-                // It waited for what others were delegated, or came too late for what its session was: nothing has come of it.
-                let is_void = matches!(result, Some(Err(Refusal::Again | Refusal::NotDelegated)));
-                (number <= ended.last && !is_void).then_some(result)
+                let answer = ended.results.iter().find(|(of, _)| *of == number).map(|(_, answer)| answer);
+                let is_decided = number <= ended.last && !answer.is_some_and(Answer::is_void);
+                is_decided.then(|| answer.map(|answer| answer.result.clone()))
             });
             match fate {
                 // Applied; whoever waited for more than that is gone.
