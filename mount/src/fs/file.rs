@@ -285,7 +285,7 @@ impl Fs {
         self.read_neighbours(ino, known.is_none());
         let version = match known {
             Some(version) => Ok(version),
-            None => self.content_version(ino, patience).await,
+            None => self.awaited_version(ino, patience).await,
         };
         match version {
             Ok(version) => {
@@ -302,6 +302,15 @@ impl Fs {
     /// The version of a file's content, if that is known without asking.
     pub(super) fn known_version(&self, ino: Ino) -> Option<Position> {
         self.cache().content(self.promises(), ino, 0, 0).map(|content| content.version)
+    }
+
+    /// The version of a file's content, from what is being asked ahead about it, or by asking.
+    async fn awaited_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
+        self.neighbour_arrives(ino, patience).await?;
+        match self.known_version(ino) {
+            Some(version) => Ok(version),
+            None => self.content_version(ino, patience).await,
+        }
     }
 
     /// Asks for it, and for what comes along.

@@ -10,11 +10,13 @@
 
 use super::Fs;
 use crate::client::Patience;
+use crate::error::FsError;
 use proto::Ino;
 use proto::chunk::INLINE_BYTES;
 use proto::message::FileKind;
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
 
 /// Files of one directory that are opened before the others are thought to follow.
 const BEGIN_AFTER: u32 = 3;
@@ -60,13 +62,33 @@ impl Walk {
 }
 
 #[derive(Default)]
-pub struct Neighbours(Mutex<Walk>);
+pub struct Neighbours {
+    walk: Mutex<Walk>,
+    /// What is being asked for ahead; each ends when its answer has been learnt. No more than have not been opened.
+    asked: Mutex<BTreeMap<Ino, watch::Receiver<()>>>,
+}
+
+impl Neighbours {
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<Ino, watch::Receiver<()>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Fs {
+    /// Waits for what has been asked ahead about a file, if something has.
+    pub(super) async fn neighbour_arrives(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
+        let asked = self.inner.neighbours.asked().get(&ino).cloned();
+        if let Some(mut asked) = asked {
+            // Nothing is ever sent: it ends.
+            let _ = patience.wait(asked.changed()).await?;
+        }
+        Ok(())
+    }
+
     /// Notes that a file has been opened, and sets on its way what will be opened next.
     pub(super) fn read_neighbours(&self, ino: Ino, waited: bool) {
         let Some(dir) = self.cache().attr_once(ino).and_then(|attr| attr.parent) else { return };
-        let mut walk = self.inner.neighbours.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut walk = self.inner.neighbours.walk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = walk.opened(dir, ino, waited);
         while wanted > 0 {
             let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX) else { return };
@@ -84,10 +106,14 @@ impl Fs {
                 }
                 wanted -= 1;
                 walk.unread.insert(entry.ino);
+                let (answered, asked) = watch::channel(());
+                self.inner.neighbours.asked().insert(entry.ino, asked);
                 let fs = self.clone();
                 proto::task::spawn_on(&self.inner.runtime, async move {
                     // What cannot be had ahead will be asked for, and then says why.
                     let _ = fs.content_version(entry.ino, &Patience::within(fs.inner.config.close_timeout)).await;
+                    fs.inner.neighbours.asked().remove(&entry.ino);
+                    drop(answered);
                 });
             }
         }

@@ -118,12 +118,13 @@ impl Fs {
     /// Takes an answer about extents into the caches, with the content that came along.
     pub(super) fn learn_extents(&self, from: u64, reply: Reply) {
         let Outcome::Extents { attr, extents, end } = &reply.outcome else { return };
-        self.cache().learn(self.promises(), &reply, |l| l.extents(attr, from, extents, *end));
+        // Content first: whoever finds the map before its content asks for that by name.
         for extent in extents {
             if let Some(plain) = self.came_along(extent, &reply.payload) {
                 self.inner.blocks.insert(extent.chunk, plain);
             }
         }
+        self.cache().learn(self.promises(), &reply, |l| l.extents(attr, from, extents, *end));
     }
 
     /// The plain content that an answer brought for an extent. One that does not
