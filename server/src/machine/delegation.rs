@@ -38,7 +38,8 @@ pub(super) struct Delegations {
 
 impl Delegations {
     pub fn has_dir(&self) -> bool {
-        self.has.keys().any(|thing| matches!(thing, Promise::Dir(_)))
+        // They sort before all else.
+        matches!(self.has.first_key_value(), Some((Promise::Dir(_), _)))
     }
 }
 
@@ -107,22 +108,22 @@ impl Machine {
     /// Delegates to a session what it has just been promised, as far as nobody else has to do with it; says what it
     /// is delegated of that. What it has `made` itself it works in already, so no limit keeps that from it.
     pub(super) fn delegate(&mut self, turn: &mut Turn, id: SessionId, promised: &[Promise]) -> Vec<Promise> {
-        let able = |machine: &Machine| {
-            let delegations = &machine.live.sessions[&id].delegations;
-            delegations.able && delegations.word == Word::All
-        };
-        if !able(self) {
+        let delegations = &self.live.sessions[&id].delegations;
+        if !delegations.able || delegations.word != Word::All {
             return Vec::new();
         }
         let mut delegated = Vec::new();
-        // What is made in a directory would have to be counted first.
-        let counts = turn.quota(turn.namespace).inodes.is_some();
+        // What is made in a directory would have to be counted first. Looked up only where it matters: most of what is
+        // promised is delegated already.
+        let is_counted = |turn: &mut Turn, thing: &Promise| {
+            matches!(thing, Promise::Dir(_)) && turn.quota(turn.namespace).inodes.is_some()
+        };
         // What has several names has several ways to it.
         for thing in promised.iter().filter(|thing| !matches!(thing, Promise::Inode(_))) {
             if self.delegated.holder(thing) != Some(id) {
                 let has_room = self.live.sessions[&id].delegations.has.len() < MAX_DELEGATIONS;
-                let may = has_room && !self.is_contended(thing) && !(counts && matches!(thing, Promise::Dir(_)));
-                let fits = turn.made == Some(*thing) || may;
+                let fits =
+                    turn.made == Some(*thing) || has_room && !self.is_contended(thing) && !is_counted(turn, thing);
                 if !fits || !self.is_left_to(thing, id) {
                     continue;
                 }
@@ -132,7 +133,9 @@ impl Machine {
             }
             delegated.push(*thing);
         }
-        if counts && let Some(made @ Promise::Dir(_)) = turn.made {
+        if let Some(made) = turn.made
+            && is_counted(turn, &made)
+        {
             self.recall(turn, &BTreeSet::from([made]));
         }
         delegated

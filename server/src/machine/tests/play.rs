@@ -216,8 +216,6 @@ impl Player {
         self.to_confirm.push(number);
         if let Push::Invalidate(things) = &body.push {
             self.delegated.retain(|thing| !things.contains(thing));
-        }
-        if let Push::Invalidate(things) = &body.push {
             for thing in things {
                 let at = self.invalidated.entry(*thing).or_default();
                 *at = (*at).max(body.at);
