@@ -1,6 +1,6 @@
 //! A mount that is alone in a place answers for it itself, and others find all of it.
 
-use crate::place::{ME, Place};
+use crate::place::{ME, Place, all_names};
 use mount::client::Patience;
 use mount::fs::{CreateHow, Fs, NewNode, ROOT, SetAttr, SetTime};
 use proto::Time;
@@ -47,15 +47,8 @@ async fn is_unpacked(fs: &Fs, dir: u64, name: &str) {
 }
 
 async fn names(fs: &Fs, dir: u64) -> Vec<Vec<u8>> {
-    let handle = fs.opendir(dir);
-    let (mut names, mut offset) = (Vec::new(), 0);
-    loop {
-        let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
-        let Some(last) = entries.last() else { break };
-        offset = last.offset;
-        names.extend(entries.into_iter().map(|entry| entry.name).filter(|name| name != b"." && name != b".."));
-    }
-    fs.releasedir(handle).expect("is open");
+    let mut names = all_names(fs, dir).await;
+    names.retain(|name| name != b"." && name != b"..");
     names.sort();
     names
 }

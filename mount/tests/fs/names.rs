@@ -1,6 +1,6 @@
 //! Names, attributes, listings, links and extended attributes.
 
-use crate::place::{ME, Place};
+use crate::place::{ME, Place, all_names};
 use mount::client::Patience;
 use mount::error::FsError;
 use mount::fs::{CreateHow, Fs, ROOT, SetAttr, SetTime};
@@ -13,18 +13,8 @@ fn patience() -> Patience {
     Patience::within(Duration::from_secs(30))
 }
 
-/// Every name in a directory, read to its end in whatever pieces come.
 async fn list(fs: &Fs, dir: u64) -> Vec<String> {
-    let handle = fs.opendir(dir);
-    let (mut names, mut offset) = (Vec::new(), 0);
-    loop {
-        let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
-        let Some(last) = entries.last() else { break };
-        offset = last.offset;
-        names.extend(entries.iter().map(|e| String::from_utf8(e.name.clone()).expect("text")));
-    }
-    fs.releasedir(handle).expect("it is open");
-    names
+    all_names(fs, dir).await.into_iter().map(|name| String::from_utf8(name).expect("text")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! A cluster in this process: its log, its data, its server, one user.
 
-use mount::client::{Client, ClientConfig, JournalConfig, Secret};
+use mount::client::{Client, ClientConfig, JournalConfig, Patience, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
 use proto::frame::{Kind, frames};
 use proto::log::embedded::EmbeddedBroker;
@@ -26,10 +26,11 @@ const OWNERS: Owners =
     Owners { keep_numbers: true, uid: 1000, gid: 1001, every_uid: false, every_gid: false, umask: 0 };
 
 pub struct Place {
-    pub dir: tempfile::TempDir,
+    // Ends first: its last checkpoint asks the broker.
+    _server: Server,
     log: Arc<dyn Log>,
     broker: Option<EmbeddedBroker>,
-    _server: Server,
+    pub dir: tempfile::TempDir,
 }
 
 impl Place {
@@ -148,6 +149,20 @@ impl Place {
         let config = FsConfig { relatime, ..FsConfig::new(owners) };
         Fs::open_root(client, config, Path::new(path), &patience).await.expect("opens")
     }
+}
+
+/// Every name in a directory, read to its end in whatever pieces come.
+pub async fn all_names(fs: &Fs, dir: u64) -> Vec<Vec<u8>> {
+    let (handle, patience) = (fs.opendir(dir), Patience::within(WAIT));
+    let (mut names, mut offset) = (Vec::new(), 0);
+    loop {
+        let entries = fs.readdir(handle, offset, true, &patience).await.expect("lists");
+        let Some(last) = entries.last() else { break };
+        offset = last.offset;
+        names.extend(entries.into_iter().map(|entry| entry.name));
+    }
+    fs.releasedir(handle).expect("it is open");
+    names
 }
 
 fn kafka(broker: &EmbeddedBroker) -> Arc<dyn Log> {
