@@ -3,11 +3,14 @@
 //! Starts real Apache Kafka, a `kfs-server` and mounts of its own, measures raw
 //! and kfs in turn, several rounds, and prints medians and their ratios beside
 //! the goals. It judges nothing by its exit code: ratios move with the machine's load.
+//! `kfs-bench peers` does the same beside other remote directories (`peers.rs`).
 
+mod peers;
 mod raw;
 mod through;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
 use harness::broker::Broker;
 use harness::{Cluster, Mount};
 use mount::client::Client;
@@ -18,36 +21,44 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: kfs-bench [--rounds N] [--files N] [--bulk MIB] [--through MIB]
-  --rounds N     rounds, each raw and kfs; medians are printed (default 3)
-  --files N      files whose attributes are asked for, per round (default 2000)
-  --bulk MIB     size of the file written and read (default 256)
-  --through MIB  what passes while the server's memory is watched (default 0: not measured; the goal is 10240)";
-
+/// How fast kfs is beside what it stands on, and beside other remote directories.
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    beside: Option<Beside>,
+    #[command(flatten)]
+    raw: RawArgs,
+}
+
+#[derive(Subcommand)]
+enum Beside {
+    /// Beside sshfs, on loopback: what people do with small files, trees, git and large files.
+    Peers(peers::PeersArgs),
+}
+
+/// Beside raw Kafka on the same broker.
+#[derive(clap::Args)]
+struct RawArgs {
+    /// Rounds, each raw and kfs; medians are printed.
+    #[arg(long, default_value_t = 3, value_parser = at_least(1))]
     rounds: usize,
+    /// Files whose attributes are asked for, in each round.
+    #[arg(long, default_value_t = 2000, value_parser = at_least(64))]
     files: usize,
+    /// Size of the file written and read, in MiB.
+    #[arg(long = "bulk", value_name = "MIB", default_value_t = 256, value_parser = at_least(1))]
     bulk_mib: usize,
+    /// What passes while the server's memory is watched, in MiB; 0 is not measured, and the goal is 10240.
+    #[arg(long = "through", value_name = "MIB", default_value_t = 0)]
     through_mib: usize,
 }
 
-impl Args {
-    fn parse() -> Result<Args> {
-        let mut args = Args { rounds: 3, files: 2000, bulk_mib: 256, through_mib: 0 };
-        let mut words = std::env::args().skip(1);
-        while let Some(word) = words.next() {
-            let place = match word.as_str() {
-                "--rounds" => &mut args.rounds,
-                "--files" => &mut args.files,
-                "--bulk" => &mut args.bulk_mib,
-                "--through" => &mut args.through_mib,
-                _ => bail!("{word} is not an option\n{USAGE}"),
-            };
-            let value = words.next().with_context(|| format!("{word} takes a number\n{USAGE}"))?;
-            *place = value.parse().with_context(|| format!("{word} {value}\n{USAGE}"))?;
-        }
-        ensure!(args.rounds >= 1 && args.files >= 64 && args.bulk_mib >= 1, "too little to measure\n{USAGE}");
-        Ok(args)
+/// Numbers from `least` on; with fewer there would be nothing to measure.
+fn at_least(least: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |word| {
+        let number = word.parse().map_err(|error| format!("{error}"))?;
+        if number >= least { Ok(number) } else { Err(format!("at least {least}")) }
     }
 }
 
@@ -56,7 +67,11 @@ fn main() -> ExitCode {
     if let Some(code) = harness::programs::dispatch() {
         return code;
     }
-    let done = Args::parse().and_then(|args| measure(&args));
+    let args = Args::parse();
+    let done = match &args.beside {
+        Some(Beside::Peers(peers)) => peers::measure(peers),
+        None => measure(&args.raw),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -66,16 +81,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// This program, by whose path the programs that it measures are made.
+fn executable() -> Result<String> {
+    let path = std::env::current_exe()?;
+    Ok(path.to_str().context("this program's path is not UTF-8")?.to_owned())
+}
+
 /// What passes before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(20);
 
 /// In flight when the pipelined rates are measured.
 const WINDOW: usize = 64;
 
-fn measure(args: &Args) -> Result<()> {
-    let executable = std::env::current_exe()?;
-    let executable = executable.to_str().context("this program's path is not UTF-8")?;
-    let cluster = Cluster::start_with(executable, Broker::own_kafka)?;
+fn measure(args: &RawArgs) -> Result<()> {
+    let cluster = Cluster::start_with(&executable()?, Broker::own_kafka)?;
     cluster.user_add("bench")?;
     let raw = raw::Raw::start(&cluster.broker.bootstrap())?;
 

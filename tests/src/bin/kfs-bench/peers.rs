@@ -1,0 +1,121 @@
+//! kfs beside sshfs, both on loopback, on the same machine, in the same run: each round does all the work in a fresh
+//! directory of the one and then of the other, and the median of the rounds' own ratios is what counts.
+//!
+//! * "Cold" is after unmounting, mounting again and dropping the kernel's caches, on both alike.
+//! * What a program was told counts as done, as for people who wait for it; how long it takes until the server
+//!   has it all stands in a row of its own.
+//! * The server's side of sshfs is a directory of this machine, of kfs one broker, which answers when its own
+//!   page cache has a record, as Kafka does by default.
+
+mod sshfs;
+mod work;
+
+use super::{executable, median};
+use anyhow::{Context, Result};
+use harness::broker::Broker;
+use harness::run::Scratch;
+use harness::{Cluster, Mount, tree};
+use sshfs::Sshfs;
+use std::path::{Path, PathBuf};
+use work::{Material, WORK, Works};
+
+#[derive(clap::Args)]
+pub struct PeersArgs {
+    /// Rounds, each kfs and sshfs; medians are printed.
+    #[arg(long, default_value_t = 3, value_parser = super::at_least(1))]
+    rounds: usize,
+    /// Small files of 4 KiB.
+    #[arg(long, default_value_t = 1000, value_parser = super::at_least(100))]
+    files: usize,
+    /// Files of the source tree.
+    #[arg(long, default_value_t = 1500, value_parser = super::at_least(10))]
+    tree: usize,
+    /// Size of the large file, in MiB.
+    #[arg(long = "bulk", value_name = "MIB", default_value_t = 256, value_parser = super::at_least(1))]
+    bulk_mib: usize,
+}
+
+/// A remote directory that can be mounted anew.
+pub trait Remote {
+    fn dir(&self) -> &Path;
+    /// Unmounts and mounts again.
+    fn remount(&mut self) -> Result<()>;
+}
+
+struct Kfs {
+    mount: Mount,
+    cluster: Cluster,
+}
+
+impl Kfs {
+    fn start() -> Result<Kfs> {
+        let cluster = Cluster::start_with(&executable()?, Broker::own_kafka)?;
+        cluster.user_add("bench")?;
+        Ok(Kfs { mount: cluster.mount("bench")?, cluster })
+    }
+}
+
+impl Remote for Kfs {
+    fn dir(&self) -> &Path {
+        self.mount.path()
+    }
+
+    fn remount(&mut self) -> Result<()> {
+        self.mount.unmount()?;
+        self.mount = self.cluster.mount_at("bench", "", &self.mount.path().to_owned())?;
+        Ok(())
+    }
+}
+
+pub fn measure(args: &PeersArgs) -> Result<()> {
+    let scratch = Scratch::new("material");
+    eprintln!("making what is worked with");
+    let material = Material::make(&scratch, args.files, args.tree, args.bulk_mib)?;
+    let mut kfs = Kfs::start()?;
+    let mut sshfs = Sshfs::start()?;
+
+    // Whatever is compiled, cached or allocated once.
+    round(&mut kfs, &material, 0)?;
+    round(&mut sshfs, &material, 0)?;
+    let mut rounds = Vec::new();
+    for number in 1..=args.rounds {
+        eprintln!("round {number} of {}", args.rounds);
+        rounds.push((round(&mut kfs, &material, number)?, round(&mut sshfs, &material, number)?));
+    }
+
+    println!("{:<34} {:>12} {:>12} {:>8}   goal", "medians", "kfs", "sshfs", "ratio");
+    for (index, row) in WORK.iter().enumerate() {
+        let kfs = median(rounds.iter().map(|(kfs, _)| kfs[index]));
+        let sshfs = median(rounds.iter().map(|(_, sshfs)| sshfs[index]));
+        let ratio = median(rounds.iter().map(|(kfs, sshfs)| row.better_by(kfs[index], sshfs[index])));
+        println!("{:<34} {kfs:>12.2} {sshfs:>12.2} {ratio:>7.2}x   {}", row.what, row.goal);
+    }
+    Ok(())
+}
+
+fn round(remote: &mut dyn Remote, material: &Material, number: usize) -> Result<Works> {
+    let name = format!("round{number}");
+    std::fs::create_dir(remote.dir().join(&name))?;
+    let works = work::all(remote, &name, material)?;
+    std::fs::remove_dir_all(remote.dir().join(&name)).context("what a round leaves cannot be removed")?;
+    Ok(works)
+}
+
+/// A tree like a source tree, as a directory, as an archive, and as a repository.
+fn source_tree(dir: &Path, files: usize) -> Result<(PathBuf, PathBuf, PathBuf)> {
+    let (plain, archive, repository) = (dir.join("tree"), dir.join("tree.tar"), dir.join("tree.git"));
+    tree::make(&plain, files, 7)?;
+    let script = r#"
+        tar -cf "$2" -C "$1" .
+        export GIT_AUTHOR_NAME=b GIT_AUTHOR_EMAIL=b@localhost GIT_COMMITTER_NAME=b GIT_COMMITTER_EMAIL=b@localhost
+        git init -q "$3.work"
+        cp -r "$1/." "$3.work"
+        git -C "$3.work" add -A -f .
+        git -C "$3.work" commit -qm 1
+        git clone -q --bare "$3.work" "$3"
+        git -C "$3" repack -adq
+        rm -rf "$3.work"
+    "#;
+    harness::command::sh(dir, script, &[&plain, &archive, &repository])?;
+    Ok((plain, archive, repository))
+}
