@@ -43,7 +43,8 @@ pub trait Remote {
 }
 
 struct Kfs {
-    mount: Mount,
+    dir: PathBuf,
+    mount: Option<Mount>,
     cluster: Cluster,
 }
 
@@ -51,18 +52,22 @@ impl Kfs {
     fn start() -> Result<Kfs> {
         let cluster = Cluster::start_with(&executable()?, Broker::own_kafka)?;
         cluster.user_add("bench")?;
-        Ok(Kfs { mount: cluster.mount("bench")?, cluster })
+        let mount = cluster.mount("bench")?;
+        Ok(Kfs { dir: mount.path().to_owned(), mount: Some(mount), cluster })
     }
 }
 
 impl Remote for Kfs {
     fn dir(&self) -> &Path {
-        self.mount.path()
+        &self.dir
     }
 
     fn remount(&mut self) -> Result<()> {
-        self.mount.unmount()?;
-        self.mount = self.cluster.mount_at("bench", "", &self.mount.path().to_owned())?;
+        // Ended before the next begins: its own end unmounts what is there.
+        if let Some(mount) = self.mount.take() {
+            mount.unmount()?;
+        }
+        self.mount = Some(self.cluster.mount_at("bench", "", &self.dir)?);
         Ok(())
     }
 }
@@ -106,6 +111,8 @@ fn source_tree(dir: &Path, files: usize) -> Result<(PathBuf, PathBuf, PathBuf)> 
     let (plain, archive, repository) = (dir.join("tree"), dir.join("tree.tar"), dir.join("tree.git"));
     tree::make(&plain, files, 7)?;
     let script = r#"
+        # tar cannot unpack symbolic links on sshfs (which sets their targets' times), and cp cannot read them there.
+        find "$1" -type l -delete
         tar -cf "$2" -C "$1" .
         export GIT_AUTHOR_NAME=b GIT_AUTHOR_EMAIL=b@localhost GIT_COMMITTER_NAME=b GIT_COMMITTER_EMAIL=b@localhost
         git init -q "$3.work"

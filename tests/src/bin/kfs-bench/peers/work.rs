@@ -1,7 +1,7 @@
 //! What people do with a directory, each measured once.
 
-use super::Remote;
 use super::super::{median, through};
+use super::Remote;
 use anyhow::{Context, Result, ensure};
 use harness::command::{self, SCRIPT_BOUND};
 use harness::run::Scratch;
@@ -176,6 +176,8 @@ pub fn all(remote: &mut dyn Remote, name: &str, material: &Material) -> Result<W
     };
     let times: Result<Vec<f64>> = (0..SINGLE).map(|_| append()).collect();
     works.push(median(times?.into_iter()) * 1e3);
+    // What is open keeps a mount from being unmounted.
+    drop(appended);
 
     let (bulk, megabytes) = (dir.join("bulk"), (material.bulk_mib << 20) as f64 / 1e6);
     works.push(megabytes / timed(|| through::write_file(&bulk, material.bulk_mib, 1))?);
