@@ -153,7 +153,7 @@ pub fn all(remote: &mut dyn Remote, name: &str, material: &Material) -> Result<W
     cold(remote)?;
     fs::symlink_metadata(&small)?;
     // Not one behind the other, as a listing has them.
-    let stat = |number: usize| timed(|| Ok(drop(fs::symlink_metadata(file(number * 7919 % files))?)));
+    let stat = |number: usize| timed(|| Ok(fs::symlink_metadata(file(number * 7919 % files)).map(|_| ())?));
     let times: Result<Vec<f64>> = (0..SINGLE.min(files)).map(stat).collect();
     works.push(median(times?.into_iter()) * 1e6);
     works.push(files as f64 / timed(|| (0..files).try_for_each(|number| Ok(fs::remove_file(file(number))?)))?);
