@@ -109,6 +109,28 @@ async fn all_that_is_done_to_a_small_file_is_one_record() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_is_copied_as_one_record() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let (top, p) = (own_dir(&fs, "top").await, &patience());
+    unpack(&fs, top, "from").await;
+    let from = fs.lookup(top, b"from", p).await.expect("is there").ino;
+    costs_at_most(&fs, 1, async |round| {
+        let name = format!("to {round}");
+        let source = fs.open(from, false, p).await.expect("opens").handle;
+        let (stat, to) = fs.create(ME, top, name.as_bytes(), 0o600, CreateHow::default(), p).await.expect("makes");
+        assert_eq!(fs.copy_range((source, 96), (to.handle, 0), 9000, p).await.expect("copies"), 4000);
+        assert_eq!(fs.read(to.handle, 0, 9000, p).await.expect("reads")[..], content("from")[96..]);
+        for handle in [source, to.handle] {
+            fs.flush(handle, p).await.expect("closes");
+            fs.release(handle).expect("closes");
+        }
+        assert_eq!(fs.getattr(stat.ino, p).await.expect("is there").size, 4000);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tree_is_unpacked_without_waiting() {
     const FILES: u64 = 200;
     const DIRS: u64 = 10;
