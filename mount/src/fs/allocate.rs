@@ -64,21 +64,20 @@ impl Fs {
         len: u64,
         patience: &Patience,
     ) -> Result<u64, FsError> {
-        let is_another = self.inner.handles.file(from)?.file.ino != self.inner.handles.file(to)?.file.ino;
-        if is_another && len <= INLINE_BYTES as u64 {
+        let (source, target) = (self.inner.handles.file(from)?, self.inner.handles.file(to)?);
+        let (from_ino, ino) = (source.file.ino, target.file.ino);
+        if from_ino != ino && len <= INLINE_BYTES as u64 {
             let data = self.read(from, offset, len as u32, patience).await?;
             return match data.is_empty() {
                 true => Ok(0),
                 false => Ok(self.write(to, to_offset, &data, patience).await?.into()),
             };
         }
-        let (from, to) = (self.inner.handles.file(from)?, self.inner.handles.file(to)?);
-        for handle in [&from, &to] {
+        for handle in [&source, &target] {
             self.check_locks(handle)?;
             self.all_answered(&handle.file, patience).await?;
         }
-        let range = Range { ino: from.file.ino, offset, len };
-        let ino = to.file.ino;
+        let range = Range { ino: from_ino, offset, len };
         let op = Op::Upload(Upload::Clone { from: range, to: ino, to_offset });
         let (reply, _changing) = self.change(op, patience).await?;
         let Outcome::Cloned { to: attr, len } = &reply.outcome else {
