@@ -9,6 +9,7 @@ use super::bus::Net;
 use super::counting::{self, Count};
 use super::rng::Rng;
 use super::workload::Kind;
+use proto::chunk::INLINE_BYTES;
 use proto::log::Topic;
 use proto::message::{FallocateHow, Quota};
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,7 @@ pub enum Step {
     Truncate(Place, u32),
     /// Opens, makes a hole of so many bytes or the file reach so far or both, closes.
     Fallocate(Place, Range, FallocateHow),
-    /// Opens both, lets the second one have this of the first one, closes.
+    /// Opens both, copies so much of the first one to the second one, closes.
     Clone(Place, Range, Place, u32),
     /// Opens, writes, closes.
     Write(Place, Content),
@@ -288,7 +289,7 @@ impl Plan {
                 (0..workers).map(|_| (0..steps).map(|_| kind.step(&mut rng, client)).collect()).collect()
             })
             .collect();
-        let mut holes = Rng::new(seed, "holes");
+        let (mut holes, mut copies) = (Rng::new(seed, "holes"), Rng::new(seed, "copies"));
         for step in clients.iter_mut().flatten().flatten() {
             if let Step::Truncate(at, size) = *step
                 && holes.chance(400)
@@ -301,7 +302,9 @@ impl Plan {
             if let Step::Append(at, content) = *step
                 && holes.chance(400)
             {
-                let range = Range { offset: content.offset / 2, len: content.len };
+                // A short one is a write, between two files.
+                let more = if copies.chance(700) { INLINE_BYTES as u32 } else { 0 };
+                let range = Range { offset: content.offset / 2, len: content.len + more };
                 let to = if holes.chance(800) { (at.0, at.1 ^ 1) } else { at };
                 *step = Step::Clone(at, range, to, holes.below(20_000) as u32);
             }

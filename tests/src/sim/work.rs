@@ -8,6 +8,7 @@ use mount::client::{CallError, Patience};
 use mount::error::FsError;
 use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
 use proto::Ino;
+use proto::chunk::INLINE_BYTES;
 use proto::message::{FallocateHow, FileKind, Refusal, RenameHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,9 @@ const SESSION_LASTS: Duration = Duration::from_secs(60);
 const LARGEST_FILE: u32 = 8 << 20;
 
 pub const ME: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
+
+/// What was written where, one after the other.
+type Pieces = Vec<(u64, Vec<u8>)>;
 
 /// What one worker still has to do; outlives crashes of its client.
 pub type Todo = Arc<Mutex<VecDeque<Step>>>;
@@ -292,25 +296,36 @@ impl Work {
     }
 
     async fn write(&self, text: String, at: &Place, contents: &[Content], append: bool, synced: bool) {
-        let Some(found) = self.lookup(at).await else { return };
-        if found.kind != FileKind::File {
-            return;
-        }
-        let ino = found.ino;
+        let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) else { return };
+        self.writing(text, found.ino, append, async |handle| {
+            let mut pieces = Vec::new();
+            for content in contents {
+                let mut bytes = content.bytes();
+                bytes.truncate(self.write_all(handle, u64::from(content.offset), &bytes).await?);
+                pieces.push((u64::from(content.offset), bytes));
+            }
+            if synced {
+                self.fs.fsync(handle, &Patience::within(PATIENCE)).await?;
+            }
+            Ok(Some(pieces))
+        })
+        .await;
+    }
+
+    /// Opens a file, has it written to, and closes it. `write` says what it has written, if it knows.
+    async fn writing(
+        &self,
+        text: String,
+        ino: u64,
+        append: bool,
+        write: impl AsyncFnOnce(u64) -> Result<Option<Pieces>, FsError>,
+    ) {
         let own = self.owned(ino);
         let writing = async {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(ino, append, p).await?;
             let written = async {
-                let mut pieces = Vec::new();
-                for content in contents {
-                    let mut bytes = content.bytes();
-                    bytes.truncate(self.write_all(opened.handle, u64::from(content.offset), &bytes).await?);
-                    pieces.push((u64::from(content.offset), bytes));
-                }
-                if synced {
-                    self.fs.fsync(opened.handle, p).await?;
-                }
+                let pieces = write(opened.handle).await?;
                 self.fs.flush(opened.handle, p).await?;
                 Ok(pieces)
             };
@@ -321,7 +336,7 @@ impl Work {
         let written = self
             .operation(text, writing, |result| match result {
                 // With another writer beside it, what is written is not its own alone.
-                Ok(pieces) if own.now == 1 && self.own(ino) == own => {
+                Ok(Some(pieces)) if own.now == 1 && self.own(ino) == own => {
                     let pieces = pieces.iter().filter(|(_, bytes)| !bytes.is_empty()).cloned().collect();
                     Found::Written { ino, wrote: Wrote { pieces, appended: append } }
                 }
@@ -369,6 +384,9 @@ impl Work {
         let (from, to) = (self.lookup(from).await, self.lookup(to).await);
         let file = |found: Option<Stat>| found.filter(|found| found.kind == FileKind::File);
         let (Some(from), Some(to)) = (file(from), file(to)) else { return };
+        if from.ino != to.ino && range.len as usize <= INLINE_BYTES {
+            return self.copy(text, (from.ino, range), (to.ino, to_offset)).await;
+        }
         let changing = async {
             let p = &Patience::within(PATIENCE);
             let source = self.fs.open(from.ino, false, p).await?.handle;
@@ -386,6 +404,29 @@ impl Work {
             copied
         };
         self.change(text, changing).await;
+    }
+
+    /// What is as short as this is not cloned: the mount reads and writes it.
+    async fn copy(&self, text: String, (from, range): (u64, Range), (to, to_offset): (u64, u32)) {
+        let p = &Patience::within(PATIENCE);
+        let Ok(source) = self.fs.open(from, false, p).await else { return };
+        let part = async || self.fs.read(source.handle, range.offset.into(), range.len, p).await;
+        self.writing(text, to, false, async |target| {
+            let before = part().await?;
+            let target = (target, u64::from(to_offset));
+            match self.fs.copy_range((source.handle, range.offset.into()), target, range.len.into(), p).await {
+                Ok(len) => {
+                    let is_same = part().await? == before && len <= before.len() as u64;
+                    Ok(is_same.then(|| vec![(u64::from(to_offset), before[..len as usize].to_vec())]))
+                }
+                // No room.
+                Err(FsError::QuotaExceeded) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await;
+        // Nothing was written through it.
+        let _ = self.fs.release(source.handle);
     }
 
     /// A temporary file that loses its name while it is open.
