@@ -107,6 +107,8 @@ pub struct Machine {
     waiting_bytes: u64,
     /// Something that requests may wait for has been given back in this turn.
     is_freed: bool,
+    /// Nothing has shown yet that the log is the one that this state comes from.
+    is_unproven: bool,
 }
 
 /// The part of the state that lives in memory.
@@ -254,7 +256,15 @@ impl Machine {
             delegated: Delegated::default(),
             waiting_bytes: 0,
             is_freed: false,
+            is_unproven: false,
         }
+    }
+
+    /// The same where the record before the next one has been trimmed: that the log goes on from here, nobody can say
+    /// before more has been applied. An epoch that begins there from this very state may stand there a second time, from
+    /// being sent again, and have begun before.
+    pub fn on_unproven_log(self) -> Machine {
+        Machine { is_unproven: true, ..self }
     }
 
     /// The in-memory part as it is now, to be kept with the rows as they are now.
@@ -315,6 +325,7 @@ impl Machine {
             applied.effects.extend(effects);
             applied.skipped = applied.skipped.or(skipped);
         }
+        self.is_unproven = false;
         Ok(applied)
     }
 

@@ -207,8 +207,8 @@ pub enum NotApplied {
     )]
     NotBegun { at: Position, epoch: Epoch },
     #[error(
-        "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}: take a \
-         snapshot of that server with `kfs-server bootstrap`",
+        "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}, or cannot \
+         tell whether the epoch began before: take a snapshot of that server with `kfs-server bootstrap`",
         .epoch.0, short(.from), short(.here)
     )]
     OtherState { at: Position, epoch: Epoch, by: ServerId, from: [u8; 32], here: [u8; 32] },

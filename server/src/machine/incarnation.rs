@@ -52,7 +52,7 @@ impl Machine {
                 if header.number != 0 || opens {
                     return Err(Stop::Skip("an epoch that is not a new one"));
                 }
-                if let Some(from) = from.filter(|from| *from != self.live.hash) {
+                if let Some(from) = from.filter(|from| *from != self.live.hash || self.is_unproven) {
                     return Err(Stop::OtherState { epoch: header.epoch, by: server, from });
                 }
                 self.begin_epoch(turn, header.epoch, append_time, volatile);

@@ -87,6 +87,12 @@ pub fn plan(
         }
         let machine = machine.knowing(config.supports);
         let is_foreign = changed.contains_key(&number);
+        // Who begins an epoch knows what it begins from.
+        let is_trimmed = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.next_offset == first);
+        let machine = match is_trimmed && config.on_new_log == NewLog::Refuse {
+            true => machine.on_unproven_log(),
+            false => machine,
+        };
         let (next, last_hash) = match checkpoint {
             // Nothing that such a log holds already belongs to the epoch that begins.
             _ if is_foreign => (end, None),

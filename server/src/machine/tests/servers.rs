@@ -87,3 +87,30 @@ fn an_epoch_from_another_state_stops_the_server() {
     assert!(matches!(error, NotApplied::OtherState { .. }), "{error}");
     assert_eq!((world.kv, world.machine.dump()), (rows, dump));
 }
+
+/// The last record that was applied has been trimmed, so nothing shows whether the epoch began before it and stands here
+/// only because it was sent twice.
+#[test]
+fn an_epoch_is_not_followed_where_the_log_is_not_known_to_go_on() {
+    let mut world = World::new();
+    let (from, server) = (Some(world.machine.state_hash()), world.server);
+    let dump = world.machine.dump();
+    let restored = || Machine::restore(0, world.secrets.clone(), &dump).expect("a dump");
+    let (unproven, proven, mut applied) = (restored().on_unproven_log(), restored(), restored().on_unproven_log());
+    let tick = world.sealed_server_record(ServerRecord::Tick { elapsed_ms: 1 });
+    world.epoch = Epoch(2);
+    world.incarnation = IncarnationId([2; 16]);
+    world.server_number = 0;
+    let epoch = |world: &mut World, from| {
+        let record = ServerRecord::Epoch { server, supports: 1, append_time: true, volatile: false, from };
+        world.sealed_server_record(record)
+    };
+    let record = epoch(&mut world, from);
+    let error = { unproven }.apply(&mut world.kv.clone(), 99, 0, &record).expect_err("it must not go on");
+    assert!(matches!(error, NotApplied::OtherState { .. }), "{error}");
+    { proven }.apply(&mut world.kv.clone(), 99, 0, &record).expect("it goes on");
+    let kv = &mut world.kv.clone();
+    applied.apply(kv, 99, 0, &tick).expect("one of the epoch");
+    let record = epoch(&mut world, Some(applied.state_hash()));
+    applied.apply(kv, 100, 0, &record).expect("what came before was of this log");
+}
