@@ -16,6 +16,7 @@ mod login;
 mod patience;
 mod promises;
 mod reserve;
+mod shown;
 mod status;
 mod transfer;
 
@@ -23,6 +24,7 @@ pub use driver::{First, Submitted};
 pub use keys::{ContentKeys, KeyError, SealedContent};
 pub use patience::{Interrupt, Patience};
 pub use promises::{Continued, Grant, LEASE_MS, Promises};
+pub use shown::{Forget, KEEP_MS, Shown, Since};
 pub use status::{ClientStatus, Counters, Drained, JournalStatus};
 pub use transfer::Download;
 
@@ -153,6 +155,9 @@ pub enum Invalidation {
         inodes: Vec<(Ino, Time)>,
     },
 }
+
+/// See [`Client::set_forgetter`].
+pub type Forgetter = Box<dyn Fn(Forget, Box<dyn FnOnce() + Send>) + Send + Sync>;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -387,6 +392,17 @@ impl Client {
     /// What may be cached, right now.
     pub fn promises(&self) -> &Promises {
         self.inner.promises()
+    }
+
+    /// What the kernel may keep.
+    pub fn shown(&self) -> &Shown {
+        self.inner.shown()
+    }
+
+    /// Who makes the kernel forget. It must only queue, and call what it is given when that is done.
+    /// Only the first one counts.
+    pub fn set_forgetter(&self, forgetter: Forgetter) {
+        self.inner.set_forgetter(forgetter);
     }
 
     /// Invalidations from now on. A receiver that lags behind (1024) must drop everything.

@@ -45,7 +45,7 @@ pub use file::{CreateHow, Opened};
 pub use locks::LockCall;
 pub use names::NewNode;
 
-use crate::client::{CallError, Client, Patience, Reply, Terms};
+use crate::client::{CallError, Client, Forget, Patience, Reply, Since, Terms};
 use crate::error::FsError;
 use accessed::Accessed;
 use blocks::Blocks;
@@ -56,7 +56,7 @@ use changing::Changing;
 use file::Files;
 use handles::Handles;
 use local::Locals;
-use proto::message::{Attr, FileKind, Op, Outcome, Owner, View};
+use proto::message::{Attr, FileKind, Op, Outcome, Owner, Promise, View};
 use proto::{Ino, Name};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -126,6 +126,19 @@ pub trait Kernel: Send + Sync {
     /// The pages that the kernel keeps of this inode may be wrong. Whoever wants to know is told
     /// when they are gone.
     fn inval_inode(&self, ino: u64, done: Option<oneshot::Sender<()>>);
+
+    /// The kernel may keep these no longer. Says when it has forgotten them.
+    fn forget(&self, forget: KernelForget, done: Box<dyn FnOnce() + Send>);
+
+    /// Whether it can forget names.
+    fn forgets_names(&self) -> bool;
+}
+
+/// What the kernel is to forget, by its own numbers: attributes, and names in directories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelForget {
+    pub inodes: Vec<u64>,
+    pub names: Vec<(u64, Name)>,
 }
 
 /// One namespace, or a directory of it, as a filesystem. Clones share it.
@@ -150,7 +163,36 @@ struct Inner {
     prefetches: Arc<tokio::sync::Semaphore>,
     neighbours: neighbours::Neighbours,
     statfs: std::sync::Mutex<Option<(tokio::time::Instant, Statfs)>>,
-    kernel: OnceLock<Box<dyn Kernel>>,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+}
+
+/// Says how long the kernel may keep what an operation has found. It does only where the mount is told before anyone
+/// else changes it.
+pub struct Showing {
+    fs: Fs,
+    since: Since,
+}
+
+impl Showing {
+    /// An inode's attributes.
+    pub fn attributes(&self, stat: &Stat) -> Duration {
+        let (client, ino) = (&self.fs.inner.client, self.fs.ino(stat.ino));
+        if self.fs.inner.kernel.get().is_none() || self.fs.cache().is_changing(&stat.covering) {
+            return Duration::ZERO;
+        }
+        client.shown().attributes(client.promises(), self.since, stat.covering, ino)
+    }
+
+    /// What a name in a directory is, or that it is absent.
+    pub fn name(&self, dir: u64, name: &[u8]) -> Duration {
+        let client = &self.fs.inner.client;
+        let (dir, Ok(name)) = (self.fs.ino(dir), Name::new(name)) else { return Duration::ZERO };
+        let forgets = self.fs.inner.kernel.get().is_some_and(|kernel| kernel.forgets_names());
+        if !forgets || self.fs.cache().is_changing(&Promise::Dir(dir)) {
+            return Duration::ZERO;
+        }
+        client.shown().name(client.promises(), self.since, dir, &name)
+    }
 }
 
 /// How full the namespace is.
@@ -216,9 +258,28 @@ impl Fs {
         &self.inner.client
     }
 
-    /// Where kernel pages are invalidated; only the first one counts.
-    pub fn set_kernel(&self, kernel: Box<dyn Kernel>) {
+    /// Where the kernel is told what it must not keep any longer; only the first one counts.
+    pub fn set_kernel(&self, kernel: Arc<dyn Kernel>) {
         let _ = self.inner.kernel.set(kernel);
+        let inner = Arc::downgrade(&self.inner);
+        self.inner.client.set_forgetter(Box::new(move |forget, done| {
+            if let Some(inner) = inner.upgrade() {
+                Fs { inner }.have_forgotten(forget, done);
+            }
+        }));
+    }
+
+    /// The kernel must not keep these any longer. Only queues.
+    fn have_forgotten(&self, forget: Forget, done: Box<dyn FnOnce() + Send>) {
+        let Some(kernel) = self.inner.kernel.get() else { return };
+        let inodes = forget.inodes.into_iter().map(|ino| self.shown_ino(ino)).collect();
+        let names = forget.names.into_iter().map(|(dir, name)| (self.shown_ino(dir), name)).collect();
+        kernel.forget(KernelForget { inodes, names }, done);
+    }
+
+    /// To be taken before an operation looks at anything: what it finds may then be kept by the kernel as long as that says.
+    pub fn showing(&self) -> Showing {
+        Showing { fs: self.clone(), since: self.inner.client.shown().since() }
     }
 
     /// Bytes written and not yet answered for.
@@ -282,6 +343,7 @@ impl Fs {
             }
             Err(error) => {
                 // It may still take effect, at any moment.
+                changing.given_up();
                 proto::task::spawn_on(&self.inner.runtime, async move {
                     let _ = submitted.await;
                     drop(changing);

@@ -4,24 +4,28 @@
 //! * A callback never waits. What the caches can answer is answered here, on the
 //!   kernel's thread; the rest goes on as a task and is answered from there.
 //! * Each reply is answered once. A dropped one reaches the program as `EIO`.
-//! * The kernel keeps no name and no attribute (its TTL is 0): the mount's own
-//!   caches answer, which know until when they may. It keeps pages.
+//! * The kernel keeps names and attributes only as long as [`Showing`] says, which is not at all where others may
+//!   change them: then the mount's own caches answer. It keeps pages.
 
 mod convert;
+mod forgetter;
 mod invalidator;
 
 use crate::client::Patience;
 use crate::error::FsError;
-use crate::fs::{Caller, CreateHow, DirEntry, Fs, LockCall, NewNode, Seek, SetAttr, acl_kind};
+use crate::fs::{
+    Caller, CreateHow, DirEntry, Fs, Kernel, KernelForget, LockCall, NewNode, Seek, SetAttr, Stat, acl_kind,
+};
 use crate::inline;
 use crate::sys::group::keeps_setgid;
 use crate::sys::interrupt::{Kind, Watcher};
 use crate::sys::lock_call;
 use bytes::Bytes;
 use convert::{
-    GENERATION, TTL, allocate, attr_reply, copy_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr,
-    file_type, lock_mode, lock_reply, logged, node_kind, open_flags, seek_reply, set_time, xattr_reply,
+    GENERATION, allocate, attr_reply, copy_reply, data_reply, dot_attr, empty_reply, entry_reply, file_attr, file_type,
+    found_reply, lock_mode, lock_reply, logged, node_kind, open_flags, seek_reply, set_time, xattr_reply,
 };
+use forgetter::{Forgetter, KernelNames};
 use fuser::{
     AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
@@ -29,16 +33,19 @@ use fuser::{
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
     SessionACL, TimeOrNow, WriteFlags,
 };
-use invalidator::Invalidator;
-use proto::message::{LockRange, RenameHow, XattrHow};
+use invalidator::{Invalidator, KernelPages};
+use proto::message::{LockRange, Refusal, RenameHow, XattrHow};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::oneshot;
 
 /// Threads that take the kernel's requests.
 const THREADS: usize = 2;
@@ -53,6 +60,7 @@ const STATFS_BLOCK_BYTES: u64 = 4096;
 pub struct Serving {
     session: BackgroundSession,
     _invalidator: Invalidator,
+    _forgetter: Forgetter,
 }
 
 impl Serving {
@@ -71,18 +79,49 @@ impl Serving {
 /// the handshake with the kernel is done. Must be called inside the runtime that
 /// is to run what waits.
 pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
-    let filesystem = KfsFuse { fs: fs.clone(), runtime: tokio::runtime::Handle::current(), watcher: Watcher::start()? };
+    let forgets_names = Arc::new(AtomicBool::new(false));
+    let filesystem = KfsFuse {
+        fs: fs.clone(),
+        forgets_names: forgets_names.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        watcher: Watcher::start()?,
+    };
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     // The kernel itself enforces allow_other by the mount's options.
+    let device = File::from(fd.try_clone()?);
     let session = Session::from_fd(filesystem, fd, SessionACL::All, config)?;
-    let (invalidator, queue) = Invalidator::start(session.notifier())?;
-    fs.set_kernel(Box::new(queue));
-    Ok(Serving { session: session.spawn()?, _invalidator: invalidator })
+    let (invalidator, pages) = Invalidator::start(session.notifier())?;
+    let (forgetter, names) = Forgetter::start(session.notifier(), device)?;
+    fs.set_kernel(Arc::new(KernelCaches { pages, names, forgets_names }));
+    Ok(Serving { session: session.spawn()?, _invalidator: invalidator, _forgetter: forgetter })
+}
+
+/// What the kernel keeps.
+struct KernelCaches {
+    pages: KernelPages,
+    names: KernelNames,
+    forgets_names: Arc<AtomicBool>,
+}
+
+impl Kernel for KernelCaches {
+    fn inval_inode(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
+        self.pages.drop_pages(ino, done);
+    }
+
+    fn forget(&self, forget: KernelForget, done: Box<dyn FnOnce() + Send>) {
+        self.names.forget(forget, done);
+    }
+
+    fn forgets_names(&self) -> bool {
+        self.forgets_names.load(Ordering::Relaxed)
+    }
 }
 
 struct KfsFuse {
     fs: Fs,
+    /// The kernel can be told to ask for a name again.
+    forgets_names: Arc<AtomicBool>,
     runtime: tokio::runtime::Handle,
     watcher: Watcher,
 }
@@ -142,6 +181,9 @@ impl Filesystem for KfsFuse {
             // A kernel without it works as well, only slower.
             let _ = config.add_capabilities(wanted);
         }
+        // Since Linux 6.2.
+        let forgets_names = config.add_capabilities(InitFlags::FUSE_HAS_EXPIRE_ONLY).is_ok();
+        self.forgets_names.store(forgets_names, Ordering::Relaxed);
         let _ = config.set_max_write(MAX_WRITE_BYTES);
         if let Err(most) = config.set_max_readahead(u32::MAX) {
             let _ = config.set_max_readahead(most);
@@ -154,8 +196,16 @@ impl Filesystem for KfsFuse {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name, patience) = (self.fs.clone(), name.to_owned(), self.patience(req, Kind::Ordinary));
+        let (showing, sought) = (self.fs.showing(), name.clone());
         let work = async move { fs.lookup(parent.0, name.as_bytes(), &patience).await };
-        self.answer("lookup", reply, work, entry_reply);
+        let absent = move |result: Result<Stat, FsError>| match result {
+            // So it can be told what to keep of that.
+            Err(error) if error.is(Refusal::NotFound) => Ok(None),
+            result => result.map(Some),
+        };
+        self.answer("lookup", reply, async move { absent(work.await) }, move |reply, result| {
+            found_reply(reply, &showing, (parent.0, sought.as_bytes()), result);
+        });
     }
 
     /// Nothing is kept per inode that the kernel knows.
@@ -163,7 +213,9 @@ impl Filesystem for KfsFuse {
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        self.answer("getattr", reply, async move { fs.getattr(ino.0, &patience).await }, attr_reply);
+        let showing = self.fs.showing();
+        let work = async move { fs.getattr(ino.0, &patience).await };
+        self.answer("getattr", reply, work, move |reply, result| attr_reply(reply, &showing, result));
     }
 
     fn setattr(
@@ -186,7 +238,9 @@ impl Filesystem for KfsFuse {
     ) {
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        self.answer("setattr", reply, async move { fs.setattr(ino.0, set, &patience).await }, attr_reply);
+        let showing = self.fs.showing();
+        let work = async move { fs.setattr(ino.0, set, &patience).await };
+        self.answer("setattr", reply, work, move |reply, result| attr_reply(reply, &showing, result));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -200,15 +254,21 @@ impl Filesystem for KfsFuse {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let node = NewNode { kind, mode, rdev };
+        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
         let work = async move { fs.mknod(who, parent.0, name.as_bytes(), node, &patience).await };
-        self.answer("mknod", reply, work, entry_reply);
+        self.answer("mknod", reply, work, move |reply, result| {
+            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
+        });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
+        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
         let work = async move { fs.mkdir(who, parent.0, name.as_bytes(), mode, &patience).await };
-        self.answer("mkdir", reply, work, entry_reply);
+        self.answer("mkdir", reply, work, move |reply, result| {
+            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
+        });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -226,8 +286,11 @@ impl Filesystem for KfsFuse {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, name, target) = (self.fs.clone(), name.to_owned(), target.as_os_str().to_owned());
         let (who, patience) = (caller(req, 0), self.patience(req, Kind::Ordinary));
+        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
         let work = async move { fs.symlink(who, parent.0, name.as_bytes(), target.as_bytes(), &patience).await };
-        self.answer("symlink", reply, work, entry_reply);
+        self.answer("symlink", reply, work, move |reply, result| {
+            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
+        });
     }
 
     fn rename(
@@ -256,8 +319,11 @@ impl Filesystem for KfsFuse {
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (fs, name, patience) = (self.fs.clone(), newname.to_owned(), self.patience(req, Kind::Ordinary));
+        let (showing, dir, made) = (self.fs.showing(), newparent.0, name.clone());
         let work = async move { fs.link(ino.0, newparent.0, name.as_bytes(), &patience).await };
-        self.answer("link", reply, work, entry_reply);
+        self.answer("link", reply, work, move |reply, result| {
+            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -293,11 +359,13 @@ impl Filesystem for KfsFuse {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let how = CreateHow { exclusive: flags & libc::O_EXCL != 0, append: flags & libc::O_APPEND != 0 };
+        let (showing, made) = (self.fs.showing(), name.clone());
         let work = async move { fs.create(who, parent.0, name.as_bytes(), mode, how, &patience).await };
-        self.answer("create", reply, work, |reply, result| match result {
+        self.answer("create", reply, work, move |reply, result| match result {
             Ok((stat, opened)) => {
                 let handle = FileHandle(opened.handle);
-                reply.created(&TTL, &file_attr(&stat), GENERATION, handle, open_flags(&opened));
+                let ttl = showing.name(parent.0, made.as_bytes()).min(showing.attributes(&stat));
+                reply.created(&ttl, &file_attr(&stat), GENERATION, handle, open_flags(&opened));
             }
             Err(errno) => reply.error(errno),
         });
@@ -391,16 +459,19 @@ impl Filesystem for KfsFuse {
         });
     }
 
-    fn readdirplus(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
+        let showing = self.fs.showing();
         let work = async move { fs.readdir(fh.0, offset, true, &patience).await };
-        self.answer("readdirplus", reply, work, |mut reply, result| match result {
+        self.answer("readdirplus", reply, work, move |mut reply, result| match result {
             Ok(entries) => {
                 for entry in &entries {
                     // Of `.` and `..` the kernel takes nothing but name, kind and offset.
                     let attr = entry.stat.as_ref().map_or_else(|| dot_attr(entry), file_attr);
+                    let keep = |stat| showing.name(ino.0, &entry.name).min(showing.attributes(stat));
+                    let ttl = entry.stat.as_ref().map_or(Duration::ZERO, keep);
                     let name = OsStr::from_bytes(&entry.name);
-                    if reply.add(attr.ino, entry.offset, name, &TTL, &attr, GENERATION) {
+                    if reply.add(attr.ino, entry.offset, name, &ttl, &attr, GENERATION) {
                         break;
                     }
                 }

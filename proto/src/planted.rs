@@ -155,6 +155,8 @@ bugs! {
     WrittenOutlivesLock,
     /// client: a push is confirmed, and what it broke is relied on
     IgnorePush,
+    /// client: a recall is confirmed while the kernel still keeps what it was shown there
+    KernelKeepsRecalled,
     /// client: an answer older than the last push grants promises
     GrantFromOldAnswer,
     /// client: promises count although nothing renews them

@@ -70,6 +70,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::ResendWithoutAsking, 93),
     (Bug::ResendRenumbered, 0),
     (Bug::IgnorePush, 2),
+    (Bug::KernelKeepsRecalled, 139),
     (Bug::GrantFromOldAnswer, 237),
     (Bug::WriteUnreserved, 58),
     (Bug::JournalForgetsSending, 41),

@@ -13,6 +13,7 @@ mod cluster;
 mod counting;
 mod disk;
 mod history;
+mod kernel;
 mod minimise;
 mod model;
 mod objects;

@@ -14,6 +14,7 @@ mod acks;
 pub(super) mod content;
 mod delegated;
 mod flight;
+mod kernel;
 mod ordered;
 mod parked;
 mod pushes;
@@ -29,6 +30,7 @@ use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use delegated::Delegated;
 use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
+use kernel::KernelForgets;
 use ordered::Ordered;
 use parked::ParkedRequests;
 use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
@@ -192,6 +194,7 @@ pub(crate) struct Core<W> {
     /// The order of the last request entered.
     entered: u64,
     delegated: Delegated,
+    kernel: KernelForgets,
     flight: BTreeMap<RequestNo, Flight<W>>,
     /// Whose numbers `flight` has.
     flight_session: Option<SessionId>,
@@ -227,6 +230,7 @@ impl<W: Waiter> Core<W> {
             promises,
             entered: 0,
             delegated: Delegated::new(delegable),
+            kernel: KernelForgets::default(),
             phase: Phase::Login,
             session: None,
             window: 1,
@@ -337,7 +341,7 @@ impl<W: Waiter> Core<W> {
             )
         {
             out.push(Action::Invalidate(Invalidation::All));
-            self.give_up_delegations(now_ms, out);
+            self.give_up_delegations(now_ms);
         }
         if let Some(deadline_ms) = self.pushes.deadline_ms() {
             self.wake_at(deadline_ms);
@@ -389,11 +393,33 @@ impl<W: Waiter> Core<W> {
             self.upkeep(now_ms, SessionOp::Confirm { pushes }, out);
         }
         while let Some(pushes) = self.pushes.take_confirmations_behind() {
+            self.kernel.hold(pushes);
+        }
+        while let Some(pushes) = self.kernel.release(now_ms) {
             self.behind(now_ms, SessionOp::Confirm { pushes }, out);
+        }
+        if self.delegated.is_to_be_given_up() && self.kernel.is_clear(now_ms) {
+            let order = self.behind(now_ms, SessionOp::Undelegated, out);
+            self.delegated.giving_up(order);
+        }
+        if let Some(deadline_ms) = self.kernel.deadline_ms() {
+            self.wake_at(deadline_ms);
         }
         if self.pushes.deadline_ms().is_some_and(|due| due <= now_ms) {
             self.repeat(now_ms, out);
         }
+    }
+
+    /// The kernel is to forget what it was told it may keep, which it does by itself at `until_ms`. Recalls that have been
+    /// taken in are not confirmed before that or [`Core::kernel_forgot`].
+    pub(crate) fn kernel_forgets(&mut self, until_ms: u64) -> u64 {
+        self.wake_at(until_ms);
+        self.kernel.begin(until_ms)
+    }
+
+    pub(crate) fn kernel_forgot(&mut self, now_ms: u64, number: u64, out: &mut Vec<Action<W>>) {
+        self.kernel.done(number);
+        self.flush(now_ms, out);
     }
 
     /// The log's word on a record sent: stored, or not as far as it knows.
@@ -539,11 +565,12 @@ impl<W: Waiter> Core<W> {
         self.entered
     }
 
-    /// What has been delegated counts no more here: the server is told so, behind all that was answered under it.
-    fn give_up_delegations(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
-        if matches!(self.phase, Phase::Live) && self.delegated.is_to_be_given_up() {
-            let order = self.behind(now_ms, SessionOp::Undelegated, out);
-            self.delegated.giving_up(order);
+    /// What has been delegated counts no more here: the server is told so by the next [`Core::flush`], behind all that
+    /// was answered under it.
+    fn give_up_delegations(&mut self, now_ms: u64) {
+        self.delegated.give_up();
+        if self.delegated.is_to_be_given_up() {
+            self.wake_at(now_ms);
         }
     }
 
@@ -644,7 +671,7 @@ impl<W: Waiter> Core<W> {
     fn lost(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         self.promises.drop_all(self.seen);
         out.push(Action::Invalidate(Invalidation::All));
-        self.give_up_delegations(now_ms, out);
+        self.give_up_delegations(now_ms);
     }
 
     fn repeat(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
@@ -725,6 +752,7 @@ impl<W: Waiter> Core<W> {
                     next = next.min(flight.due_ms(*number, top, self.heard_ms));
                 }
                 next = next.min(self.pushes.deadline_ms().unwrap_or(u64::MAX));
+                next = next.min(self.kernel.deadline_ms().unwrap_or(u64::MAX));
                 let renewing =
                     self.flight.values().any(|flight| matches!(flight.entry.op, Op::Session(SessionOp::Renew)));
                 if !renewing {

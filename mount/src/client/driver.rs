@@ -21,7 +21,7 @@ use super::patience::Patience;
 use super::promises::Promises;
 use super::status::{ClientStatus, Counters, Drained};
 use super::transfer::Transfers;
-use super::{CallError, ClientConfig, ConnectError, ContentKeys, Invalidation, Reply, Terms, login};
+use super::{CallError, ClientConfig, ConnectError, ContentKeys, Forgetter, Invalidation, Reply, Shown, Terms, login};
 use bytes::Bytes;
 use group::Group;
 use inodes::Inodes;
@@ -35,7 +35,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, oneshot, watch};
@@ -86,6 +86,9 @@ pub(super) struct Inner {
     pub config: ClientConfig,
     identity: Identity,
     promises: Arc<Promises>,
+    shown: Shown,
+    forgetter: OnceLock<Forgetter>,
+    me: Weak<Inner>,
     state: Mutex<State>,
     /// The session's link once it is open.
     live: watch::Sender<Option<Arc<Link>>>,
@@ -251,6 +254,14 @@ impl Inner {
 
     pub(super) fn promises(&self) -> &Promises {
         &self.promises
+    }
+
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
+    }
+
+    pub(super) fn set_forgetter(&self, forgetter: Forgetter) {
+        let _ = self.forgetter.set(forgetter);
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
@@ -463,6 +474,7 @@ impl Inner {
         let (out, wake_ms) = {
             let mut state = self.state();
             let out = step(&mut state, now_ms, &mut actions);
+            self.forget_shown(&mut state, now_ms, &actions);
             self.send(&mut state, now_ms, &mut actions);
             (out, state.wake_ms())
         };
@@ -473,6 +485,27 @@ impl Inner {
             self.carry_out(action);
         }
         out
+    }
+
+    /// Has the kernel forget what it was told it may keep and does not count any more. The core's next step confirms no
+    /// recall before that is done.
+    fn forget_shown(&self, state: &mut State, now_ms: u64, actions: &[Action<Caller>]) {
+        for action in actions {
+            let forget = match action {
+                Action::Invalidate(Invalidation::Promises(things)) => self.shown.recall(things),
+                Action::Invalidate(Invalidation::All) => self.shown.recall_all(),
+                _ => continue,
+            };
+            let Some(forgetter) = self.forgetter.get().filter(|_| !forget.is_empty()) else { continue };
+            let number = (forget.until_ms > now_ms).then(|| state.core.kernel_forgets(forget.until_ms));
+            let me = self.me.clone();
+            let done = move || {
+                if let (Some(inner), Some(number)) = (me.upgrade(), number) {
+                    inner.act(|state, now_ms, actions| state.core.kernel_forgot(now_ms, number, actions));
+                }
+            };
+            forgetter(forget, Box::new(done));
+        }
     }
 
     /// Takes the records among the actions out, in order, and queues them: at once, if there is one that anybody

@@ -106,6 +106,13 @@ impl Promises {
         self.grant(promise).is_some_and(|grant| self.table().delegated.get(promise) == Some(&grant))
     }
 
+    /// Until when it may be answered for at most, if it may be right now.
+    pub(crate) fn delegated_until_ms(&self, now_ms: u64, promise: &Promise) -> Option<u64> {
+        let grant = self.grant_at(now_ms, promise)?;
+        let table = self.table();
+        (table.delegated.get(promise) == Some(&grant)).then_some(table.lease_end_ms)
+    }
+
     /// What this session has just made is its own, by the delegation of where it was made. Gives the grants.
     pub fn made(&self, things: &[Promise]) -> Vec<(Promise, Grant)> {
         let mut table = self.table();

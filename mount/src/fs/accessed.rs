@@ -96,6 +96,8 @@ impl Fs {
     pub fn opened_to_read(&self, handle: u64) {
         if let Ok(handle) = self.inner.handles.file(handle) {
             self.accessed(handle.file.ino);
+            // Of a read that comes here it knows itself.
+            self.kernel_forgets(&[handle.file.ino]);
         }
     }
 
@@ -141,7 +143,7 @@ fn is_due(stat: &Stat, now: Time) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::message::FileKind;
+    use proto::message::{FileKind, Promise};
 
     #[test]
     fn an_atime_moves_once_after_each_change_and_once_a_day() {
@@ -159,6 +161,7 @@ mod tests {
             mtime: at(mtime),
             ctime: at(ctime),
             rdev: 0,
+            covering: Promise::Inode(Ino(1)),
         };
         let day = 86_400;
         for (atime, mtime, ctime, now, due) in [

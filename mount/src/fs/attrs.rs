@@ -1,10 +1,10 @@
 //! Attributes: looking at them and changing them.
 
-use super::cache::Cache;
+use super::cache::{Cache, covering};
 use super::{Fs, entry};
 use crate::client::Patience;
 use crate::error::FsError;
-use proto::message::{Attr, AttrChange, FileKind, Op, Outcome, Owner, Upload, View};
+use proto::message::{Attr, AttrChange, FileKind, Op, Outcome, Owner, Promise, Upload, View};
 use proto::{Ino, Time};
 
 /// Attributes as a program sees them.
@@ -25,6 +25,8 @@ pub struct Stat {
     pub mtime: Time,
     pub ctime: Time,
     pub rdev: u32,
+    /// What a promise on these attributes is about.
+    pub covering: Promise,
 }
 
 /// What `setattr` is to change; `None` stays.
@@ -163,6 +165,7 @@ impl Fs {
             mtime: attr.mtime,
             ctime: attr.ctime,
             rdev: attr.rdev,
+            covering: covering(attr),
         };
         if let Some(accessed) = self.inner.accessed.of(attr) {
             stat.atime = stat.atime.max(accessed);

@@ -196,6 +196,11 @@ impl Cache {
         }
     }
 
+    /// Whether an own change to what this covers is on its way.
+    pub fn is_changing(&self, promise: &Promise) -> bool {
+        self.inner().is_changing(promise)
+    }
+
     pub fn lookup(&self, promises: &Promises, dir: Ino, name: &Name) -> Option<Found> {
         self.inner().lookup(promises, dir, name)
     }
@@ -349,10 +354,11 @@ impl Inner {
 
     /// The life of names and attributes that the promise covers.
     fn life(&self, promises: &Promises, promise: &Promise) -> Option<Life> {
-        if self.changing_any > 0 || self.changing.contains_key(promise) {
-            return None;
-        }
-        self.stamps.life(promises, promise)
+        if self.is_changing(promise) { None } else { self.stamps.life(promises, promise) }
+    }
+
+    fn is_changing(&self, promise: &Promise) -> bool {
+        self.changing_any > 0 || self.changing.contains_key(promise)
     }
 }
 

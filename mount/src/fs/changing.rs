@@ -29,6 +29,13 @@ impl Changing {
         fs.cache().begin_changing(&concerned);
         Changing { fs: fs.clone(), concerned }
     }
+
+    /// Whoever asked for it has given up: the kernel, which has seen to what it concerns until now, must ask.
+    pub fn given_up(&self) {
+        let shown = self.fs.client().shown();
+        let forget = if self.concerned.any_inode { shown.recall_all() } else { shown.recall(&self.concerned.things) };
+        self.fs.have_forgotten(forget, Box::new(|| ()));
+    }
 }
 
 impl Drop for Changing {

@@ -206,7 +206,9 @@ impl Fs {
             self.before_publishing_name(to_dir, &to, patience).await?;
         }
         if let Some(done) = self.rename_locally((from_dir, &from), (to_dir, &to), how) {
-            return done?.safe(patience).await;
+            done?.safe(patience).await?;
+            self.moved((to_dir, &to), None);
+            return Ok(());
         }
         let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
         let (reply, _changing) = self.change(Op::Upload(op), patience).await?;
@@ -216,7 +218,14 @@ impl Fs {
         self.cache().learn(self.promises(), &reply, |l| {
             renamed(l, (from_dir, &from), (to_dir, &to), how, moved, other.as_deref());
         });
+        self.moved((to_dir, &to), other.as_ref().map(|other| other.ino));
         Ok(())
+    }
+
+    /// The kernel was told of these attributes when another directory's delegation covered them.
+    fn moved(&self, (to_dir, to): (Ino, &Name), other: Option<Ino>) {
+        let moved: Vec<Ino> = self.cache().name_once(to_dir, to).into_iter().chain(other).collect();
+        self.kernel_forgets(&moved);
     }
 }
 

@@ -3,19 +3,18 @@
 
 use crate::client::CallError;
 use crate::error::FsError;
-use crate::fs::{DirEntry, Opened, SetTime, Stat};
+use crate::fs::{DirEntry, Opened, SetTime, Showing, Stat};
 use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
     ReplyLock, ReplyLseek, ReplyWrite, ReplyXattr, TimeOrNow,
 };
-use proto::Time;
-use proto::message::{FallocateHow, FileKind, LockHolder, LockMode};
+use proto::message::{FallocateHow, FileKind, LockHolder, LockMode, Promise};
+use proto::{Ino, Time};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What programs are told to read and write at once, in bytes.
 const BLOCK_BYTES: u32 = 64 * 1024;
-pub(super) const TTL: Duration = Duration::ZERO;
 /// Inode numbers are never used twice, so they need no generation.
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -30,9 +29,33 @@ pub(super) fn logged(op: &'static str, error: FsError) -> Errno {
     error.errno()
 }
 
-pub(super) fn entry_reply(reply: ReplyEntry, result: Result<Stat, Errno>) {
+/// What stands under a name in a directory.
+pub(super) fn entry_reply(
+    reply: ReplyEntry,
+    showing: &Showing,
+    (dir, name): (u64, &[u8]),
+    result: Result<Stat, Errno>,
+) {
     match result {
-        Ok(stat) => reply.entry(&TTL, &file_attr(&stat), GENERATION),
+        Ok(stat) => {
+            let (attr_ttl, name_ttl) = (showing.attributes(&stat), showing.name(dir, name));
+            reply.entry_with_ttls(&attr_ttl, &name_ttl, &file_attr(&stat), GENERATION);
+        }
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// The same where nothing may stand there, which the kernel keeps as well.
+pub(super) fn found_reply(
+    reply: ReplyEntry,
+    showing: &Showing,
+    (dir, name): (u64, &[u8]),
+    result: Result<Option<Stat>, Errno>,
+) {
+    match result.map(|found| found.ok_or_else(|| showing.name(dir, name))) {
+        Ok(Ok(stat)) => entry_reply(reply, showing, (dir, name), Ok(stat)),
+        Ok(Err(Duration::ZERO)) => reply.error(Errno::ENOENT),
+        Ok(Err(ttl)) => reply.entry(&ttl, &absent_attr(), GENERATION),
         Err(errno) => reply.error(errno),
     }
 }
@@ -57,9 +80,9 @@ pub(super) fn lock_reply(reply: ReplyLock, result: Result<Option<LockHolder>, Er
     }
 }
 
-pub(super) fn attr_reply(reply: ReplyAttr, result: Result<Stat, Errno>) {
+pub(super) fn attr_reply(reply: ReplyAttr, showing: &Showing, result: Result<Stat, Errno>) {
     match result {
-        Ok(stat) => reply.attr(&TTL, &file_attr(&stat)),
+        Ok(stat) => reply.attr(&showing.attributes(&stat), &file_attr(&stat)),
         Err(errno) => reply.error(errno),
     }
 }
@@ -207,10 +230,20 @@ pub(super) fn node_kind(mode: u32) -> Option<FileKind> {
 }
 
 pub(super) fn dot_attr(entry: &DirEntry) -> FileAttr {
+    placeholder(entry.ino)
+}
+
+/// The number 0 says that there is nothing.
+fn absent_attr() -> FileAttr {
+    placeholder(0)
+}
+
+/// Attributes that the kernel does not look at.
+fn placeholder(ino: u64) -> FileAttr {
     let zero = Time::default();
     file_attr(&Stat {
-        ino: entry.ino,
-        kind: entry.kind,
+        ino,
+        kind: FileKind::Dir,
         mode: 0o755,
         uid: 0,
         gid: 0,
@@ -221,6 +254,7 @@ pub(super) fn dot_attr(entry: &DirEntry) -> FileAttr {
         mtime: zero,
         ctime: zero,
         rdev: 0,
+        covering: Promise::Inode(Ino(ino)),
     })
 }
 

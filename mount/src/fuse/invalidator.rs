@@ -2,7 +2,6 @@
 //! its own: the kernel lets the caller wait for pages that are just being read, so
 //! no operation and no promise's confirmation may wait for it.
 
-use crate::fs::Kernel;
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeMap;
 use std::io;
@@ -39,8 +38,9 @@ pub(super) struct KernelPages {
     queue: Arc<Queue>,
 }
 
-impl Kernel for KernelPages {
-    fn inval_inode(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
+impl KernelPages {
+    /// Asks for it; somebody wants to know when it is done.
+    pub fn drop_pages(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
         self.queue.state().inodes.entry(ino).or_default().extend(done);
         self.queue.more.notify_one();
     }

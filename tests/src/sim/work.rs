@@ -2,6 +2,7 @@
 //! real filesystem, and notes what it was given.
 
 use super::history::{Entry, Found, History, Wrote, as_operation};
+use super::kernel::Kernel;
 use super::plan::{Content, DIRS, How, Place, Range, Step};
 use super::rng::Rng;
 use mount::client::{CallError, Patience};
@@ -36,6 +37,7 @@ pub type Todo = Arc<Mutex<VecDeque<Step>>>;
 #[derive(Clone)]
 pub struct Work {
     pub fs: Fs,
+    kernel: Kernel,
     pub history: History,
     pub client: usize,
     /// Between two steps everybody thinks for up to so long.
@@ -62,7 +64,8 @@ impl Work {
         for number in 1..DIRS {
             found.push(fs.lookup(ROOT, &dir_name(number), &Patience::within(PATIENCE)).await?.ino);
         }
-        Ok(Work { fs, history, client, pace_ms, dirs: found, own: Arc::default() })
+        let kernel = Kernel::before(&fs, client, pace_ms);
+        Ok(Work { fs, kernel, history, client, pace_ms, dirs: found, own: Arc::default() })
     }
 
     /// Does what is to be done until nothing is left.
@@ -207,6 +210,13 @@ impl Work {
     }
 
     async fn change<T>(&self, text: String, work: impl Future<Output = Result<T, FsError>>) {
+        let work = async {
+            // It keeps what lists out of a directory that is being changed.
+            self.kernel.changed();
+            let result = work.await;
+            self.kernel.changed();
+            result
+        };
         self.operation(text, work, |result| match result {
             Ok(_) => Found::Changed(Ok(())),
             Err(error) => refusal(error).map_or(Found::Nothing, |refusal| Found::Changed(Err(refusal))),
@@ -221,14 +231,17 @@ impl Work {
     pub async fn lookup_name(&self, dir: u64, name: &[u8]) -> Option<Stat> {
         let true_dir = self.true_ino(dir);
         let text = format!("lookup {}/{}", true_dir, String::from_utf8_lossy(name));
-        self.operation(text, self.fs.lookup(dir, name, &Patience::within(PATIENCE)), |result| match result {
-            Ok(stat) => Found::Entry { dir: true_dir, name: name.to_vec(), entry: Some(self.entry(stat)) },
-            Err(error) => match refusal(error) {
-                Some(Refusal::NotFound) => Found::Entry { dir: true_dir, name: name.to_vec(), entry: None },
-                _ => Found::Nothing,
-            },
+        let patience = Patience::within(PATIENCE);
+        let looking = self.kernel.lookup(&self.fs, dir, name, &patience);
+        self.operation(text, looking, |result| match result {
+            Ok(found) => {
+                let entry = found.as_ref().map(|stat| self.entry(stat));
+                Found::Entry { dir: true_dir, name: name.to_vec(), entry }
+            }
+            Err(_) => Found::Nothing,
         })
         .await
+        .flatten()
     }
 
     fn entry(&self, stat: &Stat) -> Entry {
@@ -238,7 +251,8 @@ impl Work {
     pub async fn stat(&self, ino: u64) {
         let true_ino = self.true_ino(ino);
         let text = format!("stat {true_ino}");
-        self.operation(text, self.fs.getattr(ino, &Patience::within(PATIENCE)), |result| match result {
+        let patience = Patience::within(PATIENCE);
+        self.operation(text, self.kernel.getattr(&self.fs, ino, &patience), |result| match result {
             Ok(stat) => Found::Inode { ino: true_ino, entry: Some(self.entry(stat)) },
             Err(error) => match refusal(error) {
                 Some(Refusal::Stale) => Found::Inode { ino: true_ino, entry: None },

@@ -13,6 +13,8 @@ pub(super) struct Delegated {
     pub delegable: bool,
     /// This session has been, since it last gave all up.
     has: bool,
+    /// The server is to be told that all is given up.
+    due: bool,
     /// The last word to the server that all is given up, if that is not answered.
     giving_up: Option<u64>,
     /// The order of the last such word: answers to what was entered before it delegate nothing.
@@ -21,7 +23,7 @@ pub(super) struct Delegated {
 
 impl Delegated {
     pub fn new(delegable: bool) -> Delegated {
-        Delegated { delegable, has: false, giving_up: None, from: 0 }
+        Delegated { delegable, has: false, due: false, giving_up: None, from: 0 }
     }
 
     /// A session has been opened, which has been delegated nothing.
@@ -31,7 +33,7 @@ impl Delegated {
 
     /// Whether what the answer to this request delegates counts.
     pub fn takes(&self, order: u64) -> bool {
-        self.delegable && order > self.from
+        self.delegable && !self.due && order > self.from
     }
 
     pub fn have(&mut self, something: bool) {
@@ -45,12 +47,17 @@ impl Delegated {
             && matches!(push, Push::Invalidate(things) if things.iter().any(is_delegable))
     }
 
+    /// All is to be given up, if there is anything.
+    pub fn give_up(&mut self) {
+        self.due = self.has;
+    }
+
     pub fn is_to_be_given_up(&self) -> bool {
-        self.has
+        self.due
     }
 
     pub fn giving_up(&mut self, order: u64) {
-        *self = Delegated { delegable: self.delegable, has: false, giving_up: Some(order), from: order };
+        *self = Delegated { giving_up: Some(order), from: order, ..Delegated::new(self.delegable) };
     }
 
     /// The server knows that what was delegated up to there is given up.

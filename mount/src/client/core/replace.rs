@@ -112,6 +112,7 @@ impl<W: Waiter> Core<W> {
         self.waiting.iter_mut().for_each(|entry| entry.local = false);
         self.waiting.retain(|entry| !is_upkeep(&entry.op));
         self.delegated.anew(self.entered);
+        self.kernel.anew();
         self.predecessors.clear();
         self.flight_session = None;
         self.ordinary = 0;

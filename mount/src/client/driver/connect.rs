@@ -33,8 +33,11 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
     };
     let promises = Arc::new(Promises::default());
     let (opened, first_open) = oneshot::channel();
-    let inner = Arc::new(Inner {
+    let inner = Arc::new_cyclic(|me| Inner {
         promises: Arc::clone(&promises),
+        shown: Shown::default(),
+        forgetter: OnceLock::new(),
+        me: me.clone(),
         state: Mutex::new(State {
             core: Core::new(promises, adopted.sessions.clone(), journal.is_some()),
             link: None,
@@ -103,6 +106,11 @@ impl Inner {
         let seal = Box::new(SessionSeal { link: Arc::clone(&link), ticket });
         if let Some(journal) = &self.journal {
             journal.session(link.session);
+        }
+        // The session that this one replaces answers for nothing any more: the kernel must not either.
+        let kept_ms = self.shown.until_ms().saturating_sub(self.now_ms());
+        if kept_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(kept_ms)).await;
         }
         self.act(|state, now_ms, actions| {
             for reader in state.readers.drain(..) {

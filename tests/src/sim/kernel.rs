@@ -1,0 +1,118 @@
+//! What the kernel in front of a mount keeps of names and attributes, for as long as it was told it may, and how long
+//! it takes to forget.
+
+use super::rng::Rng;
+use mount::client::Patience;
+use mount::error::FsError;
+use mount::fs::{self, Fs, KernelForget, Stat};
+use proto::message::Refusal;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Longer than it may keep anything: a lookup in the directory is under way.
+const BLOCKED: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub struct Kernel(Arc<Mutex<State>>);
+
+struct State {
+    rng: Rng,
+    names: BTreeMap<(u64, Vec<u8>), (Option<Stat>, Instant)>,
+    inodes: BTreeMap<u64, (Stat, Instant)>,
+    /// Counts changes made through it, which it sees itself.
+    changes: u64,
+}
+
+impl Kernel {
+    /// Puts one before the mount.
+    pub fn before(fs: &Fs, client: usize, pace_ms: u32) -> Kernel {
+        let rng = Rng::new(u64::from(pace_ms) << 16 | client as u64, "kernel");
+        let state = State { rng, names: BTreeMap::new(), inodes: BTreeMap::new(), changes: 0 };
+        let kernel = Kernel(Arc::new(Mutex::new(state)));
+        fs.set_kernel(Arc::new(kernel.clone()));
+        kernel
+    }
+
+    pub async fn lookup(&self, fs: &Fs, dir: u64, name: &[u8], p: &Patience) -> Result<Option<Stat>, FsError> {
+        let now = Instant::now();
+        let known = self.state().names.get(&(dir, name.to_vec())).filter(|(_, until)| *until > now).cloned();
+        match known {
+            Some((None, _)) => return Ok(None),
+            Some((Some(stat), _)) => return self.getattr(fs, stat.ino, p).await.map(Some),
+            None => {}
+        }
+        let (showing, changes) = (fs.showing(), self.state().changes);
+        let found = match fs.lookup(dir, name, p).await {
+            Ok(stat) => Some(stat),
+            Err(error) if error.is(Refusal::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        let mut state = self.state();
+        if state.changes == changes {
+            let now = Instant::now();
+            if let Some(stat) = &found {
+                state.inodes.insert(stat.ino, (stat.clone(), now + showing.attributes(stat)));
+            }
+            state.names.insert((dir, name.to_vec()), (found.clone(), now + showing.name(dir, name)));
+        }
+        Ok(found)
+    }
+
+    pub async fn getattr(&self, fs: &Fs, ino: u64, p: &Patience) -> Result<Stat, FsError> {
+        let now = Instant::now();
+        if let Some((stat, _)) = self.state().inodes.get(&ino).filter(|(_, until)| *until > now) {
+            return Ok(stat.clone());
+        }
+        let (showing, changes) = (fs.showing(), self.state().changes);
+        let stat = fs.getattr(ino, p).await?;
+        let mut state = self.state();
+        if state.changes == changes {
+            state.inodes.insert(ino, (stat.clone(), Instant::now() + showing.attributes(&stat)));
+        }
+        Ok(stat)
+    }
+
+    /// Something has been changed through it. It knows what; this forgets all.
+    pub fn changed(&self) {
+        let mut state = self.state();
+        state.changes += 1;
+        state.names.clear();
+        state.inodes.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fs::Kernel for Kernel {
+    /// Pages are not simulated.
+    fn inval_inode(&self, _ino: u64, _done: Option<oneshot::Sender<()>>) {}
+
+    fn forget(&self, forget: KernelForget, done: Box<dyn FnOnce() + Send>) {
+        let takes = match self.state().rng.below(20) {
+            0 => BLOCKED,
+            more => Duration::from_micros(more * more * 50),
+        };
+        let kernel = self.clone();
+        proto::task::spawn(async move {
+            tokio::time::sleep(takes).await;
+            let mut state = kernel.state();
+            for ino in &forget.inodes {
+                state.inodes.remove(ino);
+            }
+            for (dir, name) in &forget.names {
+                state.names.remove(&(*dir, name.as_bytes().to_vec()));
+            }
+            drop(state);
+            done();
+        });
+    }
+
+    fn forgets_names(&self) -> bool {
+        true
+    }
+}
