@@ -9,6 +9,7 @@
 
 mod accessed;
 mod acls;
+mod ahead;
 mod allocate;
 mod attrs;
 mod blocks;
@@ -162,6 +163,7 @@ struct Inner {
     uploads: Arc<tokio::sync::Semaphore>,
     prefetches: Arc<tokio::sync::Semaphore>,
     neighbours: neighbours::Neighbours,
+    ahead: ahead::Ahead,
     statfs: std::sync::Mutex<Option<(tokio::time::Instant, Statfs)>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
 }
@@ -243,6 +245,7 @@ impl Fs {
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),
                 neighbours: neighbours::Neighbours::default(),
+                ahead: ahead::Ahead::default(),
                 statfs: std::sync::Mutex::new(None),
                 kernel: OnceLock::new(),
                 client,

@@ -67,6 +67,15 @@ pub struct CachedEntry {
     pub attr: Option<Attr>,
 }
 
+/// How far a directory is known without a gap, in the order of listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    Nothing,
+    /// All names up to this hash.
+    UpTo(u64),
+    All,
+}
+
 /// What is known of a file's content at some range.
 pub struct Content {
     pub size: u64,
@@ -224,6 +233,26 @@ impl Cache {
             entry.attr = inner.attr(promises, entry.ino);
         }
         Some(entries)
+    }
+
+    /// How far a directory is known.
+    pub fn known_of(&self, promises: &Promises, dir: Ino) -> Known {
+        let mut inner = self.inner();
+        let life = inner.life(promises, &Promise::Dir(dir));
+        match inner.dirs.get(&dir).filter(|known| Some(known.life) == life).map(|known| &known.listed) {
+            None | Some(Reach::Nothing) => Known::Nothing,
+            Some(Reach::UpTo(cursor)) => Known::UpTo(cursor.hash),
+            Some(Reach::All) => Known::All,
+        }
+    }
+
+    /// Up to so many directories that stand in a directory, in the order of its listing, as far as it is known.
+    pub fn dirs_in(&self, promises: &Promises, dir: Ino, limit: usize) -> Vec<Ino> {
+        let mut inner = self.inner();
+        let life = inner.life(promises, &Promise::Dir(dir));
+        let Some(known) = inner.dirs.get(&dir).filter(|known| Some(known.life) == life) else { return Vec::new() };
+        let dirs = known.names.values().flatten().filter(|(_, kind)| *kind == FileKind::Dir);
+        dirs.take(limit).map(|(ino, _)| *ino).collect()
     }
 
     /// What is known of a file's content in `from..to`, cut at its end.

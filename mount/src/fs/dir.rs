@@ -51,7 +51,7 @@ impl Drop for Place {
     }
 }
 
-struct Page {
+pub(super) struct Page {
     /// The offset that this page was asked for with; 0 is the beginning.
     after: u64,
     entries: Vec<Listed>,
@@ -105,8 +105,12 @@ impl Fs {
         if offset < 2 {
             self.dots(handle.dir, offset, &mut out);
         }
+        let begins = offset == 0;
         let offset = if offset < Cursor::FIRST { 0 } else { offset };
         if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
+            if begins {
+                self.walks(handle.dir, true);
+            }
             out.extend(entries);
             return Ok(out);
         }
@@ -114,7 +118,16 @@ impl Fs {
             // A fresh start sees the directory afresh.
             handle.place().page = None;
         }
+        self.listing_arrives(handle.dir, patience).await?;
+        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
+            self.walks(handle.dir, false);
+            out.extend(entries);
+            return Ok(out);
+        }
         let page = self.page(&handle, offset, patience).await?;
+        if begins {
+            self.walks(handle.dir, false);
+        }
         // The page may lack what was done here since it was asked for; and what follows will come from there as well.
         if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
             out.extend(entries);
@@ -188,9 +201,9 @@ impl Fs {
             // One that was given up (the timeout of its own) is asked for again.
             Some(ahead) => match patience.wait(ahead).await? {
                 Ok(Ok(page)) => page,
-                _ => self.fetch_page(handle.dir, offset, patience).await?,
+                _ => self.fetch_page(handle.dir, offset, PAGE_ENTRIES, patience).await?,
             },
-            None => self.fetch_page(handle.dir, offset, patience).await?,
+            None => self.fetch_page(handle.dir, offset, PAGE_ENTRIES, patience).await?,
         };
         let page = Arc::new(page);
         let mut place = handle.place();
@@ -198,15 +211,22 @@ impl Fs {
         if let Some(next) = page.next() {
             let (fs, dir) = (self.clone(), handle.dir);
             let patience = Patience::within(self.inner.config.close_timeout);
-            let fetch = async move { fs.fetch_page(dir, next, &patience).await };
+            let fetch = async move { fs.fetch_page(dir, next, PAGE_ENTRIES, &patience).await };
             place.ahead = Some(proto::task::spawn_on(&self.inner.runtime, fetch));
         }
         Ok(page)
     }
 
-    async fn fetch_page(&self, dir: Ino, offset: u64, patience: &Patience) -> Result<Page, FsError> {
+    /// Up to so many entries behind an offset.
+    pub(super) async fn fetch_page(
+        &self,
+        dir: Ino,
+        offset: u64,
+        limit: u32,
+        patience: &Patience,
+    ) -> Result<Page, FsError> {
         let after = (offset > 0).then(|| Cursor { hash: offset, name: last_name() });
-        let view = View::Readdir { dir, after: after.clone(), limit: PAGE_ENTRIES };
+        let view = View::Readdir { dir, after: after.clone(), limit };
         let reply = self.view(view, patience).await?;
         let Outcome::Listing { dir: attr, entries, end } = &reply.outcome else {
             return Err(FsError::WrongAnswer { op: "readdir" });

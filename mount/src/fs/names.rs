@@ -35,7 +35,8 @@ impl Fs {
         match self.cache().lookup(self.promises(), dir, name) {
             Some(Found::Entry(attr)) => return Ok(attr),
             Some(Found::Absent) => return Err(FsError::refused(Refusal::NotFound)),
-            Some(Found::Inode(_)) | None => {}
+            Some(Found::Inode(_)) => {}
+            None => self.look_around(dir),
         }
         match self.view(View::Lookup { dir, name: name.clone() }, patience).await {
             Ok(Reply { outcome: Outcome::Entry(attr), at, order, granted, continued, .. }) => {

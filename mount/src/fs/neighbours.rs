@@ -1,6 +1,7 @@
 //! Reading ahead from file to file. Programs that look through a tree (grep, tar, cp)
 //! open one small file of a directory after the other, and each costs a round trip; so
-//! those that come next in its listing are asked for side by side, content included.
+//! those that come next are asked for side by side, content included: in the order of its listing, or in which they were
+//! made, which is that of names in what git and tar have written, and of numbers in what programs have.
 //!
 //! * Nothing is asked for twice, and what is asked for is what a reader of the whole
 //!   directory asks for anyway.
@@ -9,14 +10,15 @@
 //!   costs no more than those.
 
 use super::Fs;
+use super::ahead::Asked;
+use super::cache::CachedEntry;
 use crate::client::Patience;
 use crate::error::FsError;
 use proto::Ino;
 use proto::chunk::INLINE_BYTES;
-use proto::message::FileKind;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use proto::message::{Attr, FileKind};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 /// Files of one directory that are opened before the others are thought to follow.
 const BEGIN_AFTER: u32 = 3;
@@ -25,6 +27,8 @@ const BATCH_FIRST: usize = 8;
 const BATCH_MAX: usize = 64;
 /// Files that have been asked for and not opened.
 const UNREAD_MAX: usize = 128;
+/// Of a directory with more entries the order in which they were made is not looked at.
+const MAX_SORTED: usize = 4096;
 
 /// Who opens what, in the directory where files were opened last. Pure.
 #[derive(Debug, Default)]
@@ -37,6 +41,12 @@ struct Walk {
     batch: usize,
     /// How far into the listing has been looked.
     after: u64,
+    /// How often a file was opened that was made after the one before, of how many.
+    later: u32,
+    opens: u32,
+    last: Option<Ino>,
+    /// How far it has been looked in the order of making.
+    made_upto: Ino,
 }
 
 impl Walk {
@@ -46,6 +56,10 @@ impl Walk {
             *self = Walk { dir: Some(dir), ..Walk::default() };
         }
         let was_ahead = self.unread.remove(&ino);
+        if let Some(last) = self.last.replace(ino) {
+            self.opens += 1;
+            self.later += u32::from(ino > last);
+        }
         self.waited += u32::from(waited);
         let is_due = if self.batch == 0 {
             self.waited >= BEGIN_AFTER
@@ -59,64 +73,87 @@ impl Walk {
         self.batch = if self.batch == 0 { BATCH_FIRST } else { (self.batch * 2).min(BATCH_MAX) };
         self.batch.min(UNREAD_MAX - self.unread.len())
     }
+
+    /// They are opened in the order in which they were made.
+    fn is_by_age(&self) -> bool {
+        self.opens >= 2 && self.later * 5 >= self.opens * 4
+    }
 }
 
 #[derive(Default)]
 pub struct Neighbours {
     walk: Mutex<Walk>,
-    /// What is being asked for ahead; each ends when its answer has been learnt. No more than have not been opened.
-    asked: Mutex<BTreeMap<Ino, watch::Receiver<()>>>,
-}
-
-impl Neighbours {
-    fn asked(&self) -> MutexGuard<'_, BTreeMap<Ino, watch::Receiver<()>>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// No more than have not been opened.
+    asked: Asked,
 }
 
 impl Fs {
     /// Waits for what has been asked ahead about a file, if something has.
     pub(super) async fn neighbour_arrives(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
-        let asked = self.inner.neighbours.asked().get(&ino).cloned();
-        if let Some(mut asked) = asked {
-            // Nothing is ever sent: it ends.
-            let _ = patience.wait(asked.changed()).await?;
-        }
-        Ok(())
+        self.inner.neighbours.asked.arrives(ino, patience).await.map(|_| ())
     }
 
     /// Notes that a file has been opened, and sets on its way what will be opened next.
     pub(super) fn read_neighbours(&self, ino: Ino, waited: bool) {
         let Some(dir) = self.cache().attr_once(ino).and_then(|attr| attr.parent) else { return };
         let mut walk = self.inner.neighbours.walk.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = walk.opened(dir, ino, waited);
+        let wanted = walk.opened(dir, ino, waited);
+        if wanted == 0 {
+            return;
+        }
+        let all = if walk.is_by_age() { self.cache().listing(self.promises(), dir, 0, MAX_SORTED) } else { None };
+        match all {
+            Some(mut all) if all.len() < MAX_SORTED => {
+                all.sort_unstable_by_key(|entry| entry.ino);
+                let from = walk.made_upto.max(ino);
+                let later = all.partition_point(|entry| entry.ino <= from);
+                // From the first one on again: some may have been left out.
+                for entry in all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry)).take(wanted)
+                {
+                    walk.made_upto = entry.ino;
+                    self.ask_ahead(&mut walk, entry.ino);
+                }
+            }
+            _ => self.read_listed(&mut walk, dir, wanted),
+        }
+    }
+
+    /// Sets so many on their way that come next in the listing.
+    fn read_listed(&self, walk: &mut Walk, dir: Ino, mut wanted: usize) {
         while wanted > 0 {
             let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX) else { return };
             let Some(last) = entries.last() else { return };
             walk.after = last.hash;
-            for entry in entries {
-                let is_small = entry.kind == FileKind::File
-                    && entry.attr.is_some_and(|attr| attr.size > 0 && attr.size <= INLINE_BYTES as u64);
-                if !is_small || self.known_version(entry.ino).is_some() {
-                    continue;
-                }
+            for entry in entries.iter().filter(|entry| self.is_ahead(entry)) {
                 if wanted == 0 {
                     walk.after = entry.hash - 1;
                     break;
                 }
                 wanted -= 1;
-                walk.unread.insert(entry.ino);
-                let (answered, asked) = watch::channel(());
-                self.inner.neighbours.asked().insert(entry.ino, asked);
-                let fs = self.clone();
-                proto::task::spawn_on(&self.inner.runtime, async move {
-                    // What cannot be had ahead will be asked for, and then says why.
-                    let _ = fs.content_version(entry.ino, &Patience::within(fs.inner.config.close_timeout)).await;
-                    fs.inner.neighbours.asked().remove(&entry.ino);
-                    drop(answered);
-                });
+                self.ask_ahead(walk, entry.ino);
             }
         }
+    }
+
+    /// A small file whose content is not known.
+    fn is_ahead(&self, entry: &CachedEntry) -> bool {
+        let is_small = |attr: &Attr| attr.size > 0 && attr.size <= INLINE_BYTES as u64;
+        entry.kind == FileKind::File
+            && entry.attr.as_ref().is_some_and(is_small)
+            && self.known_version(entry.ino).is_none()
+    }
+
+    fn ask_ahead(&self, walk: &mut Walk, ino: Ino) {
+        if !walk.unread.insert(ino) {
+            return;
+        }
+        let answered = self.inner.neighbours.asked.begin(ino);
+        let fs = self.clone();
+        proto::task::spawn_on(&self.inner.runtime, async move {
+            // What cannot be had ahead will be asked for, and then says why.
+            let _ = fs.content_version(ino, &Patience::within(fs.inner.config.close_timeout)).await;
+            fs.inner.neighbours.asked.end(ino, answered);
+        });
     }
 }
 
@@ -166,5 +203,18 @@ mod tests {
         // What is known already needs nobody's help.
         let mut walk = Walk::default();
         assert!((0..100).all(|ino| walk.opened(DIR, Ino(ino), false) == 0));
+    }
+
+    #[test]
+    fn the_order_of_opening_is_noticed() {
+        let order = |inos: &[u64]| {
+            let mut walk = Walk::default();
+            for ino in inos {
+                let _ = walk.opened(DIR, Ino(*ino), true);
+            }
+            walk.is_by_age()
+        };
+        assert!(order(&[1, 2, 3]) && order(&[5, 7, 9, 10, 12, 11]));
+        assert!(!order(&[1, 2]) && !order(&[3, 1, 2]) && !order(&[4, 9, 2, 7, 1, 8]));
     }
 }

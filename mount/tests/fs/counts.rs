@@ -2,8 +2,8 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{CreateHow, Fs, ROOT};
-use proto::message::Refusal;
+use mount::fs::{CreateHow, Fs, NewNode, ROOT};
+use proto::message::{FileKind, Refusal};
 use std::time::Duration;
 
 /// Of a file as large as the goals speak of, a quarter: this also runs in a debug build.
@@ -193,4 +193,78 @@ async fn small_files_are_there_before_they_are_opened() {
         other.release(opened.handle).expect("closes");
     })
     .await;
+}
+
+/// As `stat dir/name` does, again and again; and removing them one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_an_unknown_directory_cost_a_few_requests_however_many() {
+    const NAMES: usize = 500;
+    let place = Place::in_memory().await;
+    let maker = place.fs().await;
+    let dir = maker.mkdir(ME, ROOT, b"dir", 0o755, &patience()).await.expect("makes").ino;
+    let name = |number: usize| format!("file {number}");
+    for number in 0..NAMES {
+        let node = NewNode { kind: FileKind::File, mode: 0o644, rdev: 0 };
+        maker.mknod(ME, dir, name(number).as_bytes(), node, &patience()).await.expect("makes");
+    }
+    maker.client().drain(Duration::from_secs(60)).await;
+
+    let fs = place.fs().await;
+    let dir = fs.lookup(ROOT, b"dir", &patience()).await.expect("is there").ino;
+    let stat = async |number: usize| fs.lookup(dir, name(number).as_bytes(), &patience()).await.expect("is there");
+    let ((), cost) = cost(&fs, async {
+        for number in 0..NAMES {
+            stat(number * 7 % NAMES).await;
+        }
+    })
+    .await;
+    // Some are asked for before the listing has come.
+    assert!(cost.requests <= 40, "{cost:?}");
+    costs_nothing(&fs, async || {
+        let absent = fs.lookup(dir, b"absent", &patience()).await;
+        assert!(absent.is_err_and(|error| error.is(Refusal::NotFound)));
+    })
+    .await;
+}
+
+/// As find does: each directory is asked for once, whether ahead or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_costs_a_request_for_each_directory() {
+    const WIDE: usize = 20;
+    let place = Place::in_memory().await;
+    let maker = place.fs().await;
+    let top = maker.mkdir(ME, ROOT, b"top", 0o755, &patience()).await.expect("makes").ino;
+    for number in 0..WIDE {
+        let name = format!("dir {number}");
+        let dir = maker.mkdir(ME, top, name.as_bytes(), 0o755, &patience()).await.expect("makes").ino;
+        for inner in 0..3 {
+            let name = format!("inner {inner}");
+            maker.mkdir(ME, dir, name.as_bytes(), 0o755, &patience()).await.expect("makes");
+        }
+    }
+    maker.client().drain(Duration::from_secs(60)).await;
+
+    let fs = place.fs().await;
+    let top = fs.lookup(ROOT, b"top", &patience()).await.expect("is there").ino;
+    let (count, cost) = cost(&fs, walk(&fs, top)).await;
+    assert_eq!((count, cost.requests), (1 + WIDE * 4, 1 + WIDE as u64 * 4));
+}
+
+/// Lists a directory and all below it. Gives how many it has listed.
+async fn walk(fs: &Fs, dir: u64) -> usize {
+    let (mut left, mut count) = (vec![dir], 0);
+    while let Some(dir) = left.pop() {
+        count += 1;
+        let handle = fs.opendir(dir);
+        let mut offset = 0;
+        loop {
+            let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
+            let Some(last) = entries.last() else { break };
+            offset = last.offset;
+            let dirs = entries.iter().filter(|entry| !matches!(&entry.name[..], b"." | b".."));
+            left.extend(dirs.filter(|entry| entry.kind == FileKind::Dir).map(|entry| entry.ino));
+        }
+        fs.releasedir(handle).expect("it is open");
+    }
+    count
 }

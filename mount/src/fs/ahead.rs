@@ -1,0 +1,285 @@
+//! Directories whose listing is asked for before a program asks: each that it asks for itself costs a round trip.
+//!
+//! * A name that is looked for in a directory that is not known brings the first names of its listing along, the next one
+//!   that is not among them more. So one directory costs two round trips, however many of its names are looked at.
+//! * Who lists one directory of a tree after the other (find, ls -R, grep -r) finds the next ones listed.
+//! * Both only where the answer may be kept; all is bounded by the constants below.
+
+use super::Fs;
+use super::cache::Known;
+use crate::client::Patience;
+use crate::error::FsError;
+use lru::LruCache;
+use proto::Ino;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Names that the first one brings along, and each later one.
+const FIRST_ENTRIES: u32 = 64;
+const MORE_ENTRIES: u32 = 1024;
+/// So often one directory's names are asked for: a larger one is looked at name by name.
+const MAX_PAGES: u32 = 8;
+/// After this it may be tried again: promises have run out.
+const TRIED_FOR: Duration = Duration::from_secs(8);
+/// Directories of which is known how far they have been asked for.
+const MAX_LOOKED: usize = 1024;
+
+/// Directories listed ahead that nobody has listed since, at first and at most.
+const BATCH_FIRST: usize = 8;
+const BATCH_MAX: usize = 64;
+/// Directories that are known to be listed next.
+const MAX_NEXT: usize = 4096;
+/// Directories that a program has listed lately.
+const MAX_LATELY: usize = 256;
+
+/// What is being asked for ahead; each ends when its answer has been learnt.
+#[derive(Default)]
+pub(super) struct Asked(Mutex<BTreeMap<Ino, watch::Receiver<()>>>);
+
+impl Asked {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<Ino, watch::Receiver<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It ends when what this gives is given to [`Asked::end`].
+    pub fn begin(&self, ino: Ino) -> watch::Sender<()> {
+        let (answered, asked) = watch::channel(());
+        self.table().insert(ino, asked);
+        answered
+    }
+
+    pub fn end(&self, ino: Ino, answered: watch::Sender<()>) {
+        self.table().remove(&ino);
+        drop(answered);
+    }
+
+    /// Waits for it, if it is under way. Whether it was.
+    pub async fn arrives(&self, ino: Ino, patience: &Patience) -> Result<bool, FsError> {
+        let asked = self.table().get(&ino).cloned();
+        let Some(mut asked) = asked else { return Ok(false) };
+        // Nothing is ever sent: it ends.
+        let _ = patience.wait(asked.changed()).await?;
+        Ok(true)
+    }
+}
+
+/// How far a directory's names have been asked for.
+struct Looked {
+    pages: u32,
+    under_way: bool,
+    since: Instant,
+}
+
+/// Who lists what. Pure.
+#[derive(Debug)]
+struct Walk {
+    /// By a program.
+    lately: LruCache<Ino, ()>,
+    /// Listed ahead, and by no program since.
+    unread: BTreeSet<Ino>,
+    next: VecDeque<Ino>,
+    batch: usize,
+}
+
+impl Default for Walk {
+    fn default() -> Walk {
+        let lately = LruCache::new(NonZeroUsize::new(MAX_LATELY).expect("the bound is not zero"));
+        Walk { lately, unread: BTreeSet::new(), next: VecDeque::new(), batch: 0 }
+    }
+}
+
+impl Walk {
+    /// A program begins to list a directory, which was not known or had been asked for ahead.
+    fn lists(&mut self, dir: Ino, parent: Option<Ino>) {
+        let was_ahead = self.unread.remove(&dir);
+        if was_ahead || parent.is_some_and(|parent| self.lately.contains(&parent)) {
+            self.batch = if self.batch == 0 { BATCH_FIRST } else { (self.batch * 2).min(BATCH_MAX) };
+        } else {
+            // Another tree.
+            *self = Walk::default();
+        }
+        self.lately.put(dir, ());
+    }
+
+    /// These stand in a directory that has been listed: whoever goes through the tree lists them before what was next.
+    fn found(&mut self, dirs: &[Ino]) {
+        dirs.iter().rev().for_each(|dir| self.next.push_front(*dir));
+        self.next.truncate(MAX_NEXT);
+    }
+
+    /// What is to be asked for now.
+    fn due(&mut self) -> Vec<Ino> {
+        let mut due = Vec::new();
+        while self.unread.len() < self.batch
+            && let Some(dir) = self.next.pop_front()
+        {
+            if !self.lately.contains(&dir) && self.unread.insert(dir) {
+                due.push(dir);
+            }
+        }
+        due
+    }
+}
+
+pub(super) struct Ahead {
+    looked: Mutex<LruCache<Ino, Looked>>,
+    walk: Mutex<Walk>,
+    listings: Asked,
+}
+
+impl Default for Ahead {
+    fn default() -> Ahead {
+        let looked = LruCache::new(NonZeroUsize::new(MAX_LOOKED).expect("the bound is not zero"));
+        Ahead { looked: Mutex::new(looked), walk: Mutex::default(), listings: Asked::default() }
+    }
+}
+
+impl Ahead {
+    fn looked(&self) -> MutexGuard<'_, LruCache<Ino, Looked>> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn walk(&self) -> MutexGuard<'_, Walk> {
+        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fs {
+    /// A name of the directory was not known: the next ones shall be.
+    pub(super) fn look_around(&self, dir: Ino) {
+        let after = match self.cache().known_of(self.promises(), dir) {
+            Known::All => return,
+            Known::UpTo(hash) => hash,
+            Known::Nothing => 0,
+        };
+        let limit = {
+            let mut looked = self.inner.ahead.looked();
+            let now = Instant::now();
+            let of = looked.get_or_insert_mut(dir, || Looked { pages: 0, under_way: false, since: now });
+            if now.duration_since(of.since) > TRIED_FOR && !of.under_way {
+                *of = Looked { pages: 0, under_way: false, since: now };
+            }
+            if of.under_way || of.pages >= MAX_PAGES {
+                return;
+            }
+            of.under_way = true;
+            of.pages += 1;
+            if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }
+        };
+        let fs = self.clone();
+        proto::task::spawn_on(&self.inner.runtime, async move {
+            let patience = Patience::within(fs.inner.config.close_timeout);
+            // What cannot be had ahead will be asked for, and then says why.
+            let asked = fs.fetch_page(dir, after, limit, &patience).await;
+            let is_kept = asked.is_ok() && !matches!(fs.cache().known_of(fs.promises(), dir), Known::Nothing);
+            if let Some(of) = fs.inner.ahead.looked().get_mut(&dir) {
+                of.under_way = false;
+                if !is_kept {
+                    of.pages = MAX_PAGES;
+                }
+            }
+        });
+    }
+
+    /// Waits for a listing that has been asked for ahead, if it is under way.
+    pub(super) async fn listing_arrives(&self, dir: Ino, patience: &Patience) -> Result<(), FsError> {
+        self.inner.ahead.listings.arrives(dir, patience).await.map(|_| ())
+    }
+
+    /// A program begins to list a directory: who follows it through the tree is to find the next ones listed.
+    pub(super) fn walks(&self, dir: Ino, was_known: bool) {
+        let parent = self.cache().attr_once(dir).and_then(|attr| attr.parent);
+        {
+            let mut walk = self.inner.ahead.walk();
+            // What was known all along needs nobody's help.
+            if was_known && !walk.unread.contains(&dir) {
+                walk.lately.put(dir, ());
+                return;
+            }
+            walk.lists(dir, parent);
+        }
+        self.walk_on(dir);
+    }
+
+    /// The directory is known: those in it may be next.
+    fn walk_on(&self, dir: Ino) {
+        let dirs = self.cache().dirs_in(self.promises(), dir, MAX_NEXT);
+        let due = {
+            let mut walk = self.inner.ahead.walk();
+            walk.found(&dirs);
+            walk.due()
+        };
+        for dir in due {
+            if matches!(self.cache().known_of(self.promises(), dir), Known::All) {
+                // Nobody will miss it; what is below may be.
+                self.walk_on(dir);
+                continue;
+            }
+            let answered = self.inner.ahead.listings.begin(dir);
+            let fs = self.clone();
+            proto::task::spawn_on(&self.inner.runtime, async move {
+                let patience = Patience::within(fs.inner.config.close_timeout);
+                let _ = fs.fetch_page(dir, 0, MORE_ENTRIES, &patience).await;
+                fs.inner.ahead.listings.end(dir, answered);
+                fs.walk_on(dir);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inos(numbers: std::ops::Range<u64>) -> Vec<Ino> {
+        numbers.map(Ino).collect()
+    }
+
+    #[test]
+    fn who_goes_through_a_tree_gets_more_and_more_ahead() {
+        let mut walk = Walk::default();
+        walk.lists(Ino(1), None);
+        walk.found(&inos(10..1000));
+        assert_eq!(walk.due(), [], "one directory is no walk");
+        walk.lists(Ino(10), Some(Ino(1)));
+        assert_eq!(walk.due(), inos(11..11 + BATCH_FIRST as u64));
+        // Those below come before those beside.
+        walk.found(&[Ino(5000)]);
+        walk.lists(Ino(11), Some(Ino(1)));
+        assert_eq!(walk.due()[0], Ino(5000));
+        (12..900).for_each(|dir| {
+            walk.lists(Ino(dir), Some(Ino(1)));
+            let _ = walk.due();
+            assert!(walk.unread.len() <= BATCH_MAX);
+        });
+        assert!(walk.unread.contains(&Ino(900)), "always ahead");
+    }
+
+    #[test]
+    fn what_nobody_lists_is_bounded() {
+        let mut walk = Walk::default();
+        let mut asked = 0;
+        walk.lists(Ino(1), None);
+        for dir in 2..2000 {
+            walk.lists(Ino(dir), Some(Ino(1)));
+            walk.found(&inos(dir * 10_000..dir * 10_000 + 100));
+            asked += walk.due().len();
+            assert!(walk.next.len() <= MAX_NEXT);
+        }
+        assert_eq!(asked, BATCH_MAX);
+    }
+
+    #[test]
+    fn another_tree_begins_anew() {
+        let mut walk = Walk::default();
+        walk.lists(Ino(1), None);
+        walk.lists(Ino(2), Some(Ino(1)));
+        walk.found(&[Ino(3)]);
+        walk.lists(Ino(70), Some(Ino(69)));
+        assert_eq!((walk.due(), walk.batch), (vec![], 0));
+    }
+}
