@@ -34,7 +34,7 @@ use proto::chunk::ChunkName;
 use proto::clock::Clock;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
-use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName};
+use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName, View};
 use proto::{Ino, NamespaceId, Position, RequestNo, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -281,6 +281,11 @@ impl Client {
     /// The same on terms of its own.
     pub fn submit_on(&self, terms: Terms, op: Op, payload: Bytes) -> Submitted {
         self.inner.submit(op, payload, terms)
+    }
+
+    /// Enters looks that nobody waits for yet, in as few records as they fit in.
+    pub fn look_ahead(&self, views: Vec<View>) -> Vec<Submitted> {
+        self.inner.look_ahead(views)
     }
 
     /// Whether the session can be delegated anything.

@@ -27,7 +27,7 @@ use group::Group;
 use inodes::Inodes;
 use proto::frame::Kind;
 use proto::log::{Appended, LogError, Topic};
-use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
+use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp, View};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
 use reserve::Reserves;
@@ -325,6 +325,20 @@ impl Inner {
         submitted
     }
 
+    /// Looks that nobody waits for yet, in as few records as they fit in.
+    pub(super) fn look_ahead(&self, views: Vec<View>) -> Vec<Submitted> {
+        self.counters.requests.fetch_add(views.len() as u64, Ordering::Relaxed);
+        self.act(|state, now_ms, actions| {
+            let look = |view| {
+                let (caller, mut submitted) = Submitted::new();
+                let asked = (Some(caller), Op::View(view), Bytes::new());
+                (_, submitted.order) = self.entered(state, now_ms, asked, self.terms(), None, actions);
+                submitted
+            };
+            views.into_iter().map(look).collect()
+        })
+    }
+
     /// Submits what the journal already holds.
     fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
         let (caller, submitted) = Submitted::new();
@@ -347,35 +361,45 @@ impl Inner {
         waiter: Option<Caller>,
         op: Op,
         payload: Bytes,
-        Terms { time, only_in, local }: Terms,
+        terms: Terms,
         adopted: Option<Journaled>,
     ) -> (bool, u64) {
-        self.act(|state, now_ms, actions| {
-            // Under the lock, so that the journal has changes in the order in which they are entered.
-            let journaled = adopted.or_else(|| {
-                let journal = self.journal.as_ref().filter(|_| op.outlives_session());
-                journal.and_then(|journal| journal.request(&op, &payload, time, only_in))
-            });
-            #[cfg(feature = "simulation")]
-            {
-                let is_bound = only_in.is_some();
-                proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound, is_local: local });
-            }
-            let entry = Entry {
-                waiter,
-                op,
-                payload,
-                time,
-                journaled,
-                only_in,
-                answered: local,
-                local,
-                order: 0,
-                entered_ms: now_ms,
-            };
-            let order = state.core.submit(now_ms, entry, actions);
-            (journaled.is_some(), order)
-        })
+        self.act(|state, now_ms, actions| self.entered(state, now_ms, (waiter, op, payload), terms, adopted, actions))
+    }
+
+    fn entered(
+        &self,
+        state: &mut State,
+        now_ms: u64,
+        (waiter, op, payload): (Option<Caller>, Op, Bytes),
+        Terms { time, only_in, local }: Terms,
+        adopted: Option<Journaled>,
+        actions: &mut Vec<Action<Caller>>,
+    ) -> (bool, u64) {
+        // Under the lock, so that the journal has changes in the order in which they are entered.
+        let journaled = adopted.or_else(|| {
+            let journal = self.journal.as_ref().filter(|_| op.outlives_session());
+            journal.and_then(|journal| journal.request(&op, &payload, time, only_in))
+        });
+        #[cfg(feature = "simulation")]
+        {
+            let is_bound = only_in.is_some();
+            proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound, is_local: local });
+        }
+        let entry = Entry {
+            waiter,
+            op,
+            payload,
+            time,
+            journaled,
+            only_in,
+            answered: local,
+            local,
+            order: 0,
+            entered_ms: now_ms,
+        };
+        let order = state.core.submit(now_ms, entry, actions);
+        (journaled.is_some(), order)
     }
 
     pub(super) fn set_open(&self, ino: Ino) {

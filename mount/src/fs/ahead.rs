@@ -7,6 +7,7 @@
 
 use super::Fs;
 use super::cache::Known;
+use super::dir::page_view;
 use crate::client::Patience;
 use crate::error::FsError;
 use lru::LruCache;
@@ -29,7 +30,7 @@ const TRIED_FOR: Duration = Duration::from_secs(8);
 const MAX_LOOKED: usize = 1024;
 
 /// Directories listed ahead that nobody has listed since, at first and at most.
-const BATCH_FIRST: usize = 8;
+const BATCH_FIRST: usize = 16;
 const BATCH_MAX: usize = 64;
 /// Directories that are known to be listed next.
 const MAX_NEXT: usize = 4096;
@@ -213,21 +214,24 @@ impl Fs {
             walk.found(&dirs);
             walk.due()
         };
-        for dir in due {
-            if matches!(self.cache().known_of(self.promises(), dir), Known::All) {
-                // Nobody will miss it; what is below may be.
-                self.walk_on(dir);
-                continue;
-            }
-            let answered = self.inner.ahead.listings.begin(dir);
+        let is_known = |dir: &Ino| matches!(self.cache().known_of(self.promises(), *dir), Known::All);
+        let (known, unknown): (Vec<Ino>, Vec<Ino>) = due.into_iter().partition(is_known);
+        let views = unknown.iter().map(|dir| page_view(*dir, 0, MORE_ENTRIES)).collect();
+        let answered: Vec<_> = unknown.iter().map(|dir| self.inner.ahead.listings.begin(*dir)).collect();
+        let submitted = self.inner.client.look_ahead(views);
+        for (dir, (submitted, answered)) in unknown.into_iter().zip(submitted.into_iter().zip(answered)) {
             let fs = self.clone();
             proto::task::spawn_on(&self.inner.runtime, async move {
-                let patience = Patience::within(fs.inner.config.close_timeout);
-                let _ = fs.fetch_page(dir, 0, MORE_ENTRIES, &patience).await;
+                // What cannot be had ahead will be asked for, and then says why.
+                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
+                    let _ = fs.learn_page(0, reply);
+                }
                 fs.inner.ahead.listings.end(dir, answered);
                 fs.walk_on(dir);
             });
         }
+        // Nobody will miss these; what is below may be.
+        known.into_iter().for_each(|dir| self.walk_on(dir));
     }
 }
 

@@ -7,7 +7,7 @@
 //! next one while it is on its way.
 
 use super::{Fs, Stat};
-use crate::client::Patience;
+use crate::client::{Patience, Reply};
 use crate::error::FsError;
 use proto::message::{Cursor, FileKind, Listed, Outcome, View};
 use proto::{Ino, Name};
@@ -225,9 +225,13 @@ impl Fs {
         limit: u32,
         patience: &Patience,
     ) -> Result<Page, FsError> {
-        let after = (offset > 0).then(|| Cursor { hash: offset, name: last_name() });
-        let view = View::Readdir { dir, after: after.clone(), limit };
-        let reply = self.view(view, patience).await?;
+        let reply = self.view(page_view(dir, offset, limit), patience).await?;
+        self.learn_page(offset, reply)
+    }
+
+    /// Takes in what stands behind an offset.
+    pub(super) fn learn_page(&self, offset: u64, reply: Reply) -> Result<Page, FsError> {
+        let after = cursor_behind(offset);
         let Outcome::Listing { dir: attr, entries, end } = &reply.outcome else {
             return Err(FsError::WrongAnswer { op: "readdir" });
         };
@@ -239,6 +243,15 @@ impl Fs {
             _ => unreachable!("matched above"),
         }
     }
+}
+
+/// Asks for up to so many entries behind an offset.
+pub(super) fn page_view(dir: Ino, offset: u64, limit: u32) -> View {
+    View::Readdir { dir, after: cursor_behind(offset), limit }
+}
+
+fn cursor_behind(offset: u64) -> Option<Cursor> {
+    (offset > 0).then(|| Cursor { hash: offset, name: last_name() })
 }
 
 /// The name that sorts behind all others: a cursor with it stands behind every

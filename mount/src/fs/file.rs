@@ -314,8 +314,8 @@ impl Fs {
     }
 
     /// Asks for it, and for what comes along.
-    pub(super) async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
-        let reply = self.view(View::Extents { ino, from: 0, limit: OPEN_EXTENTS }, patience).await?;
+    async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
+        let reply = self.view(content_view(ino), patience).await?;
         let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };
         let version = attr.version;
         self.learn_extents(0, reply);
@@ -407,6 +407,11 @@ impl Fs {
         self.let_go(&handle.file);
         Ok(())
     }
+}
+
+/// Asks for what opening a file takes.
+pub(super) fn content_view(ino: Ino) -> View {
+    View::Extents { ino, from: 0, limit: OPEN_EXTENTS }
 }
 
 /// How a file is created.

@@ -6,12 +6,14 @@
 //! * Nothing is asked for twice, and what is asked for is what a reader of the whole
 //!   directory asks for anyway.
 //! * Only in a directory that is known as a whole, so that this itself asks for nothing.
-//! * At most [`UNREAD_MAX`] files that nobody has opened: who reads here and there
-//!   costs no more than those.
+//! * At most [`UNREAD_MAX`] files of a directory that nobody has opened, and where most of what was asked for was not opened
+//!   it takes twice as many opened files to begin anew: who reads here and there costs little more than that.
+//! * Who has gone through one directory is expected to go through the next one, and so served from its first file on.
 
 use super::Fs;
 use super::ahead::Asked;
 use super::cache::CachedEntry;
+use super::file::content_view;
 use crate::client::Patience;
 use crate::error::FsError;
 use proto::Ino;
@@ -20,8 +22,9 @@ use proto::message::{Attr, FileKind};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// Files of one directory that are opened before the others are thought to follow.
+/// Files that are opened and waited for before others are thought to follow, at first and at most.
 const BEGIN_AFTER: u32 = 3;
+const BEGIN_AFTER_MAX: u32 = 192;
 /// Files asked for at once, at first and at most.
 const BATCH_FIRST: usize = 8;
 const BATCH_MAX: usize = 64;
@@ -31,11 +34,16 @@ const UNREAD_MAX: usize = 128;
 const MAX_SORTED: usize = 4096;
 
 /// Who opens what, in the directory where files were opened last. Pure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Walk {
     dir: Option<Ino>,
-    /// Files of it that had to be waited for.
+    /// Files that had to be waited for, also in directories before it, since something was asked for in vain.
     waited: u32,
+    /// How many it takes.
+    begin_after: u32,
+    /// Of this directory's files: asked for ahead, and opened after that.
+    asked: u32,
+    hits: u32,
     /// Asked for ahead, and not opened since.
     unread: BTreeSet<Ino>,
     batch: usize,
@@ -49,20 +57,54 @@ struct Walk {
     made_upto: Ino,
 }
 
+impl Default for Walk {
+    fn default() -> Walk {
+        Walk {
+            dir: None,
+            waited: 0,
+            begin_after: BEGIN_AFTER,
+            asked: 0,
+            hits: 0,
+            unread: BTreeSet::new(),
+            batch: 0,
+            after: 0,
+            later: 0,
+            opens: 0,
+            last: None,
+            made_upto: Ino(0),
+        }
+    }
+}
+
 impl Walk {
+    /// The next directory, where what was learnt in the one before is of use.
+    fn enter(&mut self, dir: Ino) {
+        let (waited, begin_after) = if self.asked == 0 {
+            (self.waited, self.begin_after)
+        } else if self.hits * 2 >= self.asked {
+            (self.waited, BEGIN_AFTER)
+        } else {
+            (0, (self.begin_after * 2).min(BEGIN_AFTER_MAX))
+        };
+        // In which order its files are opened is likely the same.
+        let (later, opens) = if self.is_by_age() { (4, 4) } else { (0, self.opens.min(4)) };
+        *self = Walk { dir: Some(dir), waited, begin_after, later, opens, ..Walk::default() };
+    }
+
     /// A file has been opened, and was waited for or not. How many more should be asked for.
     fn opened(&mut self, dir: Ino, ino: Ino, waited: bool) -> usize {
         if self.dir != Some(dir) {
-            *self = Walk { dir: Some(dir), ..Walk::default() };
+            self.enter(dir);
         }
         let was_ahead = self.unread.remove(&ino);
+        self.hits += u32::from(was_ahead);
         if let Some(last) = self.last.replace(ino) {
             self.opens += 1;
             self.later += u32::from(ino > last);
         }
         self.waited += u32::from(waited);
         let is_due = if self.batch == 0 {
-            self.waited >= BEGIN_AFTER
+            waited && self.waited >= self.begin_after
         } else {
             // While half of the last ones are being read the next ones come.
             (was_ahead || waited) && self.unread.len() <= self.batch / 2
@@ -108,31 +150,33 @@ impl Fs {
                 let from = walk.made_upto.max(ino);
                 let later = all.partition_point(|entry| entry.ino <= from);
                 // From the first one on again: some may have been left out.
-                for entry in all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry)).take(wanted)
-                {
-                    walk.made_upto = entry.ino;
-                    self.ask_ahead(&mut walk, entry.ino);
-                }
+                let round = all[later..].iter().chain(&all[..later]);
+                let next: Vec<Ino> =
+                    round.filter(|entry| self.is_ahead(entry)).take(wanted).map(|entry| entry.ino).collect();
+                walk.made_upto = next.last().copied().unwrap_or(from);
+                self.ask_ahead(&mut walk, next);
             }
             _ => self.read_listed(&mut walk, dir, wanted),
         }
     }
 
     /// Sets so many on their way that come next in the listing.
-    fn read_listed(&self, walk: &mut Walk, dir: Ino, mut wanted: usize) {
-        while wanted > 0 {
-            let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX) else { return };
-            let Some(last) = entries.last() else { return };
+    fn read_listed(&self, walk: &mut Walk, dir: Ino, wanted: usize) {
+        let mut next = Vec::new();
+        while next.len() < wanted
+            && let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX)
+            && let Some(last) = entries.last()
+        {
             walk.after = last.hash;
             for entry in entries.iter().filter(|entry| self.is_ahead(entry)) {
-                if wanted == 0 {
+                if next.len() == wanted {
                     walk.after = entry.hash - 1;
                     break;
                 }
-                wanted -= 1;
-                self.ask_ahead(walk, entry.ino);
+                next.push(entry.ino);
             }
         }
+        self.ask_ahead(walk, next);
     }
 
     /// A small file whose content is not known.
@@ -143,17 +187,21 @@ impl Fs {
             && self.known_version(entry.ino).is_none()
     }
 
-    fn ask_ahead(&self, walk: &mut Walk, ino: Ino) {
-        if !walk.unread.insert(ino) {
-            return;
+    fn ask_ahead(&self, walk: &mut Walk, mut inos: Vec<Ino>) {
+        inos.retain(|ino| walk.unread.insert(*ino));
+        walk.asked += inos.len() as u32;
+        let answered: Vec<_> = inos.iter().map(|ino| self.inner.neighbours.asked.begin(*ino)).collect();
+        let submitted = self.inner.client.look_ahead(inos.iter().map(|ino| content_view(*ino)).collect());
+        for (ino, (submitted, answered)) in inos.into_iter().zip(submitted.into_iter().zip(answered)) {
+            let fs = self.clone();
+            proto::task::spawn_on(&self.inner.runtime, async move {
+                // What cannot be had ahead will be asked for, and then says why.
+                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
+                    fs.learn_extents(0, reply);
+                }
+                fs.inner.neighbours.asked.end(ino, answered);
+            });
         }
-        let answered = self.inner.neighbours.asked.begin(ino);
-        let fs = self.clone();
-        proto::task::spawn_on(&self.inner.runtime, async move {
-            // What cannot be had ahead will be asked for, and then says why.
-            let _ = fs.content_version(ino, &Patience::within(fs.inner.config.close_timeout)).await;
-            fs.inner.neighbours.asked.end(ino, answered);
-        });
     }
 }
 
@@ -194,12 +242,25 @@ mod tests {
     }
 
     #[test]
-    fn another_directory_begins_anew() {
+    fn what_was_learnt_in_one_directory_counts_in_the_next() {
         let mut walk = Walk::default();
-        (0..3).for_each(|ino| {
+        for ino in 0..3 {
             walk.opened(DIR, Ino(ino), true);
-        });
-        assert_eq!(walk.opened(Ino(2), Ino(9), true), 0);
+        }
+        let ask = |walk: &mut Walk, inos: std::ops::Range<u64>| {
+            walk.asked += inos.clone().count() as u32;
+            walk.unread.extend(inos.map(Ino));
+        };
+        ask(&mut walk, 3..11);
+        for ino in 3..11 {
+            walk.opened(DIR, Ino(ino), false);
+        }
+        assert_eq!(walk.opened(Ino(2), Ino(20), true), BATCH_FIRST, "from the first file on");
+        ask(&mut walk, 21..29);
+        // None of them is opened.
+        assert_eq!(walk.opened(Ino(3), Ino(40), true), 0);
+        let more = (41..60).map(|ino| walk.opened(Ino(3), Ino(ino), true)).position(|more| more > 0);
+        assert_eq!(more, Some(2 * BEGIN_AFTER as usize - 2), "it takes twice as many");
         // What is known already needs nobody's help.
         let mut walk = Walk::default();
         assert!((0..100).all(|ino| walk.opened(DIR, Ino(ino), false) == 0));
