@@ -6,9 +6,8 @@
 //! * Nothing is asked for twice, and what is asked for is what a reader of the whole
 //!   directory asks for anyway.
 //! * Only in a directory that is known as a whole, so that this itself asks for nothing.
-//! * At most [`UNREAD_MAX`] files of a directory that nobody has opened, and where most of what was asked for was not opened
-//!   it takes twice as many opened files to begin anew: who reads here and there costs little more than that.
-//! * Who has gone through one directory is expected to go through the next one, and so served from its first file on.
+//! * How many may be ahead of what is opened is learnt from how many of them were opened, over all directories: from
+//!   [`BATCH_FIRST`] to [`UNREAD_MAX`]. Who reads here and there is left alone for longer and longer.
 
 use super::Fs;
 use super::ahead::Asked;
@@ -16,10 +15,11 @@ use super::cache::CachedEntry;
 use super::file::content_view;
 use crate::client::Patience;
 use crate::error::FsError;
+use lru::LruCache;
 use proto::Ino;
 use proto::chunk::INLINE_BYTES;
 use proto::message::{Attr, FileKind};
-use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 
 /// Files that are opened and waited for before others are thought to follow, at first and at most.
@@ -30,22 +30,29 @@ const BATCH_FIRST: usize = 8;
 const BATCH_MAX: usize = 64;
 /// Files that have been asked for and not opened.
 const UNREAD_MAX: usize = 128;
+/// Directories in which it is known what was opened.
+const MAX_DIRS: usize = 64;
 /// Of a directory with more entries the order in which they were made is not looked at.
 const MAX_SORTED: usize = 4096;
 
-/// Who opens what, in the directory where files were opened last. Pure.
+/// Who opens what. Pure.
 #[derive(Debug)]
-struct Walk {
-    dir: Option<Ino>,
-    /// Files that had to be waited for, also in directories before it, since something was asked for in vain.
+struct Reads {
+    dirs: LruCache<Ino, Walk>,
+    /// Asked for ahead, and not opened since, each with its directory; the oldest ones first.
+    unread: LruCache<Ino, Ino>,
+    /// How many of those asked for were opened, less those that were not; from 0 to [`BATCH_MAX`].
+    score: usize,
+    /// Files waited for since something was last asked for in vain, and how many it takes to ask again.
     waited: u32,
-    /// How many it takes.
     begin_after: u32,
-    /// Of this directory's files: asked for ahead, and opened after that.
-    asked: u32,
-    hits: u32,
-    /// Asked for ahead, and not opened since.
-    unread: BTreeSet<Ino>,
+}
+
+/// One directory.
+#[derive(Debug, Default)]
+struct Walk {
+    /// Of the unread ones, and how many were asked for the last time.
+    ahead: usize,
     batch: usize,
     /// How far into the listing has been looked.
     after: u64,
@@ -57,65 +64,77 @@ struct Walk {
     made_upto: Ino,
 }
 
-impl Default for Walk {
-    fn default() -> Walk {
-        Walk {
-            dir: None,
+impl Default for Reads {
+    fn default() -> Reads {
+        Reads {
+            dirs: LruCache::new(NonZeroUsize::new(MAX_DIRS).expect("the bound is not zero")),
+            unread: LruCache::unbounded(),
+            score: 0,
             waited: 0,
             begin_after: BEGIN_AFTER,
-            asked: 0,
-            hits: 0,
-            unread: BTreeSet::new(),
-            batch: 0,
-            after: 0,
-            later: 0,
-            opens: 0,
-            last: None,
-            made_upto: Ino(0),
         }
     }
 }
 
-impl Walk {
-    /// The next directory, where what was learnt in the one before is of use.
-    fn enter(&mut self, dir: Ino) {
-        let (waited, begin_after) = if self.asked == 0 {
-            (self.waited, self.begin_after)
-        } else if self.hits * 2 >= self.asked {
-            (self.waited, BEGIN_AFTER)
-        } else {
-            (0, (self.begin_after * 2).min(BEGIN_AFTER_MAX))
-        };
-        // In which order its files are opened is likely the same.
-        let (later, opens) = if self.is_by_age() { (4, 4) } else { (0, self.opens.min(4)) };
-        *self = Walk { dir: Some(dir), waited, begin_after, later, opens, ..Walk::default() };
+impl Reads {
+    fn dir(&mut self, dir: Ino) -> &mut Walk {
+        self.dirs.get_or_insert_mut(dir, Walk::default)
     }
 
     /// A file has been opened, and was waited for or not. How many more should be asked for.
     fn opened(&mut self, dir: Ino, ino: Ino, waited: bool) -> usize {
-        if self.dir != Some(dir) {
-            self.enter(dir);
-        }
-        let was_ahead = self.unread.remove(&ino);
-        self.hits += u32::from(was_ahead);
-        if let Some(last) = self.last.replace(ino) {
-            self.opens += 1;
-            self.later += u32::from(ino > last);
-        }
+        let was_ahead = self.unread.pop(&ino).is_some();
         self.waited += u32::from(waited);
-        let is_due = if self.batch == 0 {
-            waited && self.waited >= self.begin_after
-        } else {
-            // While half of the last ones are being read the next ones come.
-            (was_ahead || waited) && self.unread.len() <= self.batch / 2
-        };
-        if !is_due {
+        if was_ahead {
+            (self.score, self.begin_after) = ((self.score + 1).min(BATCH_MAX), BEGIN_AFTER);
+        }
+        let walk = self.dir(dir);
+        if let Some(last) = walk.last.replace(ino) {
+            walk.opens += 1;
+            walk.later += u32::from(ino > last);
+        }
+        walk.ahead -= usize::from(was_ahead).min(walk.ahead);
+        // While half of the last ones are being read the next ones come.
+        let is_due = (was_ahead || waited) && walk.ahead <= walk.batch / 2;
+        let batch = if walk.batch == 0 { BATCH_FIRST } else { (walk.batch * 2).min(BATCH_MAX) };
+        if !is_due || self.waited < self.begin_after {
             return 0;
         }
-        self.batch = if self.batch == 0 { BATCH_FIRST } else { (self.batch * 2).min(BATCH_MAX) };
-        self.batch.min(UNREAD_MAX - self.unread.len())
+        let room = (BATCH_FIRST + 2 * self.score).min(UNREAD_MAX).saturating_sub(self.unread.len());
+        if room == 0 && waited && !was_ahead {
+            self.was_in_vain();
+        }
+        let more = batch.min(room);
+        if more > 0 {
+            self.dir(dir).batch = batch;
+        }
+        more
     }
 
+    /// As many as may be ahead are not opened.
+    fn was_in_vain(&mut self) {
+        if let Some((_, dir)) = self.unread.pop_lru()
+            && let Some(walk) = self.dirs.peek_mut(&dir)
+        {
+            walk.ahead -= 1.min(walk.ahead);
+        }
+        if self.score == 0 {
+            (self.waited, self.begin_after) = (0, (self.begin_after * 2).min(BEGIN_AFTER_MAX));
+            self.unread.clear();
+            self.dirs.clear();
+        }
+        self.score = self.score.saturating_sub(1);
+    }
+
+    /// These of a directory are asked for. Gives those that were not yet.
+    fn asks(&mut self, dir: Ino, mut inos: Vec<Ino>) -> Vec<Ino> {
+        inos.retain(|ino| self.unread.put(*ino, dir).is_none());
+        self.dir(dir).ahead += inos.len();
+        inos
+    }
+}
+
+impl Walk {
     /// They are opened in the order in which they were made.
     fn is_by_age(&self) -> bool {
         self.opens >= 2 && self.later * 5 >= self.opens * 4
@@ -124,7 +143,7 @@ impl Walk {
 
 #[derive(Default)]
 pub struct Neighbours {
-    walk: Mutex<Walk>,
+    reads: Mutex<Reads>,
     /// No more than have not been opened.
     asked: Asked,
 }
@@ -138,30 +157,33 @@ impl Fs {
     /// Notes that a file has been opened, and sets on its way what will be opened next.
     pub(super) fn read_neighbours(&self, ino: Ino, waited: bool) {
         let Some(dir) = self.cache().attr_once(ino).and_then(|attr| attr.parent) else { return };
-        let mut walk = self.inner.neighbours.walk.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = walk.opened(dir, ino, waited);
+        let mut reads = self.inner.neighbours.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = reads.opened(dir, ino, waited);
         if wanted == 0 {
             return;
         }
+        let walk = reads.dir(dir);
         let all = if walk.is_by_age() { self.cache().listing(self.promises(), dir, 0, MAX_SORTED) } else { None };
-        match all {
+        let next = match all {
             Some(mut all) if all.len() < MAX_SORTED => {
                 all.sort_unstable_by_key(|entry| entry.ino);
                 let from = walk.made_upto.max(ino);
                 let later = all.partition_point(|entry| entry.ino <= from);
                 // From the first one on again: some may have been left out.
-                let round = all[later..].iter().chain(&all[..later]);
-                let next: Vec<Ino> =
-                    round.filter(|entry| self.is_ahead(entry)).take(wanted).map(|entry| entry.ino).collect();
+                let round = all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry));
+                let next: Vec<Ino> = round.take(wanted).map(|entry| entry.ino).collect();
                 walk.made_upto = next.last().copied().unwrap_or(from);
-                self.ask_ahead(&mut walk, next);
+                next
             }
-            _ => self.read_listed(&mut walk, dir, wanted),
-        }
+            _ => self.next_listed(walk, dir, wanted),
+        };
+        let next = reads.asks(dir, next);
+        drop(reads);
+        self.ask_ahead(next);
     }
 
-    /// Sets so many on their way that come next in the listing.
-    fn read_listed(&self, walk: &mut Walk, dir: Ino, wanted: usize) {
+    /// So many that come next in the listing.
+    fn next_listed(&self, walk: &mut Walk, dir: Ino, wanted: usize) -> Vec<Ino> {
         let mut next = Vec::new();
         while next.len() < wanted
             && let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX)
@@ -176,7 +198,7 @@ impl Fs {
                 next.push(entry.ino);
             }
         }
-        self.ask_ahead(walk, next);
+        next
     }
 
     /// A small file whose content is not known.
@@ -187,21 +209,27 @@ impl Fs {
             && self.known_version(entry.ino).is_none()
     }
 
-    fn ask_ahead(&self, walk: &mut Walk, mut inos: Vec<Ino>) {
-        inos.retain(|ino| walk.unread.insert(*ino));
-        walk.asked += inos.len() as u32;
+    fn ask_ahead(&self, inos: Vec<Ino>) {
         let answered: Vec<_> = inos.iter().map(|ino| self.inner.neighbours.asked.begin(*ino)).collect();
         let submitted = self.inner.client.look_ahead(inos.iter().map(|ino| content_view(*ino)).collect());
-        for (ino, (submitted, answered)) in inos.into_iter().zip(submitted.into_iter().zip(answered)) {
-            let fs = self.clone();
-            proto::task::spawn_on(&self.inner.runtime, async move {
+        let fs = self.clone();
+        proto::task::spawn_on(&self.inner.runtime, async move {
+            let patience = Patience::within(fs.inner.config.close_timeout);
+            let mut parts = Vec::new();
+            for (ino, submitted) in inos.iter().zip(submitted) {
                 // What cannot be had ahead will be asked for, and then says why.
-                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
+                if let Ok(Ok(reply)) = patience.wait(submitted).await {
                     fs.learn_extents(0, reply);
+                    let content = fs.cache().content(fs.promises(), *ino, 0, INLINE_BYTES as u64);
+                    parts.extend(content.and_then(|content| content.parts.ok()).unwrap_or_default());
                 }
+            }
+            // What did not come along, side by side too.
+            fs.load_all(&parts);
+            for (ino, answered) in inos.into_iter().zip(answered) {
                 fs.inner.neighbours.asked.end(ino, answered);
-            });
-        }
+            }
+        });
     }
 }
 
@@ -209,71 +237,69 @@ impl Fs {
 mod tests {
     use super::*;
 
-    const DIR: Ino = Ino(1);
-
-    #[test]
-    fn who_opens_one_file_after_the_other_gets_more_and_more_ahead() {
-        let mut walk = Walk::default();
-        assert_eq!([1, 2].map(|ino| walk.opened(DIR, Ino(ino), true)), [0, 0]);
-        assert_eq!(walk.opened(DIR, Ino(3), true), BATCH_FIRST);
-        let mut end = 4 + BATCH_FIRST as u64;
-        walk.unread.extend((4..end).map(Ino));
-        let mut batches = Vec::new();
-        for ino in 4..400 {
-            assert!(ino < end, "it was not asked for in time");
-            let more = walk.opened(DIR, Ino(ino), false) as u64;
-            walk.unread.extend((end..end + more).map(Ino));
-            batches.extend((more > 0).then_some(more));
-            end += more;
-        }
-        assert_eq!(batches[..4], [16, 32, 64, 64]);
+    /// Opens a file, and asks for as many after `from` as are due. Gives how many.
+    fn open(reads: &mut Reads, (dir, ino): (u64, u64), waited: bool, from: u64) -> u64 {
+        let more = reads.opened(Ino(dir), Ino(ino), waited) as u64;
+        reads.asks(Ino(dir), (from..from + more).map(Ino).collect()).len() as u64
     }
 
     #[test]
-    fn who_opens_others_costs_no_more_than_the_bound() {
-        let mut walk = Walk::default();
+    fn who_opens_one_file_after_the_other_gets_more_and_more_ahead() {
+        let mut reads = Reads::default();
+        assert_eq!([1, 2].map(|ino| open(&mut reads, (1, ino), true, 0)), [0, 0]);
+        let mut end = 4 + open(&mut reads, (1, 3), true, 4);
+        assert_eq!(end, 4 + BATCH_FIRST as u64);
+        for ino in 4..400 {
+            assert!(ino < end, "it was not asked for in time");
+            end += open(&mut reads, (1, ino), false, end);
+        }
+        assert!(end >= 399 + BATCH_MAX as u64 / 2, "{end}");
+    }
+
+    #[test]
+    fn who_opens_others_costs_little_more() {
+        let mut reads = Reads::default();
         let mut asked = 0;
         for ino in 0..10_000 {
-            let more = walk.opened(DIR, Ino(ino), true);
-            walk.unread.extend((0..more as u64).map(|number| Ino(1_000_000 + asked + number)));
-            asked += more as u64;
+            asked += open(&mut reads, (1 + ino % 7, ino), true, 1_000_000 + asked);
         }
-        assert!(asked <= UNREAD_MAX as u64, "{asked}");
+        assert!(asked <= 1000, "{asked}");
+        // After a walk too.
+        let mut reads = Reads::default();
+        let mut end = 4;
+        for ino in 1..1000 {
+            end += open(&mut reads, (1, ino), ino < 4, end);
+        }
+        let before = end;
+        for ino in 0..10_000 {
+            end += open(&mut reads, (2, 1_000_000 + ino), true, end);
+        }
+        assert!(end - before <= 1000, "{}", end - before);
     }
 
     #[test]
     fn what_was_learnt_in_one_directory_counts_in_the_next() {
-        let mut walk = Walk::default();
-        for ino in 0..3 {
-            walk.opened(DIR, Ino(ino), true);
+        let mut reads = Reads::default();
+        let mut end = 4;
+        for ino in 1..40 {
+            end += open(&mut reads, (1, ino), ino < 4, end);
         }
-        let ask = |walk: &mut Walk, inos: std::ops::Range<u64>| {
-            walk.asked += inos.clone().count() as u32;
-            walk.unread.extend(inos.map(Ino));
-        };
-        ask(&mut walk, 3..11);
-        for ino in 3..11 {
-            walk.opened(DIR, Ino(ino), false);
-        }
-        assert_eq!(walk.opened(Ino(2), Ino(20), true), BATCH_FIRST, "from the first file on");
-        ask(&mut walk, 21..29);
-        // None of them is opened.
-        assert_eq!(walk.opened(Ino(3), Ino(40), true), 0);
-        let more = (41..60).map(|ino| walk.opened(Ino(3), Ino(ino), true)).position(|more| more > 0);
-        assert_eq!(more, Some(2 * BEGIN_AFTER as usize - 2), "it takes twice as many");
+        assert_eq!(open(&mut reads, (2, 900), true, 901), BATCH_FIRST as u64, "from the first file on");
+        // And where it was left for another one.
+        assert_eq!(open(&mut reads, (1, 40), false, end), 0, "enough are ahead");
         // What is known already needs nobody's help.
-        let mut walk = Walk::default();
-        assert!((0..100).all(|ino| walk.opened(DIR, Ino(ino), false) == 0));
+        let mut reads = Reads::default();
+        assert!((0..100).all(|ino| open(&mut reads, (1, ino), false, 0) == 0));
     }
 
     #[test]
     fn the_order_of_opening_is_noticed() {
         let order = |inos: &[u64]| {
-            let mut walk = Walk::default();
+            let mut reads = Reads::default();
             for ino in inos {
-                let _ = walk.opened(DIR, Ino(*ino), true);
+                reads.opened(Ino(1), Ino(*ino), true);
             }
-            walk.is_by_age()
+            reads.dir(Ino(1)).is_by_age()
         };
         assert!(order(&[1, 2, 3]) && order(&[5, 7, 9, 10, 12, 11]));
         assert!(!order(&[1, 2]) && !order(&[3, 1, 2]) && !order(&[4, 9, 2, 7, 1, 8]));
