@@ -171,12 +171,17 @@ impl Fs {
             of.pages += 1;
             if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }
         };
-        let fs = self.clone();
+        let (fs, answered) = (self.clone(), self.inner.ahead.listings.begin(dir));
         proto::task::spawn_on(&self.inner.runtime, async move {
-            let patience = Patience::within(fs.inner.config.close_timeout);
-            // What cannot be had ahead will be asked for, and then says why.
-            let asked = fs.fetch_page(dir, after, limit, &patience).await;
-            let is_kept = asked.is_ok() && !matches!(fs.cache().known_of(fs.promises(), dir), Known::Nothing);
+            // Behind the question for the name.
+            for submitted in fs.inner.client.look_ahead(vec![page_view(dir, after, limit)]) {
+                // What cannot be had ahead will be asked for, and then says why.
+                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
+                    let _ = fs.learn_page(after, reply);
+                }
+            }
+            fs.inner.ahead.listings.end(dir, answered);
+            let is_kept = !matches!(fs.cache().known_of(fs.promises(), dir), Known::Nothing);
             if let Some(of) = fs.inner.ahead.looked().get_mut(&dir) {
                 of.under_way = false;
                 if !is_kept {
@@ -186,9 +191,9 @@ impl Fs {
         });
     }
 
-    /// Waits for a listing that has been asked for ahead, if it is under way.
-    pub(super) async fn listing_arrives(&self, dir: Ino, patience: &Patience) -> Result<(), FsError> {
-        self.inner.ahead.listings.arrives(dir, patience).await.map(|_| ())
+    /// Waits for a listing that has been asked for ahead, if it is under way. Whether it was.
+    pub(super) async fn listing_arrives(&self, dir: Ino, patience: &Patience) -> Result<bool, FsError> {
+        self.inner.ahead.listings.arrives(dir, patience).await
     }
 
     /// A program begins to list a directory: who follows it through the tree is to find the next ones listed.

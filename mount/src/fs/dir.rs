@@ -218,13 +218,7 @@ impl Fs {
     }
 
     /// Up to so many entries behind an offset.
-    pub(super) async fn fetch_page(
-        &self,
-        dir: Ino,
-        offset: u64,
-        limit: u32,
-        patience: &Patience,
-    ) -> Result<Page, FsError> {
+    async fn fetch_page(&self, dir: Ino, offset: u64, limit: u32, patience: &Patience) -> Result<Page, FsError> {
         let reply = self.view(page_view(dir, offset, limit), patience).await?;
         self.learn_page(offset, reply)
     }

@@ -32,7 +32,12 @@ impl Fs {
     }
 
     pub(super) async fn lookup_attr(&self, dir: Ino, name: &Name, patience: &Patience) -> Result<Attr, FsError> {
-        match self.cache().lookup(self.promises(), dir, name) {
+        let mut found = self.cache().lookup(self.promises(), dir, name);
+        // It may be among those that are on their way.
+        if found.is_none() && self.listing_arrives(dir, patience).await? {
+            found = self.cache().lookup(self.promises(), dir, name);
+        }
+        match found {
             Some(Found::Entry(attr)) => return Ok(attr),
             Some(Found::Absent) => return Err(FsError::refused(Refusal::NotFound)),
             Some(Found::Inode(_)) => {}
