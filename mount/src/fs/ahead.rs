@@ -112,9 +112,12 @@ impl Walk {
         self.next.truncate(MAX_NEXT);
     }
 
-    /// What is to be asked for now.
+    /// What is to be asked for now: many at once, while half of the last ones are being listed.
     fn due(&mut self) -> Vec<Ino> {
         let mut due = Vec::new();
+        if self.unread.len() > self.batch / 2 {
+            return due;
+        }
         while self.unread.len() < self.batch
             && let Some(dir) = self.next.pop_front()
         {
