@@ -66,7 +66,7 @@ pub struct Serving {
 impl Serving {
     /// Waits until the mount is gone. Fails with what ended it before its time.
     pub fn join(self) -> io::Result<()> {
-        self.session.join()
+        unless_gone(self.session.join())
     }
 
     /// Whether the mount is gone, so that [`Serving::join`] returns at once.
@@ -95,6 +95,15 @@ pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
     let (forgetter, names) = Forgetter::start(session.notifier(), device)?;
     fs.set_kernel(Arc::new(KernelCaches { pages, names, forgets_names }));
     Ok(Serving { session: session.spawn()?, _invalidator: invalidator, _forgetter: forgetter })
+}
+
+/// A request that is being read in the very moment of the last unmount ends with `ECONNABORTED`; every other read says
+/// `ENODEV`, which fuser takes for the end.
+pub fn unless_gone(ended: io::Result<()>) -> io::Result<()> {
+    match ended {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+        ended => ended,
+    }
 }
 
 /// What the kernel keeps.

@@ -69,6 +69,30 @@ fn every_change_of_one_mount_is_seen_by_the_other() {
     }
 }
 
+/// The kernel moves what it was told to keep along with the name.
+#[test]
+fn a_name_that_was_moved_here_is_forgotten_when_another_mount_moves_it_on() {
+    let one = mounted("moved-on");
+    let other = shared().mount("moved-on").unwrap();
+    for round in 0..5 {
+        let (from, to) = (format!("from{round}"), format!("to{round}"));
+        fs::create_dir(one.join(&from)).unwrap();
+        fs::create_dir(one.join(&to)).unwrap();
+        let (from, to) = (|name: &str| format!("{from}/{name}"), |name: &str| format!("{to}/{name}"));
+        for name in ["a", "x"] {
+            fs::write(one.join(from(name)), name).unwrap();
+            fs::metadata(one.join(from(name))).unwrap();
+        }
+        fs::rename(one.join(from("a")), one.join(from("b"))).unwrap();
+        fs::rename(one.join(from("x")), one.join(to("x"))).unwrap();
+        fs::rename(other.join(from("b")), other.join(from("c"))).unwrap();
+        assert_eq!(fs::metadata(one.join(from("b"))).unwrap_err().kind(), ErrorKind::NotFound, "round {round}");
+        assert_eq!(fs::read(one.join(from("c"))).unwrap(), b"a");
+        fs::set_permissions(other.join(to("x")), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(fs::metadata(one.join(to("x"))).unwrap().mode() & 0o777, 0o600, "round {round}");
+    }
+}
+
 #[test]
 fn an_open_file_shows_what_another_mount_writes_soon() {
     let one = mounted("open-both");

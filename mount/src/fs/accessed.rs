@@ -5,6 +5,7 @@
 //! one that is read again and again between writes is told of once in [`LAZY`].
 
 use super::{Fs, Stat};
+use crate::client::Forget;
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Access, Attr, Op, Outcome, Upload};
@@ -56,21 +57,21 @@ impl Accessed {
 }
 
 impl Fs {
-    /// The inode is being read: its atime moves if it is due. Never waits.
-    pub(super) fn accessed(&self, ino: Ino) {
+    /// The inode is being read: its atime moves if it is due. Whether it did. Never waits.
+    pub(super) fn accessed(&self, ino: Ino) -> bool {
         if !self.inner.config.relatime {
-            return;
+            return false;
         }
         // One of which nothing is known is read by a program that has never looked at it.
-        let Some(attr) = self.cache().attr_once(ino) else { return };
+        let Some(attr) = self.cache().attr_once(ino) else { return false };
         let stat = self.stat(&attr);
         let now = self.inner.client.now();
         if !is_due(&stat, now) {
-            return;
+            return false;
         }
         let mut state = self.inner.accessed.state();
         if state.waiting.len() >= MAX_WAITING && !state.waiting.contains_key(&ino) {
-            return;
+            return false;
         }
         state.waiting.insert(ino, Access { ino, atime: now, ctime: attr.ctime });
         if !std::mem::replace(&mut state.sending, true) {
@@ -90,14 +91,17 @@ impl Fs {
                 }
             });
         }
+        true
     }
 
     /// A file whose pages the kernel has kept is opened to be read: the reads themselves may never come here.
     pub fn opened_to_read(&self, handle: u64) {
         if let Ok(handle) = self.inner.handles.file(handle) {
-            self.accessed(handle.file.ino);
+            let ino = handle.file.ino;
             // Of a read that comes here it knows itself.
-            self.kernel_forgets(&[handle.file.ino]);
+            if self.accessed(ino) {
+                self.have_forgotten(Forget { inodes: vec![ino], ..Forget::default() }, Box::new(|| ()));
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::cache::{Found, Lesson};
 use super::{Caller, Fs, Stat};
-use crate::client::{CallError, Patience, Reply};
+use crate::client::{CallError, Forget, Patience, Reply};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Attr, Delete, FileKind, NewInode, Op, Outcome, Owner, Refusal, RenameHow, Upload, View};
@@ -213,7 +213,7 @@ impl Fs {
         }
         if let Some(done) = self.rename_locally((from_dir, &from), (to_dir, &to), how) {
             done?.safe(patience).await?;
-            self.moved((to_dir, &to), None);
+            self.moved((from_dir, &from), (to_dir, &to), how);
             return Ok(());
         }
         let op = Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how };
@@ -224,14 +224,19 @@ impl Fs {
         self.cache().learn(self.promises(), &reply, |l| {
             renamed(l, (from_dir, &from), (to_dir, &to), how, moved, other.as_deref());
         });
-        self.moved((to_dir, &to), other.as_ref().map(|other| other.ino));
+        self.moved((from_dir, &from), (to_dir, &to), how);
         Ok(())
     }
 
-    /// The kernel was told of these attributes when another directory's delegation covered them.
-    fn moved(&self, (to_dir, to): (Ino, &Name), other: Option<Ino>) {
-        let moved: Vec<Ino> = self.cache().name_once(to_dir, to).into_iter().chain(other).collect();
-        self.kernel_forgets(&moved);
+    /// The kernel moves what it was told along with the names, and keeps it as long: what covers it is another directory's
+    /// delegation now.
+    fn moved(&self, from: (Ino, &Name), to: (Ino, &Name), how: RenameHow) {
+        let names = if how == RenameHow::Exchange { vec![to, from] } else { vec![to] };
+        let inodes = names.iter().filter_map(|(dir, name)| self.cache().name_once(*dir, name)).collect();
+        let is_kept =
+            |(dir, name): &(Ino, &Name)| !self.showing().name(self.shown_ino(*dir), name.as_bytes()).is_zero();
+        let names = names.into_iter().filter(|name| !is_kept(name)).map(|(dir, name)| (dir, name.clone())).collect();
+        self.have_forgotten(Forget { inodes, names, until_ms: 0 }, Box::new(|| ()));
     }
 }
 

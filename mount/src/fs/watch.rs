@@ -1,7 +1,7 @@
 //! What others change while it is in use here: caches need no telling (their
 //! promise is over), but the kernel's pages do.
 
-use super::{Fs, KernelForget};
+use super::Fs;
 use crate::client::Invalidation;
 use proto::Ino;
 use proto::message::Promise;
@@ -47,14 +47,6 @@ impl Fs {
         for file in self.inner.files.all() {
             self.find_lost_locks(&file);
             self.inval_pages(file.ino);
-        }
-    }
-
-    /// What the kernel keeps of these attributes is not as it would be told now. Soon it asks again.
-    pub(super) fn kernel_forgets(&self, inodes: &[Ino]) {
-        if let Some(kernel) = self.inner.kernel.get() {
-            let inodes = inodes.iter().map(|ino| self.shown_ino(*ino)).collect();
-            kernel.forget(KernelForget { inodes, names: Vec::new() }, Box::new(|| ()));
         }
     }
 

@@ -27,7 +27,7 @@ pub fn serve(fd: OwnedFd) -> std::thread::JoinHandle<std::io::Result<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
     let filesystem = Trivial { runtime, watcher: Arc::new(Watcher::start().expect("watcher")) };
     let session = Session::from_fd(filesystem, fd, SessionACL::All, Config::default()).expect("handshake");
-    std::thread::spawn(move || session.run())
+    std::thread::spawn(move || mount::fuse::unless_gone(session.run()))
 }
 
 impl Trivial {
