@@ -131,6 +131,9 @@ pub trait Kernel: Send + Sync {
     /// The kernel may keep these no longer. Says when it has forgotten them.
     fn forget(&self, forget: KernelForget, done: Box<dyn FnOnce() + Send>);
 
+    /// The kernel is to ask for these attributes when it needs them next. Done when this returns; never waits.
+    fn attributes_changed(&self, ino: u64);
+
     /// Whether it can forget names.
     fn forgets_names(&self) -> bool;
 }

@@ -28,10 +28,10 @@ use convert::{
 use forgetter::{Forgetter, KernelNames};
 use fuser::{
     AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
-    SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use invalidator::{Invalidator, KernelPages};
 use proto::message::{LockRange, Refusal, RenameHow, XattrHow};
@@ -42,8 +42,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 
@@ -61,6 +61,8 @@ pub struct Serving {
     session: BackgroundSession,
     _invalidator: Invalidator,
     _forgetter: Forgetter,
+    /// Gone with the mount, which would hang instead of failing if anything kept its descriptor.
+    _notifier: Arc<Notifier>,
 }
 
 impl Serving {
@@ -93,8 +95,9 @@ pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
     let session = Session::from_fd(filesystem, fd, SessionACL::All, config)?;
     let (invalidator, pages) = Invalidator::start(session.notifier())?;
     let (forgetter, names) = Forgetter::start(session.notifier(), device)?;
-    fs.set_kernel(Arc::new(KernelCaches { pages, names, forgets_names }));
-    Ok(Serving { session: session.spawn()?, _invalidator: invalidator, _forgetter: forgetter })
+    let notifier = Arc::new(session.notifier());
+    fs.set_kernel(Arc::new(KernelCaches { pages, names, notifier: Arc::downgrade(&notifier), forgets_names }));
+    Ok(Serving { session: session.spawn()?, _invalidator: invalidator, _forgetter: forgetter, _notifier: notifier })
 }
 
 /// A request that is being read in the very moment of the last unmount ends with `ECONNABORTED`; every other read says
@@ -110,6 +113,7 @@ pub fn unless_gone(ended: io::Result<()>) -> io::Result<()> {
 struct KernelCaches {
     pages: KernelPages,
     names: KernelNames,
+    notifier: Weak<Notifier>,
     forgets_names: Arc<AtomicBool>,
 }
 
@@ -120,6 +124,13 @@ impl Kernel for KernelCaches {
 
     fn forget(&self, forget: KernelForget, done: Box<dyn FnOnce() + Send>) {
         self.names.forget(forget, done);
+    }
+
+    fn attributes_changed(&self, ino: u64) {
+        if let Some(notifier) = self.notifier.upgrade() {
+            // What is negative names no pages, and so takes no lock. The kernel may not have the inode.
+            let _ = notifier.inval_inode(INodeNo(ino), -1, 0);
+        }
     }
 
     fn forgets_names(&self) -> bool {

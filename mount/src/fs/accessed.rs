@@ -5,7 +5,6 @@
 //! one that is read again and again between writes is told of once in [`LAZY`].
 
 use super::{Fs, Stat};
-use crate::client::Forget;
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::message::{Access, Attr, Op, Outcome, Upload};
@@ -99,8 +98,10 @@ impl Fs {
         if let Ok(handle) = self.inner.handles.file(handle) {
             let ino = handle.file.ino;
             // Of a read that comes here it knows itself.
-            if self.accessed(ino) {
-                self.have_forgotten(Forget { inodes: vec![ino], ..Forget::default() }, Box::new(|| ()));
+            if self.accessed(ino)
+                && let Some(kernel) = self.inner.kernel.get()
+            {
+                kernel.attributes_changed(self.shown_ino(ino));
             }
         }
     }

@@ -112,6 +112,10 @@ impl fs::Kernel for Kernel {
         });
     }
 
+    fn attributes_changed(&self, ino: u64) {
+        self.state().inodes.remove(&ino);
+    }
+
     fn forgets_names(&self) -> bool {
         true
     }
