@@ -37,7 +37,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::WriteBeyondQuota, 58),
     (Bug::CreateBeyondQuota, 32),
     (Bug::ReserveNotSpent, 58),
-    (Bug::ReserveOutlivesSession, 41),
+    (Bug::ReserveOutlivesSession, 1223),
     (Bug::SharedBesideExclusive, 8),
     (Bug::LockOutlivesSession, 48),
     (Bug::UnlockWakesNobody, 8),
