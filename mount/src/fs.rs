@@ -188,6 +188,11 @@ impl Showing {
         client.shown().attributes(client.promises(), self.since, stat.covering, ino)
     }
 
+    /// Both, where the kernel is told of one time only.
+    pub fn entry(&self, dir: u64, name: &[u8], stat: &Stat) -> Duration {
+        self.name(dir, name).min(self.attributes(stat))
+    }
+
     /// What a name in a directory is, or that it is absent.
     pub fn name(&self, dir: u64, name: &[u8]) -> Duration {
         let client = &self.fs.inner.client;

@@ -10,6 +10,7 @@
 mod convert;
 mod forgetter;
 mod invalidator;
+mod worker;
 
 use crate::client::Patience;
 use crate::error::FsError;
@@ -93,8 +94,8 @@ pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
     // The kernel itself enforces allow_other by the mount's options.
     let device = File::from(fd.try_clone()?);
     let session = Session::from_fd(filesystem, fd, SessionACL::All, config)?;
-    let (invalidator, pages) = Invalidator::start(session.notifier())?;
-    let (forgetter, names) = Forgetter::start(session.notifier(), device)?;
+    let (invalidator, pages) = invalidator::start(session.notifier())?;
+    let (forgetter, names) = forgetter::start(session.notifier(), device)?;
     let notifier = Arc::new(session.notifier());
     fs.set_kernel(Arc::new(KernelCaches { pages, names, notifier: Arc::downgrade(&notifier), forgets_names }));
     Ok(Serving { session: session.spawn()?, _invalidator: invalidator, _forgetter: forgetter, _notifier: notifier })
@@ -156,6 +157,12 @@ impl KfsFuse {
                 watcher.interrupted(tid, kind).await;
             })
         }))
+    }
+
+    /// Answers with what stands under a name from now on; to be called before it is made.
+    fn made(&self, dir: INodeNo, name: &OsStr) -> impl FnOnce(ReplyEntry, Result<Stat, Errno>) + Send + 'static {
+        let (showing, name) = (self.fs.showing(), name.to_owned());
+        move |reply, result| entry_reply(reply, &showing, (dir.0, name.as_bytes()), result)
     }
 
     /// Answers with what `work` comes to: at once if it need not wait, else from where it is woken.
@@ -274,21 +281,17 @@ impl Filesystem for KfsFuse {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
         let node = NewNode { kind, mode, rdev };
-        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
+        let made = self.made(parent, &name);
         let work = async move { fs.mknod(who, parent.0, name.as_bytes(), node, &patience).await };
-        self.answer("mknod", reply, work, move |reply, result| {
-            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
-        });
+        self.answer("mknod", reply, work, made);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
-        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
+        let made = self.made(parent, &name);
         let work = async move { fs.mkdir(who, parent.0, name.as_bytes(), mode, &patience).await };
-        self.answer("mkdir", reply, work, move |reply, result| {
-            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
-        });
+        self.answer("mkdir", reply, work, made);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -306,11 +309,9 @@ impl Filesystem for KfsFuse {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, name, target) = (self.fs.clone(), name.to_owned(), target.as_os_str().to_owned());
         let (who, patience) = (caller(req, 0), self.patience(req, Kind::Ordinary));
-        let (showing, dir, made) = (self.fs.showing(), parent.0, name.clone());
+        let made = self.made(parent, &name);
         let work = async move { fs.symlink(who, parent.0, name.as_bytes(), target.as_bytes(), &patience).await };
-        self.answer("symlink", reply, work, move |reply, result| {
-            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
-        });
+        self.answer("symlink", reply, work, made);
     }
 
     fn rename(
@@ -339,11 +340,9 @@ impl Filesystem for KfsFuse {
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (fs, name, patience) = (self.fs.clone(), newname.to_owned(), self.patience(req, Kind::Ordinary));
-        let (showing, dir, made) = (self.fs.showing(), newparent.0, name.clone());
+        let made = self.made(newparent, &name);
         let work = async move { fs.link(ino.0, newparent.0, name.as_bytes(), &patience).await };
-        self.answer("link", reply, work, move |reply, result| {
-            entry_reply(reply, &showing, (dir, made.as_bytes()), result)
-        });
+        self.answer("link", reply, work, made);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -384,7 +383,7 @@ impl Filesystem for KfsFuse {
         self.answer("create", reply, work, move |reply, result| match result {
             Ok((stat, opened)) => {
                 let handle = FileHandle(opened.handle);
-                let ttl = showing.name(parent.0, made.as_bytes()).min(showing.attributes(&stat));
+                let ttl = showing.entry(parent.0, made.as_bytes(), &stat);
                 reply.created(&ttl, &file_attr(&stat), GENERATION, handle, open_flags(&opened));
             }
             Err(errno) => reply.error(errno),
@@ -488,7 +487,7 @@ impl Filesystem for KfsFuse {
                 for entry in &entries {
                     // Of `.` and `..` the kernel takes nothing but name, kind and offset.
                     let attr = entry.stat.as_ref().map_or_else(|| dot_attr(entry), file_attr);
-                    let keep = |stat| showing.name(ino.0, &entry.name).min(showing.attributes(stat));
+                    let keep = |stat| showing.entry(ino.0, &entry.name, stat);
                     let ttl = entry.stat.as_ref().map_or(Duration::ZERO, keep);
                     let name = OsStr::from_bytes(&entry.name);
                     if reply.add(attr.ino, entry.offset, name, &ttl, &attr, GENERATION) {

@@ -103,8 +103,7 @@ impl Shown {
         table.until_ms = table.until_ms.max(until_ms);
         let place = table.places.entry(promise).or_default();
         if place.until_ms <= now_ms {
-            table.count -= place.inodes.len() + place.names.len();
-            *place = Place::default();
+            table.count -= std::mem::take(place).len();
         }
         place.until_ms = place.until_ms.max(until_ms);
         table.count += usize::from(note(place));
@@ -114,27 +113,16 @@ impl Shown {
     /// What the kernel may keep of these, of which nothing is shown any more. The delegations have ended.
     pub fn recall(&self, things: &[Promise]) -> Forget {
         let mut table = self.table();
-        table.recalls += 1;
-        let mut forget = Forget::default();
-        for thing in things {
-            if let Some(place) = table.places.remove(thing) {
-                table.count -= place.inodes.len() + place.names.len();
-                place.into(thing, &mut forget);
-            }
-        }
-        if planted(Bug::KernelKeepsRecalled) { Forget::default() } else { forget }
+        let places: Vec<_> =
+            things.iter().filter_map(|thing| table.places.remove(thing).map(|place| (*thing, place))).collect();
+        table.taken(places)
     }
 
     /// The same of everything.
     pub fn recall_all(&self) -> Forget {
         let mut table = self.table();
-        table.recalls += 1;
-        table.count = 0;
-        let mut forget = Forget::default();
-        for (thing, place) in std::mem::take(&mut table.places) {
-            place.into(&thing, &mut forget);
-        }
-        if planted(Bug::KernelKeepsRecalled) { Forget::default() } else { forget }
+        let places = std::mem::take(&mut table.places);
+        table.taken(places)
     }
 
     /// The kernel keeps nothing from then on that has been shown before now.
@@ -149,13 +137,28 @@ impl Shown {
 }
 
 impl Table {
+    /// Nothing is shown of these any more.
+    fn taken(&mut self, places: impl IntoIterator<Item = (Promise, Place)>) -> Forget {
+        self.recalls += 1;
+        let mut forget = Forget::default();
+        for (thing, place) in places {
+            self.count -= place.len();
+            place.into(&thing, &mut forget);
+        }
+        if planted(Bug::KernelKeepsRecalled) { Forget::default() } else { forget }
+    }
+
     fn forget_lapsed(&mut self, now_ms: u64) {
         self.places.retain(|_, place| place.until_ms > now_ms);
-        self.count = self.places.values().map(|place| place.inodes.len() + place.names.len()).sum();
+        self.count = self.places.values().map(Place::len).sum();
     }
 }
 
 impl Place {
+    fn len(&self) -> usize {
+        self.inodes.len() + self.names.len()
+    }
+
     fn into(self, thing: &Promise, forget: &mut Forget) {
         forget.until_ms = forget.until_ms.max(self.until_ms);
         forget.inodes.extend(self.inodes);

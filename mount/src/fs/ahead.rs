@@ -8,10 +8,12 @@
 use super::Fs;
 use super::cache::Known;
 use super::dir::page_view;
-use crate::client::Patience;
+use crate::client::{Patience, Reply, Submitted};
 use crate::error::FsError;
+use bytes::Bytes;
 use lru::LruCache;
 use proto::Ino;
+use proto::message::Op;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -177,11 +179,9 @@ impl Fs {
         let (fs, answered) = (self.clone(), self.inner.ahead.listings.begin(dir));
         proto::task::spawn_on(&self.inner.runtime, async move {
             // Behind the question for the name.
-            for submitted in fs.inner.client.look_ahead(vec![page_view(dir, after, limit)]) {
-                // What cannot be had ahead will be asked for, and then says why.
-                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
-                    let _ = fs.learn_page(after, reply);
-                }
+            let asked = fs.inner.client.submit(Op::View(page_view(dir, after, limit)), Bytes::new());
+            if let Some(reply) = Fs::had_ahead(asked, &fs.ahead_patience()).await {
+                let _ = fs.learn_page(after, reply);
             }
             fs.inner.ahead.listings.end(dir, answered);
             let is_kept = !matches!(fs.cache().known_of(fs.promises(), dir), Known::Nothing);
@@ -194,6 +194,16 @@ impl Fs {
         });
     }
 
+    /// The answer to what nobody waits for. What cannot be had ahead will be asked for, and then says why.
+    pub(super) async fn had_ahead(submitted: Submitted, patience: &Patience) -> Option<Reply> {
+        patience.wait(submitted).await.ok()?.ok()
+    }
+
+    /// How long that is waited for.
+    pub(super) fn ahead_patience(&self) -> Patience {
+        Patience::within(self.inner.config.close_timeout)
+    }
+
     /// Waits for a listing that has been asked for ahead, if it is under way. Whether it was.
     pub(super) async fn listing_arrives(&self, dir: Ino, patience: &Patience) -> Result<bool, FsError> {
         self.inner.ahead.listings.arrives(dir, patience).await
@@ -201,7 +211,6 @@ impl Fs {
 
     /// A program begins to list a directory: who follows it through the tree is to find the next ones listed.
     pub(super) fn walks(&self, dir: Ino, was_known: bool) {
-        let parent = self.cache().attr_once(dir).and_then(|attr| attr.parent);
         {
             let mut walk = self.inner.ahead.walk();
             // What was known all along needs nobody's help.
@@ -209,7 +218,7 @@ impl Fs {
                 walk.lately.put(dir, ());
                 return;
             }
-            walk.lists(dir, parent);
+            walk.lists(dir, self.cache().attr_once(dir).and_then(|attr| attr.parent));
         }
         self.walk_on(dir);
     }
@@ -230,8 +239,7 @@ impl Fs {
         for (dir, (submitted, answered)) in unknown.into_iter().zip(submitted.into_iter().zip(answered)) {
             let fs = self.clone();
             proto::task::spawn_on(&self.inner.runtime, async move {
-                // What cannot be had ahead will be asked for, and then says why.
-                if let Ok(Ok(reply)) = Patience::within(fs.inner.config.close_timeout).wait(submitted).await {
+                if let Some(reply) = Fs::had_ahead(submitted, &fs.ahead_patience()).await {
                     let _ = fs.learn_page(0, reply);
                 }
                 fs.inner.ahead.listings.end(dir, answered);

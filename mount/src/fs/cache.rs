@@ -218,8 +218,7 @@ impl Cache {
     /// as a whole; fewer only at its end.
     pub fn listing(&self, promises: &Promises, dir: Ino, after: u64, limit: usize) -> Option<Vec<CachedEntry>> {
         let mut inner = self.inner();
-        let life = inner.life(promises, &Promise::Dir(dir))?;
-        let known = inner.dirs.get(&dir).filter(|d| d.life == life && d.listed == Reach::All)?;
+        let known = inner.dir(promises, dir).filter(|known| known.listed == Reach::All)?;
         let first = (after.saturating_add(1), Name::new(b"\x01").expect("one byte is a name"));
         let mut entries: Vec<CachedEntry> = known
             .names
@@ -238,8 +237,7 @@ impl Cache {
     /// How far a directory is known.
     pub fn known_of(&self, promises: &Promises, dir: Ino) -> Known {
         let mut inner = self.inner();
-        let life = inner.life(promises, &Promise::Dir(dir));
-        match inner.dirs.get(&dir).filter(|known| Some(known.life) == life).map(|known| &known.listed) {
+        match inner.dir(promises, dir).map(|known| &known.listed) {
             None | Some(Reach::Nothing) => Known::Nothing,
             Some(Reach::UpTo(cursor)) => Known::UpTo(cursor.hash),
             Some(Reach::All) => Known::All,
@@ -249,8 +247,7 @@ impl Cache {
     /// Up to so many directories that stand in a directory, in the order of its listing, as far as it is known.
     pub fn dirs_in(&self, promises: &Promises, dir: Ino, limit: usize) -> Vec<Ino> {
         let mut inner = self.inner();
-        let life = inner.life(promises, &Promise::Dir(dir));
-        let Some(known) = inner.dirs.get(&dir).filter(|known| Some(known.life) == life) else { return Vec::new() };
+        let Some(known) = inner.dir(promises, dir) else { return Vec::new() };
         let dirs = known.names.values().flatten().filter(|(_, kind)| *kind == FileKind::Dir);
         dirs.take(limit).map(|(ino, _)| *ino).collect()
     }
@@ -361,8 +358,7 @@ impl Inner {
         {
             return Some(Found::Absent);
         }
-        let life = self.life(promises, &Promise::Dir(dir))?;
-        let known = self.dirs.get(&dir).filter(|d| d.life == life)?;
+        let known = self.dir(promises, dir)?;
         match known.names.get(&(cursor.hash, cursor.name)) {
             Some(Some((ino, _))) => {
                 let ino = *ino;
@@ -379,6 +375,12 @@ impl Inner {
         let (promise, life) = known.life?;
         let attr = known.attr.clone();
         (self.life(promises, &promise) == Some(life)).then_some(attr)
+    }
+
+    /// What is known of a directory's names and counts.
+    fn dir(&mut self, promises: &Promises, dir: Ino) -> Option<&mut KnownDir> {
+        let life = self.life(promises, &Promise::Dir(dir))?;
+        self.dirs.get(&dir).filter(|known| known.life == life)
     }
 
     /// The life of names and attributes that the promise covers.
@@ -659,8 +661,7 @@ impl Local<'_> {
 
     /// Whether a directory has no entry, if that is known.
     pub fn is_empty(&mut self, dir: Ino) -> Option<bool> {
-        let life = self.inner.life(self.promises, &Promise::Dir(dir))?;
-        let known = self.inner.dirs.get(&dir).filter(|known| known.life == life)?;
+        let known = self.inner.dir(self.promises, dir)?;
         match known.names.values().any(Option::is_some) {
             true => Some(false),
             false => (known.listed == Reach::All).then_some(true),

@@ -93,7 +93,7 @@ impl Reads {
             walk.opens += 1;
             walk.later += u32::from(ino > last);
         }
-        walk.ahead -= usize::from(was_ahead).min(walk.ahead);
+        walk.ahead = walk.ahead.saturating_sub(usize::from(was_ahead));
         // While half of the last ones are being read the next ones come.
         let is_due = (was_ahead || waited) && walk.ahead <= walk.batch / 2;
         let batch = if walk.batch == 0 { BATCH_FIRST } else { (walk.batch * 2).min(BATCH_MAX) };
@@ -116,7 +116,7 @@ impl Reads {
         if let Some((_, dir)) = self.unread.pop_lru()
             && let Some(walk) = self.dirs.peek_mut(&dir)
         {
-            walk.ahead -= 1.min(walk.ahead);
+            walk.ahead = walk.ahead.saturating_sub(1);
         }
         if self.score == 0 {
             (self.waited, self.begin_after) = (0, (self.begin_after * 2).min(BEGIN_AFTER_MAX));
@@ -214,11 +214,10 @@ impl Fs {
         let submitted = self.inner.client.look_ahead(inos.iter().map(|ino| content_view(*ino)).collect());
         let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
-            let patience = Patience::within(fs.inner.config.close_timeout);
+            let patience = fs.ahead_patience();
             let mut parts = Vec::new();
             for (ino, submitted) in inos.iter().zip(submitted) {
-                // What cannot be had ahead will be asked for, and then says why.
-                if let Ok(Ok(reply)) = patience.wait(submitted).await {
+                if let Some(reply) = Fs::had_ahead(submitted, &patience).await {
                     fs.learn_extents(0, reply);
                     let content = fs.cache().content(fs.promises(), *ino, 0, INLINE_BYTES as u64);
                     parts.extend(content.and_then(|content| content.parts.ok()).unwrap_or_default());

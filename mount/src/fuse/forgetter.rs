@@ -4,12 +4,12 @@
 //! What stands under a name is not dropped, it is only asked for again: dropping it would take mounts away that stand
 //! there. fuser has no words for that, so this writes the kernel's (`fuse_notify_inval_entry_out` of linux/fuse.h).
 
+use super::worker::{Tasks, Worker};
 use crate::fs::KernelForget;
 use fuser::{INodeNo, Notifier};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// `FUSE_NOTIFY_INVAL_ENTRY`, which stands where an answer has its error.
 const INVAL_ENTRY: i32 = 3;
@@ -18,79 +18,35 @@ const EXPIRE_ONLY: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const BODY_BYTES: usize = 16;
 
-/// The thread, which ends when this is dropped.
-pub(super) struct Forgetter {
-    queue: Arc<Queue>,
-}
-
 type Done = Box<dyn FnOnce() + Send>;
 
 /// What waits; each recall is taken once, and what it concerns is bounded where it was noted.
-#[derive(Default)]
-struct Queue {
-    state: Mutex<Waiting>,
-    more: Condvar,
-}
+type Recalls = VecDeque<(KernelForget, Done)>;
 
-#[derive(Default)]
-struct Waiting {
-    forget: VecDeque<(KernelForget, Done)>,
-    over: bool,
-}
-
-impl Queue {
-    fn state(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub(super) type Forgetter = Worker<Recalls>;
 
 /// The queue's end that [`crate::fs::Fs`] writes to.
-pub(super) struct KernelNames {
-    queue: Arc<Queue>,
-}
+pub(super) struct KernelNames(Tasks<Recalls>);
 
 impl KernelNames {
     pub fn forget(&self, forget: KernelForget, done: Done) {
-        self.queue.state().forget.push_back((forget, done));
-        self.queue.more.notify_one();
+        self.0.add(|recalls| recalls.push_back((forget, done)));
     }
 }
 
-impl Forgetter {
-    /// `device` is the mount's `/dev/fuse`.
-    pub fn start(notifier: Notifier, device: File) -> io::Result<(Forgetter, KernelNames)> {
-        let queue = Arc::new(Queue::default());
-        let waiting = queue.clone();
-        std::thread::Builder::new().name("kfs-forget".to_owned()).spawn(move || {
-            loop {
-                let mut state = waiting.state();
-                while state.forget.is_empty() && !state.over {
-                    state = waiting.more.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-                let Some((forget, done)) = state.forget.pop_front() else { return };
-                drop(state);
-                for ino in forget.inodes {
-                    // Attributes alone: what is negative names no pages.
-                    told(notifier.inval_inode(INodeNo(ino), -1, 0), ino);
-                }
-                for (dir, name) in forget.names {
-                    told((&device).write_all(&expire(dir, name.as_bytes())), dir);
-                }
-                done();
-            }
-        })?;
-        Ok((Forgetter { queue: queue.clone() }, KernelNames { queue }))
-    }
-}
-
-impl Drop for Forgetter {
-    fn drop(&mut self) {
-        let mut state = self.queue.state();
-        state.over = true;
-        state.forget.clear();
-        drop(state);
-        self.queue.more.notify_all();
-    }
+/// `device` is the mount's `/dev/fuse`.
+pub(super) fn start(notifier: Notifier, device: File) -> io::Result<(Forgetter, KernelNames)> {
+    let (worker, tasks) = Worker::start("kfs-forget", Recalls::pop_front, move |(forget, done)| {
+        for ino in forget.inodes {
+            // Attributes alone: what is negative names no pages.
+            told(notifier.inval_inode(INodeNo(ino), -1, 0), ino);
+        }
+        for (dir, name) in forget.names {
+            told((&device).write_all(&expire(dir, name.as_bytes())), dir);
+        }
+        done();
+    })?;
+    Ok((worker, KernelNames(tasks)))
 }
 
 fn told(result: io::Result<()>, ino: u64) {

@@ -2,7 +2,7 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{CreateHow, Fs, NewNode, ROOT};
+use mount::fs::{CreateHow, DirEntry, Fs, NewNode, ROOT};
 use proto::message::{FileKind, Refusal};
 use std::time::Duration;
 
@@ -47,21 +47,27 @@ async fn costs_nothing(fs: &Fs, work: impl AsyncFn()) {
     panic!("it costs something each time");
 }
 
-/// What `ls -l` does.
-async fn list(fs: &Fs, dir: u64) -> usize {
+/// All entries of a directory, as a listing brings them.
+async fn entries(fs: &Fs, dir: u64) -> Vec<DirEntry> {
     let handle = fs.opendir(dir);
-    let (mut count, mut offset) = (0, 0);
+    let (mut all, mut offset) = (Vec::new(), 0);
     loop {
         let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
         let Some(last) = entries.last() else { break };
         offset = last.offset;
-        for entry in entries.iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
-            fs.getattr(entry.ino, &patience()).await.expect("is there");
-            count += 1;
-        }
+        all.extend(entries.into_iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")));
     }
     fs.releasedir(handle).expect("it is open");
-    count
+    all
+}
+
+/// What `ls -l` does.
+async fn list(fs: &Fs, dir: u64) -> usize {
+    let entries = entries(fs, dir).await;
+    for entry in &entries {
+        fs.getattr(entry.ino, &patience()).await.expect("is there");
+    }
+    entries.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +161,7 @@ async fn small_files_are_there_before_they_are_opened() {
     let handle = fs.opendir(ROOT);
     let mut entries = Vec::new();
     while entries.len() < NAMES + 2 {
-        let offset = entries.last().map_or(0, |entry: &mount::fs::DirEntry| entry.offset);
+        let offset = entries.last().map_or(0, |entry: &DirEntry| entry.offset);
         entries.extend(fs.readdir(handle, offset, true, &patience()).await.expect("lists"));
     }
     entries.retain(|entry| entry.name.starts_with(b"small"));
@@ -255,16 +261,8 @@ async fn walk(fs: &Fs, dir: u64) -> usize {
     let (mut left, mut count) = (vec![dir], 0);
     while let Some(dir) = left.pop() {
         count += 1;
-        let handle = fs.opendir(dir);
-        let mut offset = 0;
-        loop {
-            let entries = fs.readdir(handle, offset, true, &patience()).await.expect("lists");
-            let Some(last) = entries.last() else { break };
-            offset = last.offset;
-            let dirs = entries.iter().filter(|entry| !matches!(&entry.name[..], b"." | b".."));
-            left.extend(dirs.filter(|entry| entry.kind == FileKind::Dir).map(|entry| entry.ino));
-        }
-        fs.releasedir(handle).expect("it is open");
+        let dirs = entries(fs, dir).await.into_iter().filter(|entry| entry.kind == FileKind::Dir);
+        left.extend(dirs.map(|entry| entry.ino));
     }
     count
 }
