@@ -182,10 +182,11 @@ impl Showing {
     /// An inode's attributes.
     pub fn attributes(&self, stat: &Stat) -> Duration {
         let (client, ino) = (&self.fs.inner.client, self.fs.ino(stat.ino));
-        if self.fs.inner.kernel.get().is_none() || self.fs.cache().is_changing(&stat.covering) {
+        let Some(covering) = stat.covering else { return Duration::ZERO };
+        if self.fs.inner.kernel.get().is_none() || self.fs.cache().is_changing(&covering) {
             return Duration::ZERO;
         }
-        client.shown().attributes(client.promises(), self.since, stat.covering, ino)
+        client.shown().attributes(client.promises(), self.since, covering, ino)
     }
 
     /// Both, where the kernel is told of one time only.

@@ -148,7 +148,7 @@ fn is_due(stat: &Stat, now: Time) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::message::{FileKind, Promise};
+    use proto::message::FileKind;
 
     #[test]
     fn an_atime_moves_once_after_each_change_and_once_a_day() {
@@ -166,7 +166,7 @@ mod tests {
             mtime: at(mtime),
             ctime: at(ctime),
             rdev: 0,
-            covering: Promise::Inode(Ino(1)),
+            covering: None,
         };
         let day = 86_400;
         for (atime, mtime, ctime, now, due) in [

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use proto::Ino;
 use proto::message::Op;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -48,11 +49,16 @@ impl Asked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It ends when what this gives is given to [`Asked::end`].
-    pub fn begin(&self, ino: Ino) -> watch::Sender<()> {
-        let (answered, asked) = watch::channel(());
-        self.table().insert(ino, asked);
-        answered
+    /// Begins it, unless it is under way. It ends when what this gives is given to [`Asked::end`].
+    pub fn begin(&self, ino: Ino) -> Option<watch::Sender<()>> {
+        match self.table().entry(ino) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(free) => {
+                let (answered, asked) = watch::channel(());
+                free.insert(asked);
+                Some(answered)
+            }
+        }
     }
 
     pub fn end(&self, ino: Ino, answered: watch::Sender<()>) {
@@ -73,7 +79,6 @@ impl Asked {
 /// How far a directory's names have been asked for.
 struct Looked {
     pages: u32,
-    under_way: bool,
     since: Instant,
 }
 
@@ -162,35 +167,33 @@ impl Fs {
             Known::UpTo(hash) => hash,
             Known::Nothing => 0,
         };
-        let limit = {
+        let (limit, answered) = {
             let mut looked = self.inner.ahead.looked();
             let now = Instant::now();
-            let of = looked.get_or_insert_mut(dir, || Looked { pages: 0, under_way: false, since: now });
-            if now.duration_since(of.since) > TRIED_FOR && !of.under_way {
-                *of = Looked { pages: 0, under_way: false, since: now };
-            }
-            if of.under_way || of.pages >= MAX_PAGES {
+            let of = looked.get_or_insert_mut(dir, || Looked { pages: 0, since: now });
+            let is_long_ago = now.duration_since(of.since) > TRIED_FOR;
+            if of.pages >= MAX_PAGES && !is_long_ago {
                 return;
             }
-            of.under_way = true;
+            let Some(answered) = self.inner.ahead.listings.begin(dir) else { return };
+            if is_long_ago {
+                *of = Looked { pages: 0, since: now };
+            }
             of.pages += 1;
-            if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }
+            (if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }, answered)
         };
-        let (fs, answered) = (self.clone(), self.inner.ahead.listings.begin(dir));
+        let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
             // Behind the question for the name.
             let asked = fs.inner.client.submit(Op::View(page_view(dir, after, limit)), Bytes::new());
             if let Some(reply) = Fs::had_ahead(asked, &fs.ahead_patience()).await {
                 let _ = fs.learn_page(after, reply);
             }
-            fs.inner.ahead.listings.end(dir, answered);
             let is_kept = !matches!(fs.cache().known_of(fs.promises(), dir), Known::Nothing);
-            if let Some(of) = fs.inner.ahead.looked().get_mut(&dir) {
-                of.under_way = false;
-                if !is_kept {
-                    of.pages = MAX_PAGES;
-                }
+            if !is_kept && let Some(of) = fs.inner.ahead.looked().get_mut(&dir) {
+                of.pages = MAX_PAGES;
             }
+            fs.inner.ahead.listings.end(dir, answered);
         });
     }
 
@@ -233,10 +236,11 @@ impl Fs {
         };
         let is_known = |dir: &Ino| matches!(self.cache().known_of(self.promises(), *dir), Known::All);
         let (known, unknown): (Vec<Ino>, Vec<Ino>) = due.into_iter().partition(is_known);
-        let views = unknown.iter().map(|dir| page_view(*dir, 0, MORE_ENTRIES)).collect();
-        let answered: Vec<_> = unknown.iter().map(|dir| self.inner.ahead.listings.begin(*dir)).collect();
+        let begin = |dir: Ino| Some((dir, self.inner.ahead.listings.begin(dir)?));
+        let begun: Vec<_> = unknown.into_iter().filter_map(begin).collect();
+        let views = begun.iter().map(|(dir, _)| page_view(*dir, 0, MORE_ENTRIES)).collect();
         let submitted = self.inner.client.look_ahead(views);
-        for (dir, (submitted, answered)) in unknown.into_iter().zip(submitted.into_iter().zip(answered)) {
+        for ((dir, answered), submitted) in begun.into_iter().zip(submitted) {
             let fs = self.clone();
             proto::task::spawn_on(&self.inner.runtime, async move {
                 if let Some(reply) = Fs::had_ahead(submitted, &fs.ahead_patience()).await {

@@ -25,8 +25,8 @@ pub struct Stat {
     pub mtime: Time,
     pub ctime: Time,
     pub rdev: u32,
-    /// What a promise on these attributes is about.
-    pub covering: Promise,
+    /// What the promise is about under which these attributes were known to be right, if there was one.
+    pub covering: Option<Promise>,
 }
 
 /// What `setattr` is to change; `None` stays.
@@ -134,21 +134,17 @@ impl Fs {
         }
     }
 
-    /// What a program is shown: the server's attributes and over them what is
-    /// still to be sent.
-    pub(super) fn stat(&self, attr: &Attr) -> Stat {
-        let mut newer = None;
-        let pending = match attr.kind {
-            FileKind::File => self.inner.files.get(attr.ino).and_then(|file| {
-                let pending = file.pending();
-                // What is answered for has left the file after it entered the cache,
-                // which may be later than `attr` was taken from there.
-                newer = self.cache().attr_once(attr.ino).filter(|known| known.version > attr.version);
-                pending
-            }),
+    /// What a program is shown of an inode that has been found: what is known of it by now, and over that what is still
+    /// to be sent.
+    pub(super) fn stat(&self, found: &Attr) -> Stat {
+        // First what was written here: what is answered for has left the file, and the file has been forgotten, after
+        // it entered the cache; and that may be later than `found` was taken from there.
+        let pending = match found.kind {
+            FileKind::File => self.inner.files.get(found.ino).and_then(|file| file.pending()),
             _ => None,
         };
-        let attr = newer.as_ref().unwrap_or(attr);
+        let newest = self.cache().newest(self.promises(), found);
+        let (attr, is_right) = newest.as_ref().map_or((found, false), |(attr, is_right)| (attr, *is_right));
         let mut stat = Stat {
             ino: self.shown_ino(attr.ino),
             kind: attr.kind,
@@ -165,7 +161,7 @@ impl Fs {
             mtime: attr.mtime,
             ctime: attr.ctime,
             rdev: attr.rdev,
-            covering: covering(attr),
+            covering: is_right.then(|| covering(attr)),
         };
         if let Some(accessed) = self.inner.accessed.of(attr) {
             stat.atime = stat.atime.max(accessed);

@@ -175,6 +175,18 @@ impl Cache {
         self.inner().attrs.get(&ino).map(|k| k.attr.clone())
     }
 
+    /// What is known of an inode beside what was once found, if that is as new; and whether it is known to be right.
+    pub fn newest(&self, promises: &Promises, found: &Attr) -> Option<(Attr, bool)> {
+        let mut inner = self.inner();
+        match inner.attr(promises, found.ino) {
+            Some(attr) => Some((attr, true)),
+            None => {
+                let known = inner.attrs.get(&found.ino).filter(|known| known.attr.version > found.version)?;
+                Some((known.attr.clone(), false))
+            }
+        }
+    }
+
     /// The inode that a name was last known to be of.
     pub fn name_once(&self, dir: Ino, name: &Name) -> Option<Ino> {
         let cursor = Cursor::of(name);

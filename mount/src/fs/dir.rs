@@ -6,6 +6,7 @@
 //! offset is the hash of the entry before it. A handle holds one page, and the
 //! next one while it is on its way.
 
+use super::cache::Found;
 use super::{Fs, Stat};
 use crate::client::{Patience, Reply};
 use crate::error::FsError;
@@ -124,27 +125,42 @@ impl Fs {
             out.extend(entries);
             return Ok(out);
         }
-        let page = self.page(&handle, offset, patience).await?;
-        if begins {
-            self.walks(handle.dir, false);
-        }
-        // The page may lack what was done here since it was asked for; and what follows will come from there as well.
-        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
-            out.extend(entries);
-            return Ok(out);
-        }
-        let listed = page.behind(offset).unwrap_or_default();
-        out.extend(listed.iter().map(|listed| {
-            let stat = self.stat(&listed.attr);
-            DirEntry {
-                name: listed.name.as_bytes().to_vec(),
-                ino: stat.ino,
-                kind: stat.kind,
-                offset: listed.cursor().hash,
-                stat: stats.then_some(stat),
+        let mut offset = offset;
+        loop {
+            let page = self.page(&handle, offset, patience).await?;
+            if begins {
+                self.walks(handle.dir, false);
             }
-        }));
-        Ok(out)
+            // The page may lack what was done here since it was asked for; and what follows will come from there as well.
+            if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
+                out.extend(entries);
+                return Ok(out);
+            }
+            let listed = page.behind(offset).unwrap_or_default();
+            out.extend(listed.iter().filter_map(|listed| self.listed_entry(handle.dir, listed, stats)));
+            match listed.last() {
+                // Nothing of it is left, and no entries would mean the end.
+                Some(last) if out.is_empty() => offset = last.cursor().hash,
+                _ => return Ok(out),
+            }
+        }
+    }
+
+    /// What by now stands under a name that a page has, as far as that is known: it may have been changed here since.
+    fn listed_entry(&self, dir: Ino, listed: &Listed, stats: bool) -> Option<DirEntry> {
+        let stat = match self.cache().lookup(self.promises(), dir, &listed.name) {
+            Some(Found::Entry(attr)) => self.stat(&attr),
+            Some(Found::Absent) => return None,
+            // The kernel is to ask for it again.
+            Some(Found::Inode(_)) | None => Stat { covering: None, ..self.stat(&listed.attr) },
+        };
+        Some(DirEntry {
+            name: listed.name.as_bytes().to_vec(),
+            ino: stat.ino,
+            kind: stat.kind,
+            offset: listed.cursor().hash,
+            stat: stats.then_some(stat),
+        })
     }
 
     fn dots(&self, dir: Ino, offset: u64, out: &mut Vec<DirEntry>) {

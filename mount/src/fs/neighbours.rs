@@ -210,13 +210,14 @@ impl Fs {
     }
 
     fn ask_ahead(&self, inos: Vec<Ino>) {
-        let answered: Vec<_> = inos.iter().map(|ino| self.inner.neighbours.asked.begin(*ino)).collect();
-        let submitted = self.inner.client.look_ahead(inos.iter().map(|ino| content_view(*ino)).collect());
+        let begin = |ino: Ino| Some((ino, self.inner.neighbours.asked.begin(ino)?));
+        let begun: Vec<_> = inos.into_iter().filter_map(begin).collect();
+        let submitted = self.inner.client.look_ahead(begun.iter().map(|(ino, _)| content_view(*ino)).collect());
         let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
             let patience = fs.ahead_patience();
             let mut parts = Vec::new();
-            for (ino, submitted) in inos.iter().zip(submitted) {
+            for ((ino, _), submitted) in begun.iter().zip(submitted) {
                 if let Some(reply) = Fs::had_ahead(submitted, &patience).await {
                     fs.learn_extents(0, reply);
                     let content = fs.cache().content(fs.promises(), *ino, 0, INLINE_BYTES as u64);
@@ -225,7 +226,7 @@ impl Fs {
             }
             // What did not come along, side by side too.
             fs.load_all(&parts);
-            for (ino, answered) in inos.into_iter().zip(answered) {
+            for (ino, answered) in begun {
                 fs.inner.neighbours.asked.end(ino, answered);
             }
         });

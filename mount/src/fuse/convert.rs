@@ -9,8 +9,8 @@ use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
     ReplyLock, ReplyLseek, ReplyWrite, ReplyXattr, TimeOrNow,
 };
-use proto::message::{FallocateHow, FileKind, LockHolder, LockMode, Promise};
-use proto::{Ino, Time};
+use proto::Time;
+use proto::message::{FallocateHow, FileKind, LockHolder, LockMode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What programs are told to read and write at once, in bytes.
@@ -254,7 +254,7 @@ fn placeholder(ino: u64) -> FileAttr {
         mtime: zero,
         ctime: zero,
         rdev: 0,
-        covering: Promise::Inode(Ino(ino)),
+        covering: None,
     })
 }
 

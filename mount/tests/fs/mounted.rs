@@ -25,7 +25,7 @@ impl Mounted {
     async fn run(&self, script: &str) -> String {
         let (script, dir) = (script.to_owned(), self.dir.clone());
         let run = move || {
-            let out = Command::new("bash").args(["-euc", &script]).current_dir(&dir).output().expect("bash runs");
+            let out = Command::new("bash").args(["-euxc", &script]).current_dir(&dir).output().expect("bash runs");
             let err = String::from_utf8_lossy(&out.stderr).into_owned();
             let said = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(out.status.success(), "{script}: {} {err} {said}", out.status);
@@ -99,10 +99,10 @@ async fn git_works_on_a_mount() {
     let one = Mounted::at(&place, "one").await;
     one.run(
         "export HOME=$PWD GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a
-         git init -q r && cd r && for i in $(seq 50); do echo $i > f$i; done && git add . && git commit -qm one
-         for i in $(seq 20); do echo more >> f$i; done && git commit -qam two && git gc -q && git fsck --strict
-         git checkout -q HEAD~1 && test \"$(cat f1)\" = 1 && git status --porcelain | wc -l | grep -qx 0
-         cd .. && git clone -q r s && diff -r r/f1 s/f1 && rm -rf r s",
+         git init -q r; cd r; for i in $(seq 50); do echo $i > f$i; done; git add .; git commit -qm one
+         for i in $(seq 20); do echo more >> f$i; done && git commit -qam two; git gc -q; git fsck --strict
+         git checkout -q HEAD~1; test \"$(cat f1)\" = 1; test -z \"$(git status --porcelain)\"
+         cd ..; git clone -q r s; diff -r r/f1 s/f1; rm -rf r s",
     )
     .await;
     one.unmount().await;

@@ -4,7 +4,7 @@
 use super::rng::Rng;
 use mount::client::Patience;
 use mount::error::FsError;
-use mount::fs::{self, Fs, KernelForget, Stat};
+use mount::fs::{self, DirEntry, Fs, KernelForget, Stat};
 use proto::message::Refusal;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,6 +73,28 @@ impl Kernel {
             state.inodes.insert(ino, (stat.clone(), Instant::now() + showing.attributes(&stat)));
         }
         Ok(stat)
+    }
+
+    /// Some entries behind an offset. It keeps of each what it may, as of a lookup.
+    pub async fn list(
+        &self,
+        fs: &Fs,
+        dir: u64,
+        (handle, offset): (u64, u64),
+        p: &Patience,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        let (showing, changes) = (fs.showing(), self.state().changes);
+        let entries = fs.readdir(handle, offset, true, p).await?;
+        let mut state = self.state();
+        if state.changes == changes {
+            for entry in &entries {
+                let Some(stat) = &entry.stat else { continue };
+                let until = Instant::now() + showing.entry(dir, &entry.name, stat);
+                state.inodes.insert(stat.ino, (stat.clone(), until));
+                state.names.insert((dir, entry.name.clone()), (Some(stat.clone()), until));
+            }
+        }
+        Ok(entries)
     }
 
     /// Something has been changed through it. It knows what; this forgets all.

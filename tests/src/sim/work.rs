@@ -269,7 +269,8 @@ impl Work {
             let handle = self.fs.opendir(dir);
             let (mut names, mut offset) = (BTreeMap::new(), 0);
             loop {
-                let entries = self.fs.readdir(handle, offset, true, &Patience::within(PATIENCE)).await?;
+                let patience = Patience::within(PATIENCE);
+                let entries = self.kernel.list(&self.fs, dir, (handle, offset), &patience).await?;
                 let Some(last) = entries.last() else { break };
                 offset = last.offset;
                 names.extend(entries.into_iter().map(|entry| (entry.name, entry.ino)));
