@@ -200,6 +200,11 @@ impl Player {
         self.not_before = self.not_before.max(at);
     }
 
+    /// Whether a change of its own is on its way.
+    fn is_changing(&self) -> bool {
+        self.sent.iter().any(|sent| !sent.answered && sent.op.is_change())
+    }
+
     /// All pushes up to this one count as seen, since nothing is cached any more.
     fn catch_up(&mut self, to: u64, at: Position) {
         self.forget_all(at);
@@ -386,10 +391,17 @@ impl Play {
         let mut model = self.with_owed(who);
         let (mut op, payload) = pick.op(&model.inodes(true), &model.inodes(false));
         let is_its = |dir: &Ino| player.delegated.contains(&Promise::Dir(*dir));
-        let is_its_file = |ino: &Ino| model.covering(*ino).is_some_and(|dir| is_its(&dir));
+        // It knows a file by having been shown it, for which its content was asked back from whoever was writing there.
+        let id = player.client.id;
+        let is_shown =
+            |ino: &Ino| self.world.machine.delegated.holder(&Promise::Content(*ino)).is_none_or(|of| of == id);
+        let is_its_file = |ino: &Ino| model.covering(*ino).is_some_and(|dir| is_its(&dir)) && is_shown(ino);
         let may = payload.is_empty()
             && match &op {
-                Op::Upload(Upload::Create { dir, .. }) => is_its(dir) && !player.inodes.is_empty(),
+                Op::Upload(Upload::Create { dir, name, .. }) => {
+                    let is_free = model.named(*dir, name).is_none_or(|ino| is_shown(&ino));
+                    is_its(dir) && is_free && !player.inodes.is_empty()
+                }
                 Op::Upload(Upload::Setattr { ino, .. }) => is_its_file(ino),
                 Op::Delete(Delete::Unlink { dir, name }) => {
                     is_its(dir) && model.named(*dir, name).is_none_or(|ino| is_its_file(&ino) || is_its(&ino))
@@ -456,8 +468,9 @@ impl Play {
             let effects = self.world.effects(&join(&frames));
             let place = Position { epoch: Epoch(1), partition: PARTITION, offset, index: 0 };
             self.players[who].forget_all(place.of_frame(frames.len() as u8 - 1));
+            let waiting = |frame: usize| self.world.machine.is_waiting(place.of_frame(frame as u8));
+            assert!(!(0..frames.len()).any(waiting), "what is its own waits for nobody");
             self.go_on();
-            assert!(!self.waits.values().any(|waits| waits.who == who), "what is its own waits for nobody");
             self.take(effects);
         }
         if forfeited {
@@ -614,7 +627,8 @@ impl Play {
         if answer.pushed.0 > player.seen {
             player.catch_up(answer.pushed.0, answer.at);
         }
-        if let Some(op) = op {
+        // What an own change that is on its way may concern is not answered for from what is known.
+        if let Some(op) = op.filter(|_| !player.is_changing()) {
             player.learn(&op, answer);
         }
     }
