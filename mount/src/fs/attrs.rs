@@ -143,8 +143,7 @@ impl Fs {
             FileKind::File => self.inner.files.get(found.ino).and_then(|file| file.pending()),
             _ => None,
         };
-        let newest = self.cache().newest(self.promises(), found);
-        let (attr, is_right) = newest.as_ref().map_or((found, false), |(attr, is_right)| (attr, *is_right));
+        let (attr, is_right) = self.cache().newest(self.promises(), found);
         let mut stat = Stat {
             ino: self.shown_ino(attr.ino),
             kind: attr.kind,
@@ -161,9 +160,9 @@ impl Fs {
             mtime: attr.mtime,
             ctime: attr.ctime,
             rdev: attr.rdev,
-            covering: is_right.then(|| covering(attr)),
+            covering: is_right.then(|| covering(&attr)),
         };
-        if let Some(accessed) = self.inner.accessed.of(attr) {
+        if let Some(accessed) = self.inner.accessed.of(&attr) {
             stat.atime = stat.atime.max(accessed);
         }
         if let Some(pending) = pending {

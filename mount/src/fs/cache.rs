@@ -175,16 +175,23 @@ impl Cache {
         self.inner().attrs.get(&ino).map(|k| k.attr.clone())
     }
 
-    /// What is known of an inode beside what was once found, if that is as new; and whether it is known to be right.
-    pub fn newest(&self, promises: &Promises, found: &Attr) -> Option<(Attr, bool)> {
+    /// What is known by now of an inode that was found, and whether that is known to be right. Where its names are others
+    /// by now only its content is taken from there: the rest would not fit the name that it was found under.
+    pub fn newest(&self, promises: &Promises, found: &Attr) -> (Attr, bool) {
         let mut inner = self.inner();
-        match inner.attr(promises, found.ino) {
-            Some(attr) => Some((attr, true)),
-            None => {
-                let known = inner.attrs.get(&found.ino).filter(|known| known.attr.version > found.version)?;
-                Some((known.attr.clone(), false))
-            }
+        let right = inner.attr(promises, found.ino);
+        match right {
+            Some(known) if (known.nlink, known.parent) == (found.nlink, found.parent) => return (known, true),
+            _ => {}
         }
+        let mut attr = found.clone();
+        if let Some(KnownAttr { attr: known, .. }) = inner.attrs.get(&found.ino)
+            && (right.is_some() || known.version > found.version)
+        {
+            (attr.size, attr.allocated, attr.version) = (known.size, known.allocated, known.version);
+            (attr.mtime, attr.ctime) = (known.mtime, known.ctime);
+        }
+        (attr, false)
     }
 
     /// The inode that a name was last known to be of.
@@ -326,10 +333,17 @@ impl Cache {
     }
 
     /// A change that was answered here is answered for: `learn` is told what else may be remembered.
-    pub fn settle(&self, promises: &Promises, reply: &Reply, touched: &Touched, learn: impl FnOnce(&mut Lesson<'_>)) {
+    pub fn settle(
+        &self,
+        promises: &Promises,
+        order: u64,
+        reply: &Reply,
+        touched: &Touched,
+        learn: impl FnOnce(&mut Lesson<'_>),
+    ) {
         self.learn(promises, reply, |l| {
             let (at, inner) = (l.at, &mut *l.inner);
-            inner.pending.settle(touched, reply.order, Some(at));
+            inner.pending.settle(touched, order, Some(at));
             for (dir, _) in &touched.names {
                 if let Some(known) = inner.dirs.get(dir) {
                     known.changed_at = known.changed_at.max(at);

@@ -101,7 +101,7 @@ impl Collector {
             let fs = Fs { inner };
             let result = match answer {
                 Ok(reply) => {
-                    fs.settle(&reply, &touched);
+                    fs.settle(order, &reply, &touched);
                     Ok(())
                 }
                 Err(error) => {
@@ -333,9 +333,9 @@ impl Fs {
     }
 
     /// A change that was answered here has taken effect.
-    fn settle(&self, reply: &Reply, touched: &Touched) {
+    fn settle(&self, order: u64, reply: &Reply, touched: &Touched) {
         let mut made = None;
-        self.cache().settle(self.promises(), reply, touched, |l| match &reply.outcome {
+        self.cache().settle(self.promises(), order, reply, touched, |l| match &reply.outcome {
             Outcome::Entry(attr) => {
                 l.attr(attr);
                 made = l.is_of(attr);

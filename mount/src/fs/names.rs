@@ -49,7 +49,12 @@ impl Fs {
                     l.attr(&attr);
                     l.name(dir, name, Some((attr.ino, attr.kind)));
                 });
-                Ok(attr)
+                // It may have been changed here since it was asked for.
+                match self.cache().lookup(self.promises(), dir, name) {
+                    Some(Found::Entry(newer)) => Ok(newer),
+                    Some(Found::Absent) => Err(FsError::refused(Refusal::NotFound)),
+                    Some(Found::Inode(_)) | None => Ok(attr),
+                }
             }
             Ok(_) => Err(FsError::WrongAnswer { op: "lookup" }),
             Err(error) => {

@@ -26,6 +26,20 @@ struct State {
     changes: u64,
 }
 
+impl State {
+    /// What stands under a name, as of one moment: with attributes that are asked for later it may be gone by then, as
+    /// everywhere.
+    fn known(&self, dir: u64, name: &[u8]) -> Option<Option<Stat>> {
+        let now = Instant::now();
+        match self.names.get(&(dir, name.to_vec())).filter(|(_, until)| *until > now)? {
+            (None, _) => Some(None),
+            (Some(found), _) => {
+                self.inodes.get(&found.ino).filter(|(_, until)| *until > now).map(|(stat, _)| Some(stat.clone()))
+            }
+        }
+    }
+}
+
 impl Kernel {
     /// Puts one before the mount.
     pub fn before(fs: &Fs, client: usize, pace_ms: u32) -> Kernel {
@@ -37,12 +51,8 @@ impl Kernel {
     }
 
     pub async fn lookup(&self, fs: &Fs, dir: u64, name: &[u8], p: &Patience) -> Result<Option<Stat>, FsError> {
-        let now = Instant::now();
-        let known = self.state().names.get(&(dir, name.to_vec())).filter(|(_, until)| *until > now).cloned();
-        match known {
-            Some((None, _)) => return Ok(None),
-            Some((Some(stat), _)) => return self.getattr(fs, stat.ino, p).await.map(Some),
-            None => {}
+        if let Some(known) = self.state().known(dir, name) {
+            return Ok(known);
         }
         let (showing, changes) = (fs.showing(), self.state().changes);
         let found = match fs.lookup(dir, name, p).await {
