@@ -430,6 +430,18 @@ impl Client {
         self.inner.status()
     }
 
+    /// The first half of an fsync: waits until all that was answered under delegations is safe in the log. `false` says
+    /// that it cannot be told from there, so that the server's answers are to be waited for.
+    ///
+    /// # Errors
+    /// As `patience` ends.
+    pub async fn stored(&self, patience: &Patience) -> Result<bool, CallError> {
+        if self.volatile() {
+            return Ok(false);
+        }
+        patience.wait(self.inner.stored()).await
+    }
+
     /// The second half of an fsync, after the answers to all that it covers: with a
     /// volatile broker it waits for the server's checkpoint, else it is done at once.
     pub async fn sync(&self, patience: &Patience) -> Result<(), CallError> {

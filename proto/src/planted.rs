@@ -185,6 +185,8 @@ bugs! {
     ContentForEver,
     /// fs: a rename does not forget what stood at its target
     RenameForgetsTarget,
+    /// client: an fsync returns before the log has what was written
+    SyncedBeforeStored,
     /// fs: close returns before what was written is answered for
     CloseDoesNotWait,
     /// fs: a lock is given up before what was written under it is answered for

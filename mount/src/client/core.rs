@@ -19,6 +19,7 @@ mod ordered;
 mod parked;
 mod pushes;
 mod replace;
+mod stored;
 mod touch;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ use proto::{Epoch, Position, PushNo, RequestNo, SessionId, Time};
 use pushes::Pushes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+pub(super) use stored::Stored;
 
 /// One gap is filled at most this often, in milliseconds: of many pipelined
 /// requests after a lost one each is answered with the same gap.
@@ -109,6 +111,8 @@ pub(crate) struct Entry<W> {
     pub answered: bool,
     /// That was in the present session.
     pub local: bool,
+    /// It has waited in the server and is entered once more, by another order.
+    pub asked_again: bool,
     /// Rises with each request entered; the log has them in this order.
     pub order: u64,
     pub entered_ms: u64,
@@ -126,6 +130,7 @@ impl<W> Entry<W> {
             only_in: None,
             answered: false,
             local: false,
+            asked_again: false,
             order: 0,
             entered_ms: now_ms,
         }
@@ -209,6 +214,8 @@ pub(crate) struct Core<W> {
     pushes: Pushes,
     /// The highest position heard of.
     seen: Option<Position>,
+    /// Where the last one stands of this session's requests that have been answered.
+    answered_offset: u64,
     open_inodes: usize,
     heard_ms: u64,
     /// When a new number was last sent.
@@ -245,6 +252,7 @@ impl<W: Waiter> Core<W> {
             acks: Acks::default(),
             pushes: Pushes::default(),
             seen: None,
+            answered_offset: 0,
             open_inodes: 0,
             heard_ms: 0,
             numbered_ms: 0,
@@ -318,6 +326,7 @@ impl<W: Waiter> Core<W> {
             self.silent_since = None;
         }
         self.seen = self.seen.max(Some(answer.at));
+        self.answered_offset = self.answered_offset.max(answer.at.offset);
         self.acks.answered(number);
         self.ordinary -= usize::from(!is_upkeep(&flight.entry.op));
         if self.overtakes_change(number) {
@@ -422,14 +431,17 @@ impl<W: Waiter> Core<W> {
         self.flush(now_ms, out);
     }
 
-    /// The log's word on a record sent: stored, or not as far as it knows.
-    pub(crate) fn appended(&mut self, now_ms: u64, session: SessionId, number: RequestNo, stored: bool) {
+    /// The log's word on a record sent: stored at an offset, or not as far as it knows.
+    pub(crate) fn appended(&mut self, now_ms: u64, session: SessionId, number: RequestNo, offset: Option<u64>) {
         if self.session() != Some(session) {
             return;
         }
         if let Some(flight) = self.flight.get_mut(&number) {
-            flight.append = if stored { Append::Done } else { Append::Failed };
-            let due_ms = if stored { flight.sent_ms + backoff_ms(flight.sends) } else { now_ms + RESEND_FIRST_MS };
+            flight.append = offset.map_or(Append::Failed, Append::Done);
+            let due_ms = match offset {
+                Some(_) => flight.sent_ms + backoff_ms(flight.sends),
+                None => now_ms + RESEND_FIRST_MS,
+            };
             self.wake_at(due_ms);
         }
     }

@@ -15,7 +15,7 @@ mod inbox;
 mod inodes;
 mod reserve;
 
-use super::core::{Action, Core, Entry, Journaled, Waiter};
+use super::core::{Action, Core, Entry, Journaled, Stored, Waiter};
 use super::journal::Journal;
 use super::patience::Patience;
 use super::promises::Promises;
@@ -96,6 +96,8 @@ pub(super) struct Inner {
     pub transfers: Transfers,
     reserves: Reserves,
     inodes: Mutex<Inodes>,
+    /// Held by whoever is woken when something becomes of an append.
+    looks_at_appends: tokio::sync::Mutex<()>,
     invalidations: broadcast::Sender<Invalidation>,
     /// The moment that the timer waits for, and what wakes it earlier.
     armed_ms: AtomicU64,
@@ -395,6 +397,7 @@ impl Inner {
             only_in,
             answered: local,
             local,
+            asked_again: false,
             order: 0,
             entered_ms: now_ms,
         };
@@ -695,7 +698,7 @@ impl Inner {
                     self.append_group(state, now_ms);
                 }
                 if now_ms >= state.appends_at_ms {
-                    self.look_at_appends(state, now_ms);
+                    self.look_at_appends_later(state, now_ms);
                 }
                 let wake_ms = state.wake_ms();
                 self.armed_ms.store(wake_ms, Ordering::Release);
@@ -711,16 +714,50 @@ impl Inner {
         }
     }
 
+    /// Waits until all that has been answered under delegations is safe in the log. `false` says that only the server's
+    /// answers can tell.
+    pub(super) async fn stored(&self) -> bool {
+        let upto = self.state().core.entered();
+        let now = || {
+            let state = self.state();
+            state.core.stored(self.now_ms(), upto)
+        };
+        if now() == Stored::Awaited {
+            self.somebody_waits();
+        }
+        let _looks = self.looks_at_appends.lock().await;
+        std::future::poll_fn(|context| {
+            let mut state = self.state();
+            let now_ms = self.now_ms();
+            self.look_at_appends(&mut state, now_ms, context);
+            match state.core.stored(now_ms, upto) {
+                Stored::Safe => Poll::Ready(true),
+                Stored::Unknown => Poll::Ready(false),
+                Stored::Awaited => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The same as [`Inner::look_at_appends`] for nobody, and so not while somebody looks, who is to be woken.
+    fn look_at_appends_later(&self, state: &mut State, now_ms: u64) {
+        match self.looks_at_appends.try_lock() {
+            Ok(_looks) => {
+                self.look_at_appends(state, now_ms, &mut std::task::Context::from_waker(std::task::Waker::noop()));
+            }
+            Err(_) => state.appends_at_ms = now_ms + APPENDS_AFTER_MS,
+        }
+    }
+
     /// Tells the core what became of appends, in the order in which they were made.
-    fn look_at_appends(&self, state: &mut State, now_ms: u64) {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    fn look_at_appends(&self, state: &mut State, now_ms: u64, context: &mut std::task::Context<'_>) {
         while let Some((session, numbers, appended)) = state.appends.front_mut() {
-            let Poll::Ready(result) = appended.as_mut().poll(&mut context) else { break };
+            let Poll::Ready(result) = appended.as_mut().poll(context) else { break };
             if let Err(error) = &result {
                 self.log_error(error);
             }
             for number in numbers {
-                state.core.appended(now_ms, *session, *number, result.is_ok());
+                state.core.appended(now_ms, *session, *number, result.as_ref().ok().copied());
             }
             state.appends.pop_front();
         }

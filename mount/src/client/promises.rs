@@ -101,6 +101,11 @@ impl Promises {
         table.granted.get(promise).copied()
     }
 
+    /// Whether promises count at this moment, whichever there are.
+    pub(crate) fn count(&self, now_ms: u64) -> bool {
+        now_ms < self.table().lease_end_ms
+    }
+
     /// Whether nobody else has to do with it, right now: this session may answer for it.
     pub fn is_delegated(&self, promise: &Promise) -> bool {
         self.grant(promise).is_some_and(|grant| self.table().delegated.get(promise) == Some(&grant))

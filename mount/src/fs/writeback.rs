@@ -475,19 +475,24 @@ impl Fs {
         }
     }
 
-    /// Waits until everything written is answered for and as safe as the cluster makes it.
+    /// Waits until everything written is as safe as the cluster makes it: in the log under delegations, or answered for.
     pub async fn fsync(&self, handle: u64, patience: &Patience) -> Result<(), FsError> {
         let handle = self.inner.handles.file(handle)?;
         self.check_locks(&handle)?;
-        self.write_back(&handle.file, patience, Progress::is_answered).await?;
-        self.all_settled(patience).await?;
+        self.write_back(&handle.file, patience, Progress::is_safe).await?;
+        if !self.inner.client.stored(patience).await? {
+            self.write_back(&handle.file, patience, Progress::is_answered).await?;
+            self.all_settled(patience).await?;
+        }
         self.check_locks(&handle)?;
         Ok(self.inner.client.sync(patience).await?)
     }
 
     /// Directories are changed by requests that have been answered, but for what was answered here.
     pub async fn fsyncdir(&self, patience: &Patience) -> Result<(), FsError> {
-        self.all_settled(patience).await?;
+        if !self.inner.client.stored(patience).await? {
+            self.all_settled(patience).await?;
+        }
         Ok(self.inner.client.sync(patience).await?)
     }
 

@@ -6,6 +6,8 @@
 //!   stands before it. A change stands where its request does.
 //! * No change has taken effect twice; those of one client take effect in their order, and
 //!   what there is of a killed client's changes is a prefix of them.
+//! * What a mount has answered for itself comes about, though it was killed; if its machine's power went, what an fsync
+//!   had covered.
 
 use super::counting;
 use super::history::{Applied, ChangeId, Entered, Found, Inner, Operation, Room, Wrote};
@@ -37,6 +39,8 @@ pub struct Known<'a> {
     pub lost_ends: bool,
     /// Whether a killed client's successor takes over its session.
     pub journal: bool,
+    /// Whether a client's journal can have been lost.
+    pub power_goes: bool,
     /// Whether a server can have lost what it had applied and not brought to disk.
     pub may_lose: bool,
 }
@@ -73,8 +77,35 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
         let model = replay(view, known)?;
         let by_id = exactly_once(view)?;
         in_order(view, &by_id, known.journal)?;
-        linearizable(view, &model, &by_id, known.fresh)
-    })
+        let lives = &history.lives;
+        linearizable(view, &model, &Ahead::of(view, &by_id, lives), &by_id, known.fresh)
+    })?;
+    match views.last() {
+        Some(view) if known.kept.is_none() => nothing_lost(view, &exactly_once(view)?, history, known.power_goes),
+        _ => Ok(()),
+    }
+}
+
+/// What mounts had answered for themselves has come to the server: of one whose journal was lost, what stood before an
+/// fsync.
+fn nothing_lost(
+    view: &View<'_>,
+    by_id: &BTreeMap<ChangeId, Position>,
+    history: &Inner,
+    power_goes: bool,
+) -> Result<(), String> {
+    let missing = view.entered.iter().filter(|entered| entered.is_local && !by_id.contains_key(&entered.id));
+    for entered in missing.filter(|entered| !entered.is_bound) {
+        let client = entered.id.client() as usize;
+        let synced = history.synced.iter().any(|(of, at)| {
+            let born = history.lives.get(&client).map_or(0, |lives| lives.iter().filter(|born| *born < at).count());
+            *of == client && *at > entered.moment && born == entered.life
+        });
+        if synced || !power_goes {
+            return Err(format!("client {client}'s change of {:?} was answered, and is lost", entered.id));
+        }
+    }
+    Ok(())
 }
 
 /// What is used and reserved together grows up to the quota and no further, and nothing is refused that fits.
@@ -264,6 +295,7 @@ fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool
 fn linearizable(
     view: &View<'_>,
     model: &Model,
+    ahead: &Ahead,
     by_id: &BTreeMap<ChangeId, Position>,
     fresh: usize,
 ) -> Result<(), String> {
@@ -286,7 +318,6 @@ fn linearizable(
         index.checked_sub(1).map_or(Position::default(), |index| moments[index].1)
     };
 
-    let ahead = Ahead::of(view, by_id);
     let mut order = view.operations.clone();
     order.retain(|(_, operation)| operation.returned.is_some());
     order.sort_by_key(|(_, operation)| operation.returned);
@@ -383,7 +414,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn of(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>) -> Ahead {
+    fn of(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, lives: &BTreeMap<usize, Vec<u64>>) -> Ahead {
         let mut ahead = Ahead { places: BTreeMap::new(), doubtful: BTreeMap::new(), void: BTreeSet::new() };
         for entered in view.entered.iter().filter(|entered| entered.is_local) {
             let client = entered.id.client() as usize;
@@ -394,7 +425,12 @@ impl Ahead {
                     places.push((entered.moment, before.max(*at)));
                 }
                 fate => {
-                    let until = fate.map_or(u64::MAX, |at| view.applied[at].moment);
+                    // Its next life does not know of it.
+                    let next_life = || lives.get(&client).and_then(|lives| lives.get(entered.life)).copied();
+                    let until = match fate {
+                        Some(at) => view.applied[at].moment,
+                        None => next_life().unwrap_or(u64::MAX),
+                    };
                     ahead.doubtful.entry(client).or_default().push((entered.moment, until));
                     ahead.void.extend(entered.operation);
                 }

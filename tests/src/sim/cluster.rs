@@ -367,7 +367,8 @@ impl<'a> World<'a> {
             fresh: FRESH,
             kept: self.servers.kept_by_epoch(),
             lost_ends: self.plan.loses_ends(),
-            journal: self.plan.journal,
+            journal: self.plan.journal && !self.plan.power_goes,
+            power_goes: self.plan.power_goes,
             // Of several, none need be ahead of the others in every partition.
             may_lose: self.plan.servers.count > 1 || self.plan.faults.iter().any(|fault| fault.what.takes_memory()),
         };
@@ -485,10 +486,12 @@ impl<'a> World<'a> {
                 Ok(Some((now_us, Due::CrashBusy { client, for_ms, until_us })))
             }
             Due::CrashBusy { client, for_ms, until_us } => {
-                if self.history.is_busy(client.into()) || now_us >= until_us {
-                    // Somewhere between the first record's sending and its answer.
+                let power_goes = self.plan.power_goes;
+                if self.history.is_busy(client.into(), power_goes) || now_us >= until_us {
+                    // Somewhere between the first record's sending and its answer; or before that.
                     let mut rng = Rng::new(self.plan.seed ^ now_us, "busy");
-                    let after_us = rng.range(0, 4 * self.plan.net.delay_us + 2000);
+                    let most_us = if power_goes { 500 } else { 4 * self.plan.net.delay_us + 2000 };
+                    let after_us = rng.range(0, most_us);
                     return Ok(Some((
                         now_us + after_us,
                         Due::Begin(0, What::ClientCrash { client, for_ms, busy: false }),
@@ -502,6 +505,10 @@ impl<'a> World<'a> {
                     return Ok(None);
                 };
                 life.node.kill();
+                if let Some(journals) = self.journals.as_ref().filter(|_| self.plan.power_goes) {
+                    // There need be none yet.
+                    let _ = std::fs::remove_dir_all(journals.path().join(number.to_string()));
+                }
                 after(for_ms, Due::StartClient(number))
             }
             Due::Begin(_, What::ClientPause { client, for_ms }) => match self.life(client) {

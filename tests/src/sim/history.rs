@@ -37,8 +37,10 @@ pub struct Inner {
     pub longest: (u64, usize),
     /// Changes in the order in which clients entered them, each with its client's number.
     pub entered: Vec<Entered>,
-    /// Which of their lives clients live, counted from 1.
-    lives: BTreeMap<usize, usize>,
+    /// When clients began their lives.
+    pub lives: BTreeMap<usize, Vec<u64>>,
+    /// When fsyncs that have returned were begun, and whose.
+    pub synced: Vec<(usize, u64)>,
     /// When the log lost what it held.
     pub log_lost: Option<u64>,
     /// What the namespace held and had reserved after each record.
@@ -246,7 +248,7 @@ impl History {
                         Op::Upload(Upload::Write { ino, .. }) => Some(ino.0),
                         _ => None,
                     };
-                    let life = inner.lives.get(&(client_of(*time) as usize)).copied().unwrap_or(0);
+                    let life = inner.lives.get(&(client_of(*time) as usize)).map_or(0, Vec::len);
                     let (id, is_bound, is_local) = (ChangeId::of(*time, op), *is_bound, *is_local);
                     let operation = OPERATION.get();
                     inner.entered.push(Entered { moment, id, operation, writes, life, is_bound, is_local });
@@ -271,14 +273,25 @@ impl History {
 
     /// A client begins another life.
     pub fn born(&self, client: usize) {
-        *self.lock().lives.entry(client).or_default() += 1;
+        let mut inner = self.lock();
+        inner.moment += 1;
+        let moment = inner.moment;
+        inner.lives.entry(client).or_default().push(moment);
     }
 
-    /// Whether a client has entered a change that no machine has executed yet.
-    pub fn is_busy(&self, client: usize) -> bool {
+    /// An fsync that was begun at a moment has returned.
+    pub fn synced(&self, client: usize, begun: u64) {
+        self.lock().synced.push((client, begun));
+    }
+
+    /// Whether a client has entered a change that no machine has executed yet; with `synced` one that it has answered
+    /// itself, and an fsync that was begun since has returned.
+    pub fn is_busy(&self, client: usize, synced: bool) -> bool {
         let inner = self.lock();
+        let last_synced = inner.synced.iter().rfind(|(of, _)| *of == client).map_or(0, |(_, begun)| *begun);
         inner.entered.iter().rev().take(4).any(|entered| {
             entered.id.client() as usize == client
+                && (!synced || entered.is_local && entered.moment < last_synced)
                 && !inner.applied.values().rev().take(20).any(|applied| applied.id == entered.id)
         })
     }

@@ -78,6 +78,9 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
             }
         }
     }
+    if plan.power_goes {
+        with(&|plan| plan.power_goes = false);
+    }
     if plan.journal {
         with(&|plan| plan.journal = false);
     }

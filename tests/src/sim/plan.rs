@@ -29,6 +29,8 @@ pub struct Plan {
     pub append_time: bool,
     /// Clients keep journals.
     pub journal: bool,
+    /// A client that crashes loses its journal, which nobody has brought to disk.
+    pub power_goes: bool,
     pub servers: Servers,
     /// Between two steps everybody thinks for up to so long.
     pub pace_ms: u32,
@@ -375,7 +377,14 @@ impl Plan {
             journal |= rng.chance(700);
             apart::apart(&mut rng, &mut clients);
         }
-        Plan { seed, net, append_time: true, journal, servers, pace_ms, clients, faults, quotas, tidies_up }
+        let mut power = Rng::new(seed, "power");
+        let power_goes = !is_calm && power.chance(150);
+        if power_goes {
+            // Without one nothing is answered before the server has it, and so nothing can be lost.
+            journal = true;
+            power_goes_at(&mut power, &mut clients, &mut faults);
+        }
+        Plan { seed, net, append_time: true, journal, power_goes, servers, pace_ms, clients, faults, quotas, tidies_up }
     }
 
     /// Whether partitions lose their last records, and nothing else.
@@ -428,6 +437,23 @@ fn net(rng: &mut Rng) -> Net {
         repeated: some(rng, 400, 100),
         reply_lost: some(rng, 400, 120),
     }
+}
+
+/// Clients crash while something is under way, and what they write is often synced.
+fn power_goes_at(rng: &mut Rng, clients: &mut [Vec<Vec<Step>>], faults: &mut Vec<Fault>) {
+    for step in clients.iter_mut().flatten().flatten() {
+        if let Step::Write(at, content) = *step
+            && rng.chance(600)
+        {
+            *step = Step::WriteSynced(at, content);
+        }
+    }
+    let clients = clients.len() as u64;
+    for _ in 0..rng.range(1, 4) {
+        let what = What::ClientCrash { client: rng.below(clients) as u8, for_ms: *rng.pick(&[50, 1500]), busy: true };
+        faults.push(Fault { at_ms: rng.range(100, 8000), server: 0, what });
+    }
+    faults.sort_by_key(|fault| fault.at_ms);
 }
 
 /// About how long a worker's steps take if nothing goes wrong.

@@ -320,7 +320,9 @@ impl Work {
                 pieces.push((u64::from(content.offset), bytes));
             }
             if synced {
+                let begun = self.history.moment();
                 self.fs.fsync(handle, &Patience::within(PATIENCE)).await?;
+                self.history.synced(self.client, begun);
             }
             Ok(Some(pieces))
         })

@@ -24,7 +24,8 @@ pub(super) struct Flight<W> {
 pub(super) enum Append {
     /// The log has not said yet whether it has the record.
     Queued,
-    Done,
+    /// It has it at this offset; earlier ones may have been stored as well.
+    Done(u64),
     Failed,
 }
 
@@ -43,7 +44,7 @@ impl<W> Flight<W> {
         let quiet_since = if number < top { self.sent_ms } else { self.sent_ms.max(heard_ms) };
         match self.append {
             Append::Queued => u64::MAX,
-            Append::Done => quiet_since + backoff_ms(self.sends),
+            Append::Done(_) => quiet_since + backoff_ms(self.sends),
             Append::Failed => self.sent_ms + RESEND_FIRST_MS,
         }
     }

@@ -21,6 +21,10 @@ impl<W> Default for ParkedRequests<W> {
 }
 
 impl<W> ParkedRequests<W> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry<W>> {
+        self.waiting.values()
+    }
+
     /// All that wait; none does any more.
     pub(super) fn take(&mut self) -> BTreeMap<RequestNo, Entry<W>> {
         self.early.clear();
@@ -76,7 +80,7 @@ impl<W: Waiter> Core<W> {
     /// What others were delegated has been given back: the request is entered once more, before all that waits here.
     pub(super) fn ask_again(&mut self, mut entry: Entry<W>) {
         self.entered += 1;
-        entry.order = self.entered;
+        (entry.order, entry.asked_again) = (self.entered, true);
         self.waiting.push_front(entry);
     }
 

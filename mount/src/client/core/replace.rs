@@ -117,6 +117,7 @@ impl<W: Waiter> Core<W> {
         self.flight_session = None;
         self.ordinary = 0;
         self.next = RequestNo(1);
+        self.answered_offset = 0;
         self.acks = Acks::default();
         self.pushes = Pushes::default();
         self.gap_filled = (RequestNo(0), 0);

@@ -347,6 +347,7 @@ impl Sim {
                 only_in: None,
                 answered: false,
                 local: false,
+                asked_again: false,
                 order: 0,
                 entered_ms: now,
             };
@@ -401,7 +402,7 @@ impl Sim {
         match event {
             Event::ToLog { record } => self.apply(record),
             Event::Appended { client, session, number, stored } => {
-                self.act(client, |core, now, _| core.appended(now, session, number, stored));
+                self.act(client, |core, now, _| core.appended(now, session, number, stored.then_some(now)));
             }
             Event::Answer { client, session, number, request, answer, payload } => {
                 if self.clients[client].core.awaited(session, number) == Some(request) {
@@ -463,6 +464,38 @@ fn set_mode(ino: Ino, mode: u32) -> Op {
 const QUIET: Trouble = Trouble { lost: 0, repeated: 0, delay_ms: 20, pause: 0 };
 const BAD: Trouble = Trouble { lost: 10, repeated: 10, delay_ms: 3_000, pause: 0 };
 const AWFUL: Trouble = Trouble { lost: 15, repeated: 15, delay_ms: 15_000, pause: 3 };
+
+#[test]
+fn what_was_answered_is_safe_once_the_log_has_all_up_to_it_in_order() {
+    let mut sim = Sim::new(7, 1, QUIET);
+    let before = sim.call(0, create("before")).expect("is made").at.offset;
+    let now = sim.now_ms;
+    let core = &mut sim.clients[0].core;
+    let (session, mut out) = (core.session().expect("is open"), Vec::new());
+    assert_eq!(core.stored(now, core.entered()), Stored::Safe, "nothing is under way");
+    let mut enter = |core: &mut Core<Token>, answered| {
+        let entry = Entry { answered, local: answered, ..Entry::own(create("local"), now) };
+        (core.submit(now, entry, &mut out), RequestNo(core.next.0 - 1))
+    };
+    let (_, first) = enter(core, true);
+    let (_, other) = enter(core, false);
+    let (last, second) = enter(core, true);
+    let (_, later) = enter(core, true);
+    let tell = |core: &mut Core<Token>, number, offset| {
+        core.appended(now, session, number, offset);
+        core.stored(now, last)
+    };
+    assert_eq!(tell(core, first, Some(before + 1)), Stored::Awaited);
+    assert_eq!(tell(core, second, Some(before + 3)), Stored::Awaited, "one between them is not there");
+    assert_eq!(tell(core, other, Some(before + 2)), Stored::Safe);
+    assert_eq!(tell(core, later, None), Stored::Safe, "later ones do not matter");
+    assert_eq!(core.stored(now, core.entered()), Stored::Unknown, "one is perhaps not there");
+    assert_eq!(tell(core, other, Some(before + 4)), Stored::Unknown, "it counts only when it is sent again");
+    assert_eq!(tell(core, other, Some(before + 3)), Stored::Safe, "they share a record");
+    assert_eq!(tell(core, first, Some(before - 1)), Stored::Unknown, "so does this one");
+    assert_eq!(tell(core, first, Some(before + 1)), Stored::Safe);
+    assert_eq!(core.stored(now + 60_000, last), Stored::Unknown, "what was delegated may be over");
+}
 
 /// Creates many names without waiting: all come about, each once, in order.
 fn every_change_once(seed: u64, trouble: Trouble) {

@@ -56,6 +56,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         transfers: Transfers::default(),
         reserves: Reserves::default(),
         inodes: Mutex::default(),
+        looks_at_appends: tokio::sync::Mutex::default(),
         invalidations: broadcast::Sender::new(INVALIDATIONS),
         armed_ms: AtomicU64::new(u64::MAX),
         timer: Notify::new(),
