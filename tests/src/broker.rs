@@ -1,6 +1,7 @@
 //! The broker that end-to-end tests run on: embedded, or real Apache Kafka where
 //! `KFS_TEST_BROKER=kafka` says so. Nothing else in a test depends on which.
 
+use crate::distance::Distance;
 use crate::kafka::Kafka;
 use anyhow::{Context, Result, bail};
 use proto::log::embedded::EmbeddedBroker;
@@ -56,6 +57,11 @@ impl Broker {
         Ok(Broker(Inner::Own(Kafka::start_secured()?)))
     }
 
+    /// Real Kafka that is far away from mounts, and near to servers and administrators.
+    pub fn far_kafka(distance: Distance) -> Result<Broker> {
+        Ok(Broker(Inner::Own(Kafka::start_far(distance)?)))
+    }
+
     /// Three real brokers, as a cluster that survives the loss of one: replication 3,
     /// and acknowledged means on two of them.
     pub fn replicated_kafka(_prefix: &str) -> Result<Broker> {
@@ -85,6 +91,14 @@ impl Broker {
             Inner::Embedded(broker) => broker.bootstrap_servers().to_owned(),
             Inner::Own(kafka) => kafka.bootstrap(),
             Inner::Shared(bootstrap) => bootstrap.clone(),
+        }
+    }
+
+    /// The same for mounts.
+    pub fn bootstrap_of_mounts(&self) -> String {
+        match &self.0 {
+            Inner::Own(kafka) => kafka.far_bootstrap(),
+            Inner::Embedded(_) | Inner::Shared(_) => self.bootstrap(),
         }
     }
 

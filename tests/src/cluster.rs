@@ -47,7 +47,7 @@ impl Cluster {
     }
 
     /// The same on the broker that `broker` gives.
-    pub fn start_with(executable: &str, broker: fn(&str) -> Result<Broker>) -> Result<Cluster> {
+    pub fn start_with(executable: &str, broker: impl FnOnce(&str) -> Result<Broker>) -> Result<Cluster> {
         let mut cluster = Cluster::bare(executable, broker)?;
         let recovery = cluster.dir.join("recovery.key");
         cluster.server_command(&["init"]).arg("--recovery").arg(recovery).finish()?;
@@ -56,7 +56,7 @@ impl Cluster {
     }
 
     /// A broker and a configuration; no server, and no data directory yet.
-    pub fn bare(executable: &str, broker: fn(&str) -> Result<Broker>) -> Result<Cluster> {
+    pub fn bare(executable: &str, broker: impl FnOnce(&str) -> Result<Broker>) -> Result<Cluster> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let prefix = format!("t{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let broker = broker(&prefix)?;
@@ -176,7 +176,7 @@ impl Cluster {
 
     /// `USER@HOST:PORT`
     pub fn source(&self, user: &str) -> String {
-        format!("{user}@{}", self.broker.bootstrap())
+        format!("{user}@{}", self.broker.bootstrap_of_mounts())
     }
 
     /// `kfs-mount -o OPTIONS USER@BROKERS DIR` with the user's password, not yet run.

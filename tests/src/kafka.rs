@@ -5,6 +5,7 @@
 //! machine needs (ports, directories, replication of internal topics) is set.
 //! The class path is asked of Maven once and kept in a cache directory.
 
+use crate::distance::{Distance, Far};
 use crate::process::Process;
 use crate::run::{self, Scratch};
 use anyhow::{Context, Result, bail, ensure};
@@ -39,7 +40,18 @@ pub struct Kafka {
     brokers: Vec<Broker>,
     class_path: String,
     client_properties: Vec<(&'static str, String)>,
+    /// Where it is far away, one for each broker.
+    far: Vec<Far>,
     dir: Scratch,
+}
+
+/// How brokers are reached.
+#[derive(Clone, Copy)]
+enum Reached {
+    Plainly,
+    Secured,
+    /// Plainly, and by others from this far away.
+    From(Distance),
 }
 
 struct Broker {
@@ -55,15 +67,21 @@ struct Broker {
 impl Kafka {
     /// Starts `n_brokers` brokers and waits until all of them answer.
     pub fn start(n_brokers: usize) -> Result<Kafka> {
-        Kafka::start_as(n_brokers, false)
+        Kafka::start_as(n_brokers, Reached::Plainly)
     }
 
     /// One broker that lets in only who speaks TLS with it and knows [`USER`]'s password.
     pub fn start_secured() -> Result<Kafka> {
-        Kafka::start_as(1, true)
+        Kafka::start_as(1, Reached::Secured)
     }
 
-    fn start_as(n_brokers: usize, secured: bool) -> Result<Kafka> {
+    /// One broker that is far away for whoever comes by [`Kafka::far_bootstrap`].
+    pub fn start_far(distance: Distance) -> Result<Kafka> {
+        Kafka::start_as(1, Reached::From(distance))
+    }
+
+    fn start_as(n_brokers: usize, reached: Reached) -> Result<Kafka> {
+        let secured = matches!(reached, Reached::Secured);
         let class_path = class_path()?;
         let dir = Scratch::new("kafka");
         let client_properties = if secured { make_certificates(dir.path())? } else { Vec::new() };
@@ -73,7 +91,7 @@ impl Kafka {
             let comma = if i == 0 { "" } else { "," };
             write!(voters, "{comma}{}@127.0.0.1:{port}", i + 1).expect("a string takes everything");
         }
-        let mut brokers = Vec::new();
+        let (mut brokers, mut far) = (Vec::new(), Vec::new());
         for (i, controller) in controllers.iter().enumerate() {
             let port = run::free_port();
             let inner_port = if secured { run::free_port() } else { port };
@@ -94,17 +112,30 @@ impl Kafka {
             ]
             .join("\n");
             let inner = format!("PLAINTEXT://127.0.0.1:{inner_port}");
-            let outer = if secured { format!("SASL_SSL://127.0.0.1:{port},{inner}") } else { inner };
-            write!(text, "\nlisteners={outer},CONTROLLER://127.0.0.1:{controller}\nadvertised.listeners={outer}\n")?;
-            if secured {
-                text += &secured_listener(dir.path());
-            }
+            // A broker tells its clients where to go, so that has to lead over the same way.
+            let (listeners, advertised, more) = match reached {
+                Reached::Plainly => (inner.clone(), inner, String::new()),
+                Reached::Secured => {
+                    let both = format!("SASL_SSL://127.0.0.1:{port},{inner}");
+                    (both.clone(), both, secured_listener(dir.path()))
+                }
+                Reached::From(distance) => {
+                    let behind = run::free_port();
+                    let way = Far::from(behind, distance)?;
+                    let listeners = format!("{inner},FAR://127.0.0.1:{behind}");
+                    let advertised = format!("{inner},FAR://127.0.0.1:{}", way.port());
+                    far.push(way);
+                    (listeners, advertised, far_listener())
+                }
+            };
+            write!(text, "\nlisteners={listeners},CONTROLLER://127.0.0.1:{controller}\n")?;
+            write!(text, "advertised.listeners={advertised}\n{more}")?;
             std::fs::write(&properties, text)?;
             let log = dir.join(format!("broker-{}.log", i + 1));
             format_storage(&class_path, &properties)?;
             brokers.push(Broker { port, inner_port, properties, log, process: None });
         }
-        let mut kafka = Kafka { brokers, class_path, client_properties, dir };
+        let mut kafka = Kafka { brokers, class_path, client_properties, far, dir };
         for i in 0..n_brokers {
             kafka.launch(i)?;
         }
@@ -115,6 +146,14 @@ impl Kafka {
     /// What a client is given: `host:port[,host:port]`.
     pub fn bootstrap(&self) -> String {
         addresses(&self.brokers, |broker| broker.port)
+    }
+
+    /// The same for clients that are far away, where it was started for some.
+    pub fn far_bootstrap(&self) -> String {
+        match &self.far[..] {
+            [] => self.bootstrap(),
+            far => far.iter().map(|far| format!("127.0.0.1:{}", far.port())).collect::<Vec<_>>().join(","),
+        }
     }
 
     /// What a client needs beside the addresses, as librdkafka's properties.
@@ -256,6 +295,13 @@ fn secured_listener(dir: &Path) -> String {
         ),
     ]
     .join("\n")
+}
+
+/// What [`Kafka::start_far`] adds.
+fn far_listener() -> String {
+    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,FAR:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+     inter.broker.listener.name=PLAINTEXT\n"
+        .to_owned()
 }
 
 fn java(class_path: &str) -> Command {

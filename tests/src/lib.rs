@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod cluster;
 pub mod command;
+pub mod distance;
 pub mod kafka;
 pub mod process;
 pub mod programs;

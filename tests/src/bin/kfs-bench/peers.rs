@@ -1,4 +1,4 @@
-//! kfs beside sshfs, both on loopback, on the same machine, in the same run: each round does all the work in a fresh
+//! kfs beside sshfs, both on loopback or both as far away, on the same machine, in the same run: each round does all the work in a fresh
 //! directory of the one and then of the other, and the median of the rounds' own ratios is what counts.
 //!
 //! * "Cold" is after unmounting, mounting again and dropping the kernel's caches, on both alike.
@@ -13,10 +13,12 @@ mod work;
 use super::{executable, median};
 use anyhow::{Context, Result};
 use harness::broker::Broker;
+use harness::distance::Distance;
 use harness::run::Scratch;
 use harness::{Cluster, Mount, tree};
 use sshfs::Sshfs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use work::{Material, WORK, Works};
 
 #[derive(clap::Args)]
@@ -33,6 +35,19 @@ pub struct PeersArgs {
     /// Size of the large file, in MiB.
     #[arg(long = "bulk", value_name = "MIB", default_value_t = 256, value_parser = super::at_least(1))]
     bulk_mib: usize,
+    /// Round trip between a mount and what it stands on, in milliseconds; 0 is loopback as it is.
+    #[arg(long = "distance", value_name = "MS", default_value_t = 0)]
+    distance_ms: u64,
+    /// How fast the way is in each direction, in Mbit/s; 0 has no limit. With a distance.
+    #[arg(long = "rate", value_name = "MBIT", default_value_t = 0, requires = "distance_ms")]
+    rate_mbit: u32,
+}
+
+impl PeersArgs {
+    fn distance(&self) -> Option<Distance> {
+        let rate = (self.rate_mbit > 0).then(|| f64::from(self.rate_mbit) * 1e6 / 8.0);
+        (self.distance_ms > 0).then(|| Distance { round_trip: Duration::from_millis(self.distance_ms), rate })
+    }
 }
 
 /// A remote directory that can be mounted anew.
@@ -49,8 +64,11 @@ struct Kfs {
 }
 
 impl Kfs {
-    fn start() -> Result<Kfs> {
-        let cluster = Cluster::start_with(&executable()?, Broker::own_kafka)?;
+    fn start(distance: Option<Distance>) -> Result<Kfs> {
+        let cluster = Cluster::start_with(&executable()?, |prefix| match distance {
+            Some(distance) => Broker::far_kafka(distance),
+            None => Broker::own_kafka(prefix),
+        })?;
         cluster.user_add("bench")?;
         let mount = cluster.mount("bench")?;
         Ok(Kfs { dir: mount.path().to_owned(), mount: Some(mount), cluster })
@@ -76,8 +94,8 @@ pub fn measure(args: &PeersArgs) -> Result<()> {
     let scratch = Scratch::new("material");
     eprintln!("making what is worked with");
     let material = Material::make(&scratch, args.files, args.tree, args.bulk_mib)?;
-    let mut kfs = Kfs::start()?;
-    let mut sshfs = Sshfs::start()?;
+    let mut kfs = Kfs::start(args.distance())?;
+    let mut sshfs = Sshfs::start(args.distance())?;
 
     // Whatever is compiled, cached or allocated once.
     round(&mut kfs, &material, 0)?;
@@ -93,7 +111,8 @@ pub fn measure(args: &PeersArgs) -> Result<()> {
         let kfs = median(rounds.iter().map(|(kfs, _)| kfs[index]));
         let sshfs = median(rounds.iter().map(|(_, sshfs)| sshfs[index]));
         let ratio = median(rounds.iter().map(|(kfs, sshfs)| row.better_by(kfs[index], sshfs[index])));
-        println!("{:<34} {kfs:>12.2} {sshfs:>12.2} {ratio:>7.2}x   {}", row.what, row.goal);
+        let goal = if args.distance().is_some() { row.far_goal } else { row.goal };
+        println!("{:<34} {kfs:>12.2} {sshfs:>12.2} {ratio:>7.2}x   {goal}", row.what);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::Remote;
 use anyhow::{Context, Result};
 use harness::command::{self, sh};
+use harness::distance::{Distance, Far};
 use harness::process::Process;
 use harness::run::{self, Scratch};
 use std::net::TcpStream;
@@ -15,13 +16,14 @@ const READY_BOUND: Duration = Duration::from_secs(30);
 pub struct Sshfs {
     mount: PathBuf,
     port: u16,
+    _far: Option<Far>,
     _sshd: Process,
     // After what uses it.
     dir: Scratch,
 }
 
 impl Sshfs {
-    pub fn start() -> Result<Sshfs> {
+    pub fn start(distance: Option<Distance>) -> Result<Sshfs> {
         let dir = Scratch::new("sshfs");
         let port = run::free_port();
         let script = r#"
@@ -48,7 +50,9 @@ impl Sshfs {
         sshd.args(["-D", "-e", "-f"]).arg(dir.join("config"));
         let sshd = Process::start("sshd", &mut sshd, &dir.join("sshd.log"))?;
         run::wait_for("sshd", READY_BOUND, || TcpStream::connect(("127.0.0.1", port)).ok())?;
-        let sshfs = Sshfs { mount: dir.join("mnt"), port, _sshd: sshd, dir };
+        let far = distance.map(|distance| Far::from(port, distance)).transpose()?;
+        let port = far.as_ref().map_or(port, Far::port);
+        let sshfs = Sshfs { mount: dir.join("mnt"), port, _far: far, _sshd: sshd, dir };
         sshfs.mount()?;
         Ok(sshfs)
     }
