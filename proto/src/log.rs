@@ -133,6 +133,10 @@ pub trait Log: Send + Sync + 'static {
     /// offset when the broker has acknowledged it.
     fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended;
 
+    /// Somebody waits for what becomes of appends to this topic, which is told as soon as it is known, at least of
+    /// the next one. Without that word it may be told some milliseconds later, of many together.
+    fn hurry(&self, _topic: Topic) {}
+
     /// Reads the given partitions from their starts as one stream. Blocks until
     /// the starts are known (at most the log's timeout).
     fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError>;

@@ -6,41 +6,42 @@
 //!   core and wakes the caller itself.
 //! * A reading thread for replies, one for served content; a task for time, one for
 //!   logins. All end with the last handle.
-//! * What the log says of appends is looked at now and then, by whoever is here: only their
-//!   failures matter, and to be woken for each would cost more than the request itself.
 
+mod appends;
 mod connect;
 mod group;
 mod inbox;
 mod inodes;
 mod reserve;
+mod submit;
 
-use super::core::{Action, Core, Entry, Journaled, Stored, Waiter};
+use super::core::{Action, Core, Entry};
 use super::journal::Journal;
 use super::patience::Patience;
 use super::promises::Promises;
 use super::status::{ClientStatus, Counters, Drained};
 use super::transfer::Transfers;
 use super::{CallError, ClientConfig, ConnectError, ContentKeys, Forgetter, Invalidation, Reply, Shown, Terms, login};
+use appends::Appends;
 use bytes::Bytes;
 use group::Group;
 use inodes::Inodes;
 use proto::frame::Kind;
-use proto::log::{Appended, LogError, Topic};
-use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp, View};
+use proto::log::{LogError, Topic};
+use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
 use reserve::Reserves;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::Poll;
 use std::time::Duration;
+use submit::Caller;
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+pub use submit::{First, Submitted};
 
 /// Invalidations that a receiver may lag behind.
 const INVALIDATIONS: usize = 1024;
@@ -50,9 +51,6 @@ const RELEASE_AFTER_MS: u64 = 500;
 /// The same under a quota, where others may wait for the room.
 const RELEASE_SOON_MS: u64 = 20;
 const RELEASE_MAX: usize = 512;
-
-/// How long after its sending a record's fate is asked for.
-const APPENDS_AFTER_MS: u64 = 50;
 
 /// How long closing waits for the server to hear of it.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -123,10 +121,7 @@ struct State {
     release_at_ms: u64,
     /// What the core has sent and nobody waits for, for a moment.
     group: Group,
-    /// Records whose fate the log has not told or was not asked for, with the numbers in them, in the order of their
-    /// sending. At most as many as the core has sent and not heard of.
-    appends: VecDeque<(SessionId, Vec<RequestNo>, Appended)>,
-    appends_at_ms: u64,
+    appends: Appends,
 }
 
 #[derive(Default)]
@@ -142,86 +137,6 @@ pub(super) struct Counts {
     pub sessions: AtomicU64,
     pub uploaded: AtomicU64,
     pub downloaded: AtomicU64,
-}
-
-/// Who waits for an answer.
-struct Caller {
-    answer: oneshot::Sender<Result<Reply, CallError>>,
-    /// Taken when the server says that the request waits.
-    parked: Option<oneshot::Sender<(SessionId, RequestNo)>>,
-}
-
-impl Waiter for Caller {
-    fn is_gone(&self) -> bool {
-        self.answer.is_closed()
-    }
-
-    fn parked(&mut self, session: SessionId, number: RequestNo) {
-        if let Some(parked) = self.parked.take() {
-            // Whoever has given up does not look.
-            let _ = parked.send((session, number));
-        }
-    }
-}
-
-/// A request in the ordered stream; resolves to its answer. Dropping it does not
-/// undo the request.
-pub struct Submitted {
-    answer: oneshot::Receiver<Result<Reply, CallError>>,
-    parked: oneshot::Receiver<(SessionId, RequestNo)>,
-    journaled: bool,
-    order: u64,
-}
-
-impl Submitted {
-    /// Its place among all that this client has submitted, which is their order in the log.
-    pub fn order(&self) -> u64 {
-        self.order
-    }
-
-    /// The journal holds it: a crash of this process does not lose it.
-    pub fn is_journaled(&self) -> bool {
-        self.journaled
-    }
-
-    /// What comes first: the answer, or the server's word that the request waits there. Afterwards the
-    /// answer is waited for.
-    pub async fn first(&mut self) -> First {
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(answer) = Pin::new(&mut *self).poll(context) {
-                return Poll::Ready(First::Answer(Box::new(answer)));
-            }
-            match Pin::new(&mut self.parked).poll(context) {
-                Poll::Ready(Ok((session, number))) => Poll::Ready(First::Parked(session, number)),
-                // Told with the answer.
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
-    }
-}
-
-/// See [`Submitted::first`].
-pub enum First {
-    Answer(Box<Result<Reply, CallError>>),
-    /// The request waits under this number.
-    Parked(SessionId, RequestNo),
-}
-
-impl Submitted {
-    fn new() -> (Caller, Submitted) {
-        let ((answer, answered), (parked, waits)) = (oneshot::channel(), oneshot::channel());
-        let caller = Caller { answer, parked: Some(parked) };
-        (caller, Submitted { answer: answered, parked: waits, journaled: false, order: 0 })
-    }
-}
-
-impl Future for Submitted {
-    type Output = Result<Reply, CallError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or(Err(CallError::Closed)))
-    }
 }
 
 /// Keeps the client's tasks running as long as anyone holds it.
@@ -318,91 +233,6 @@ impl Inner {
     /// The open session's link; `None` while there is none.
     pub(super) fn live(&self) -> watch::Receiver<Option<Arc<Link>>> {
         self.live.subscribe()
-    }
-
-    pub(super) fn submit(&self, op: Op, payload: Bytes, terms: Terms) -> Submitted {
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let (caller, mut submitted) = Submitted::new();
-        (submitted.journaled, submitted.order) = self.enter(Some(caller), op, payload, terms, None);
-        submitted
-    }
-
-    /// Looks that nobody waits for yet, in as few records as they fit in.
-    pub(super) fn look_ahead(&self, views: Vec<View>) -> Vec<Submitted> {
-        self.counters.requests.fetch_add(views.len() as u64, Ordering::Relaxed);
-        self.act(|state, now_ms, actions| {
-            let look = |view| {
-                let (caller, mut submitted) = Submitted::new();
-                let asked = (Some(caller), Op::View(view), Bytes::new());
-                (_, submitted.order) = self.entered(state, now_ms, asked, self.terms(), None, actions);
-                submitted
-            };
-            views.into_iter().map(look).collect()
-        })
-    }
-
-    /// Submits what the journal already holds.
-    fn submit_journaled(&self, op: Op, payload: Bytes, time: Time, journaled: Journaled) -> Submitted {
-        let (caller, submitted) = Submitted::new();
-        let terms = Terms { time, only_in: None, local: false };
-        let (_, order) = self.enter(Some(caller), op, payload, terms, Some(journaled));
-        Submitted { journaled: true, order, ..submitted }
-    }
-
-    /// Lets a request that waits in the server end.
-    pub(super) fn cancel(&self, session: SessionId, number: RequestNo) {
-        self.act(|state, now_ms, actions| {
-            if state.core.session() == Some(session) {
-                state.core.cancel(now_ms, number, actions);
-            }
-        });
-    }
-
-    fn enter(
-        &self,
-        waiter: Option<Caller>,
-        op: Op,
-        payload: Bytes,
-        terms: Terms,
-        adopted: Option<Journaled>,
-    ) -> (bool, u64) {
-        self.act(|state, now_ms, actions| self.entered(state, now_ms, (waiter, op, payload), terms, adopted, actions))
-    }
-
-    fn entered(
-        &self,
-        state: &mut State,
-        now_ms: u64,
-        (waiter, op, payload): (Option<Caller>, Op, Bytes),
-        Terms { time, only_in, local }: Terms,
-        adopted: Option<Journaled>,
-        actions: &mut Vec<Action<Caller>>,
-    ) -> (bool, u64) {
-        // Under the lock, so that the journal has changes in the order in which they are entered.
-        let journaled = adopted.or_else(|| {
-            let journal = self.journal.as_ref().filter(|_| op.outlives_session());
-            journal.and_then(|journal| journal.request(&op, &payload, time, only_in))
-        });
-        #[cfg(feature = "simulation")]
-        {
-            let is_bound = only_in.is_some();
-            proto::simulation::seen(&proto::simulation::Seen::Entered { time, op: &op, is_bound, is_local: local });
-        }
-        let entry = Entry {
-            waiter,
-            op,
-            payload,
-            time,
-            journaled,
-            only_in,
-            answered: local,
-            local,
-            asked_again: false,
-            order: 0,
-            entered_ms: now_ms,
-        };
-        let order = state.core.submit(now_ms, entry, actions);
-        (journaled.is_some(), order)
     }
 
     pub(super) fn set_open(&self, ino: Ino) {
@@ -697,7 +527,7 @@ impl Inner {
                 if now_ms >= state.group.due_ms() {
                     self.append_group(state, now_ms);
                 }
-                if now_ms >= state.appends_at_ms {
+                if now_ms >= state.appends.due_ms() {
                     self.look_at_appends_later(state, now_ms);
                 }
                 let wake_ms = state.wake_ms();
@@ -713,68 +543,12 @@ impl Inner {
             }
         }
     }
-
-    /// Waits until all that has been answered under delegations is safe in the log. `false` says that only the server's
-    /// answers can tell.
-    pub(super) async fn stored(&self) -> bool {
-        let upto = self.state().core.entered();
-        let now = || {
-            let state = self.state();
-            state.core.stored(self.now_ms(), upto)
-        };
-        if now() == Stored::Awaited {
-            self.somebody_waits();
-        }
-        let _looks = self.looks_at_appends.lock().await;
-        std::future::poll_fn(|context| {
-            let mut state = self.state();
-            let now_ms = self.now_ms();
-            self.look_at_appends(&mut state, now_ms, context);
-            match state.core.stored(now_ms, upto) {
-                Stored::Safe => Poll::Ready(true),
-                Stored::Unknown => Poll::Ready(false),
-                Stored::Awaited => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    /// The same as [`Inner::look_at_appends`] for nobody, and so not while somebody looks, who is to be woken.
-    fn look_at_appends_later(&self, state: &mut State, now_ms: u64) {
-        match self.looks_at_appends.try_lock() {
-            Ok(_looks) => {
-                self.look_at_appends(state, now_ms, &mut std::task::Context::from_waker(std::task::Waker::noop()));
-            }
-            Err(_) => state.appends_at_ms = now_ms + APPENDS_AFTER_MS,
-        }
-    }
-
-    /// Tells the core what became of appends, in the order in which they were made.
-    fn look_at_appends(&self, state: &mut State, now_ms: u64, context: &mut std::task::Context<'_>) {
-        while let Some((session, numbers, appended)) = state.appends.front_mut() {
-            let Poll::Ready(result) = appended.as_mut().poll(context) else { break };
-            if let Err(error) = &result {
-                self.log_error(error);
-            }
-            for number in numbers {
-                state.core.appended(now_ms, *session, *number, result.as_ref().ok().copied());
-            }
-            state.appends.pop_front();
-        }
-        state.appends_at_ms = if state.appends.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
-    }
 }
 
 impl State {
     /// When time has something to do next.
     fn wake_ms(&self) -> u64 {
-        self.core.wake_ms().min(self.release_at_ms).min(self.group.due_ms()).min(self.appends_at_ms)
-    }
-
-    /// What becomes of a record is looked at later.
-    fn appended_later(&mut self, now_ms: u64, session: SessionId, numbers: Vec<RequestNo>, appended: Appended) {
-        self.appends_at_ms = self.appends_at_ms.min(now_ms + APPENDS_AFTER_MS);
-        self.appends.push_back((session, numbers, appended));
+        self.core.wake_ms().min(self.release_at_ms).min(self.group.due_ms()).min(self.appends.due_ms())
     }
 
     fn release_later(&mut self, now_ms: u64, after_ms: u64, ino: Ino) {

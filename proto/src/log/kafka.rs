@@ -182,6 +182,10 @@ impl Log for KafkaLog {
         self.lanes[lane_of(topic)].append(&self.cluster, topic, partition, &value)
     }
 
+    fn hurry(&self, topic: Topic) {
+        self.lanes[lane_of(topic)].hurry();
+    }
+
     fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
         reader::start(&self.cluster, starts)
     }

@@ -99,6 +99,6 @@ impl Inner {
         let count = if is_new { &self.counters.sent } else { &self.counters.resent };
         count.fetch_add(1, Ordering::Relaxed);
         let appended = self.config.log.append(Topic::Requests, link.partition, join(&frames));
-        state.appended_later(now_ms, session, numbers, appended);
+        state.appends.add(now_ms, session, numbers, appended);
     }
 }

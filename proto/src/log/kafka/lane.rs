@@ -14,6 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -44,6 +45,9 @@ pub(super) struct Lane {
 struct Running {
     producer: Arc<BaseProducer<Delivery>>,
     stop: Arc<AtomicBool>,
+    /// Somebody waits for the next delivery report.
+    hurry: Arc<AtomicBool>,
+    thread: Thread,
 }
 
 impl Drop for Running {
@@ -105,6 +109,15 @@ impl Lane {
         Ok(ask(producer.client(), &producer.context().watch.trouble))
     }
 
+    /// The next delivery report is taken as soon as it comes.
+    pub(super) fn hurry(&self) {
+        if let Some(running) = self.running.get()
+            && !running.hurry.swap(true, Ordering::Relaxed)
+        {
+            running.thread.unpark();
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn is_open(&self) -> bool {
         self.running.get().is_some()
@@ -141,30 +154,36 @@ impl Running {
     fn open(config: &ClientConfig, name: &'static str, gather: bool) -> Result<Self, LogError> {
         let producer: Arc<BaseProducer<Delivery>> =
             Arc::new(client::open(config, Delivery { watch: Watch::default(), told: AtomicU64::new(0) })?);
-        let stop = Arc::new(AtomicBool::new(false));
-        let running = Running { producer: Arc::clone(&producer), stop: Arc::clone(&stop) };
-        std::thread::Builder::new()
+        let (stop, hurry) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (its_producer, its_stop, its_hurry) = (Arc::clone(&producer), Arc::clone(&stop), Arc::clone(&hurry));
+        let polls = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || {
-                let told = &producer.context().told;
-                let mut is_busy = false;
-                while !stop.load(Ordering::Relaxed) {
-                    let before = told.load(Ordering::Relaxed);
-                    if gather && is_busy {
-                        std::thread::sleep(REPORTS_GATHER);
-                        producer.poll(REPORTS_TAKEN);
-                    } else {
-                        // As they come; the time only bounds how late a stop is seen.
-                        producer.poll(STOP_SEEN);
-                    }
-                    is_busy = told.load(Ordering::Relaxed) != before;
-                }
-                if let Err(error) = producer.flush(CLOSING) {
-                    tracing::debug!(target: "kafka", "closed with appends unsent: {error}");
-                }
-            })
+            .spawn(move || take_reports(&its_producer, gather, &its_stop, &its_hurry))
             .map_err(|error| LogError::Refused { tried: "start a client".to_owned(), reason: error.to_string() })?;
-        Ok(running)
+        Ok(Running { producer, stop, hurry, thread: polls.thread().clone() })
+    }
+}
+
+/// Takes delivery reports until it is told to stop.
+fn take_reports(producer: &BaseProducer<Delivery>, gather: bool, stop: &AtomicBool, hurry: &AtomicBool) {
+    let told = &producer.context().told;
+    let mut is_busy = false;
+    while !stop.load(Ordering::Relaxed) {
+        let before = told.load(Ordering::Relaxed);
+        if gather && is_busy && !hurry.load(Ordering::Relaxed) {
+            std::thread::park_timeout(REPORTS_GATHER);
+            producer.poll(REPORTS_TAKEN);
+        } else {
+            // As they come; the time only bounds how late a stop is seen.
+            producer.poll(STOP_SEEN);
+        }
+        is_busy = told.load(Ordering::Relaxed) != before;
+        if is_busy {
+            hurry.store(false, Ordering::Relaxed);
+        }
+    }
+    if let Err(error) = producer.flush(CLOSING) {
+        tracing::debug!(target: "kafka", "closed with appends unsent: {error}");
     }
 }
 

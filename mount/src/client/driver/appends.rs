@@ -1,0 +1,94 @@
+//! What the log says of records that were sent. It is looked at now and then, by whoever is here: mostly only failures
+//! matter, and to be woken for each would cost more than the request itself. Only who waits for the log is woken.
+
+use super::super::core::Stored;
+use super::{Inner, State};
+use proto::log::{Appended, Topic};
+use proto::{RequestNo, SessionId};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
+
+/// How long after its sending a record's fate is asked for.
+const APPENDS_AFTER_MS: u64 = 50;
+
+/// Records whose fate the log has not told or was not asked for, with the numbers in them, in the order of their
+/// sending. At most as many as the core has sent and not heard of.
+pub(super) struct Appends {
+    records: VecDeque<(SessionId, Vec<RequestNo>, Appended)>,
+    due_ms: u64,
+}
+
+impl Default for Appends {
+    fn default() -> Self {
+        Appends { records: VecDeque::new(), due_ms: u64::MAX }
+    }
+}
+
+impl Appends {
+    /// What becomes of a record is looked at later.
+    pub fn add(&mut self, now_ms: u64, session: SessionId, numbers: Vec<RequestNo>, appended: Appended) {
+        self.due_ms = self.due_ms.min(now_ms + APPENDS_AFTER_MS);
+        self.records.push_back((session, numbers, appended));
+    }
+
+    /// When they are to be looked at.
+    pub fn due_ms(&self) -> u64 {
+        self.due_ms
+    }
+}
+
+impl Inner {
+    /// Waits until all that has been answered under delegations is safe in the log. `false` says that only the server's
+    /// answers can tell.
+    pub(in crate::client) async fn stored(&self) -> bool {
+        let upto = self.state().core.entered();
+        let now = || {
+            let state = self.state();
+            state.core.stored(self.now_ms(), upto)
+        };
+        if now() == Stored::Awaited {
+            self.somebody_waits();
+        }
+        let _looks = self.looks_at_appends.lock().await;
+        poll_fn(|context| {
+            let mut state = self.state();
+            let now_ms = self.now_ms();
+            self.look_at_appends(&mut state, now_ms, context);
+            match state.core.stored(now_ms, upto) {
+                Stored::Safe => Poll::Ready(true),
+                Stored::Unknown => Poll::Ready(false),
+                Stored::Awaited => {
+                    self.config.log.hurry(Topic::Requests);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// The same as [`Inner::look_at_appends`] for nobody, and so not while somebody looks, who is to be woken.
+    pub(super) fn look_at_appends_later(&self, state: &mut State, now_ms: u64) {
+        match self.looks_at_appends.try_lock() {
+            Ok(_looks) => {
+                self.look_at_appends(state, now_ms, &mut Context::from_waker(Waker::noop()));
+            }
+            Err(_) => state.appends.due_ms = now_ms + APPENDS_AFTER_MS,
+        }
+    }
+
+    /// Tells the core what became of appends, in the order in which they were made.
+    fn look_at_appends(&self, state: &mut State, now_ms: u64, context: &mut Context<'_>) {
+        while let Some((session, numbers, appended)) = state.appends.records.front_mut() {
+            let Poll::Ready(result) = appended.as_mut().poll(context) else { break };
+            if let Err(error) = &result {
+                self.log_error(error);
+            }
+            for number in numbers {
+                state.core.appended(now_ms, *session, *number, result.as_ref().ok().copied());
+            }
+            state.appends.records.pop_front();
+        }
+        state.appends.due_ms = if state.appends.records.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
+    }
+}
