@@ -1,4 +1,5 @@
-//! kfs beside sshfs, both on loopback or both as far away, on the same machine, in the same run: each round does all the work in a fresh
+//! kfs beside sshfs, both on loopback or both as far away, or beside a FUSE filesystem that only keeps all in memory (the
+//! ceiling of what goes through the kernel), on the same machine, in the same run: each round does all the work in a fresh
 //! directory of the one and then of the other, and the median of the rounds' own ratios is what counts.
 //!
 //! * "Cold" is after unmounting, mounting again and dropping the kernel's caches, on both alike.
@@ -7,6 +8,7 @@
 //! * The server's side of sshfs is a directory of this machine, of kfs one broker, which answers when its own
 //!   page cache has a record, as Kafka does by default.
 
+mod memory;
 mod sshfs;
 mod work;
 
@@ -16,14 +18,25 @@ use harness::broker::Broker;
 use harness::distance::Distance;
 use harness::run::Scratch;
 use harness::{Cluster, Mount, tree};
+use memory::Memory;
 use sshfs::Sshfs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use work::{Material, WORK, Works};
+use work::{Material, Row, WORK, Works};
+
+/// What kfs is measured beside.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Peer {
+    Sshfs,
+    Memory,
+}
 
 #[derive(clap::Args)]
 pub struct PeersArgs {
-    /// Rounds, each kfs and sshfs; medians are printed.
+    /// Beside what.
+    #[arg(long, value_enum, default_value_t = Peer::Sshfs)]
+    beside: Peer,
+    /// Rounds, each kfs and the other; medians are printed.
     #[arg(long, default_value_t = 3, value_parser = super::at_least(1))]
     rounds: usize,
     /// Small files of 4 KiB.
@@ -95,24 +108,31 @@ pub fn measure(args: &PeersArgs) -> Result<()> {
     eprintln!("making what is worked with");
     let material = Material::make(&scratch, args.files, args.tree, args.bulk_mib)?;
     let mut kfs = Kfs::start(args.distance())?;
-    let mut sshfs = Sshfs::start(args.distance())?;
+    let mut peer: Box<dyn Remote> = match args.beside {
+        Peer::Sshfs => Box::new(Sshfs::start(args.distance())?),
+        Peer::Memory => Box::new(Memory::start()?),
+    };
 
     // Whatever is compiled, cached or allocated once.
     round(&mut kfs, &material, 0)?;
-    round(&mut sshfs, &material, 0)?;
+    round(&mut *peer, &material, 0)?;
     let mut rounds = Vec::new();
     for number in 1..=args.rounds {
         eprintln!("round {number} of {}", args.rounds);
-        rounds.push((round(&mut kfs, &material, number)?, round(&mut sshfs, &material, number)?));
+        rounds.push((round(&mut kfs, &material, number)?, round(&mut *peer, &material, number)?));
     }
 
-    println!("{:<34} {:>12} {:>12} {:>8}   goal", "medians", "kfs", "sshfs", "ratio");
+    let (name, goal_of): (_, fn(&Row) -> _) = match (args.beside, args.distance()) {
+        (Peer::Sshfs, None) => ("sshfs", |row| row.goal),
+        (Peer::Sshfs, Some(_)) => ("sshfs", |row| row.far_goal),
+        (Peer::Memory, _) => ("memory", |row| row.ceiling_goal),
+    };
+    println!("{:<34} {:>12} {:>12} {:>8}   goal", "medians", "kfs", name, "ratio");
     for (index, row) in WORK.iter().enumerate() {
         let kfs = median(rounds.iter().map(|(kfs, _)| kfs[index]));
-        let sshfs = median(rounds.iter().map(|(_, sshfs)| sshfs[index]));
-        let ratio = median(rounds.iter().map(|(kfs, sshfs)| row.better_by(kfs[index], sshfs[index])));
-        let goal = if args.distance().is_some() { row.far_goal } else { row.goal };
-        println!("{:<34} {kfs:>12.2} {sshfs:>12.2} {ratio:>7.2}x   {goal}", row.what);
+        let peer = median(rounds.iter().map(|(_, peer)| peer[index]));
+        let ratio = median(rounds.iter().map(|(kfs, peer)| row.better_by(kfs[index], peer[index])));
+        println!("{:<34} {kfs:>12.2} {peer:>12.2} {ratio:>7.2}x   {}", row.what, goal_of(row));
     }
     Ok(())
 }

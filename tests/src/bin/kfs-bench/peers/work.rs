@@ -25,21 +25,27 @@ pub struct Row {
     pub goal: &'static str,
     /// At a distance.
     pub far_goal: &'static str,
+    /// Beside the ceiling of FUSE.
+    pub ceiling_goal: &'static str,
     /// A rate; else a time.
     more_is_better: bool,
 }
 
 impl Row {
     const fn rate(what: &'static str, goal: &'static str) -> Row {
-        Row { what, goal, far_goal: "", more_is_better: true }
+        Row { what, goal, far_goal: "", ceiling_goal: "", more_is_better: true }
     }
 
     const fn time(what: &'static str, goal: &'static str) -> Row {
-        Row { what, goal, far_goal: "", more_is_better: false }
+        Row { what, goal, far_goal: "", ceiling_goal: "", more_is_better: false }
     }
 
     const fn far(self, far_goal: &'static str) -> Row {
         Row { far_goal, ..self }
+    }
+
+    const fn ceiling(self, ceiling_goal: &'static str) -> Row {
+        Row { ceiling_goal, ..self }
     }
 
     /// How many times as good `ours` is as `theirs`.
@@ -50,9 +56,9 @@ impl Row {
 
 /// In the order in which [`all`] measures.
 pub const WORK: [Row; 17] = [
-    Row::rate("create 4 KiB files, files/s", ">= 5 x"),
+    Row::rate("create 4 KiB files, files/s", ">= 5 x").ceiling(">= 0.5 x"),
     Row::rate("the same by four side by side, files/s", ">= 5 x"),
-    Row::rate("untar, files/s", ">= 5 x").far(">= 50 x"),
+    Row::rate("untar, files/s", ">= 5 x").far(">= 50 x").ceiling(">= 0.5 x"),
     Row::rate("untar until it is synced, files/s", ""),
     Row::rate("cp -r inside, files/s", ">= 5 x").far(">= 50 x"),
     Row::rate("rm -rf, files/s", ">= 2 x").far(">= 50 x"),
