@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-/// Silence after which a chunk is asked for again.
+/// Silence after which a chunk is asked for again. A slow link takes longer to bring all that is under way.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the asking task looks for silence while anything is asked for.
@@ -88,6 +88,30 @@ struct Downloads {
     next_read: u64,
     /// Chunks asked for and not yet served.
     under_way: usize,
+    coming: Coming,
+}
+
+/// What has come says whether what has not is lost, or only behind it. Pure.
+#[derive(Default)]
+struct Coming {
+    last: Option<Instant>,
+    /// When the latest was asked for of what has come.
+    newest: Option<Instant>,
+}
+
+impl Coming {
+    fn came(&mut self, now: Instant, asked: Option<Instant>) {
+        self.last = Some(now);
+        self.newest = self.newest.max(asked);
+    }
+
+    /// Whether what was asked for then is lost: nothing has come for so long, or something that was asked for so much
+    /// later has.
+    fn is_lost(&self, now: Instant, asked: Instant, silence: Duration) -> bool {
+        let is_silent = self.last.is_none_or(|last| now >= last + silence);
+        let is_overtaken = self.newest.is_some_and(|newest| newest >= asked + silence);
+        now >= asked + silence && (is_silent || is_overtaken)
+    }
 }
 
 struct Ask {
@@ -333,6 +357,9 @@ impl Transfers {
             Err(error) => return inner.quarantined(&error),
         };
         let mut downloads = lock(&self.downloads);
+        let (Served::Chunk(name) | Served::Missing(name)) = &opened.body;
+        let asked = downloads.chunks.get(name).and_then(|ask| ask.asked);
+        downloads.coming.came(Instant::now(), asked);
         match opened.body {
             Served::Chunk(name) if opened.payload_hash == name.hash => {
                 inner.counters.downloaded.fetch_add(1, Ordering::Relaxed);
@@ -405,10 +432,11 @@ impl Downloads {
         }
     }
 
-    /// Queues again what was asked for and has been silent for so long.
+    /// Queues again what was asked for and is lost, as such a silence tells.
     fn ask_again_after(&mut self, silence: Duration) {
+        let now = Instant::now();
         self.chunks.retain(|name, ask| {
-            if ask.asked.is_some_and(|asked| asked.elapsed() >= silence) {
+            if ask.asked.is_some_and(|asked| self.coming.is_lost(now, asked, silence)) {
                 ask.asked = None;
                 self.under_way -= 1;
                 ask.readers.retain(|reader| !reader.is_closed());
@@ -448,4 +476,26 @@ impl Downloads {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each step leaves a whole table; a panic elsewhere must not take the mount down.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_only_behind_others_is_not_asked_for_again() {
+        let begun = Instant::now();
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        let is_lost = |coming: &Coming, ms, asked| coming.is_lost(at(ms), at(asked), Duration::from_secs(2));
+        let mut coming = Coming::default();
+        assert!(!is_lost(&coming, 1999, 0) && is_lost(&coming, 2000, 0), "nothing comes");
+        coming.came(at(1500), Some(at(0)));
+        assert!(!is_lost(&coming, 3000, 0), "others came");
+        assert!(is_lost(&coming, 3500, 0), "and no more");
+        coming.came(at(3400), Some(at(1900)));
+        assert!(!is_lost(&coming, 5300, 0));
+        coming.came(at(5000), Some(at(2000)));
+        assert!(is_lost(&coming, 5300, 0), "what was asked for much later has come");
+        assert!(!is_lost(&coming, 5300, 1000));
+    }
 }

@@ -94,6 +94,9 @@ fn config(cluster: &Cluster, bulk: bool) -> rdkafka::ClientConfig {
         ("fetch.queue.backoff.ms", "1"),
         ("fetch.error.backoff.ms", "50"),
         ("fetch.max.bytes", fetch_bytes),
+        // One partition may fill it: with the default of 1 MiB a distant broker sends that much in a round trip, however fast
+        // the way is.
+        ("fetch.message.max.bytes", fetch_bytes),
         ("queued.max.messages.kbytes", queued_kib),
     ];
     let group = format!("{}-unused", cluster.settings.prefix);
