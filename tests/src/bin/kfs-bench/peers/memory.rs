@@ -85,18 +85,21 @@ struct Node {
 
 enum Body {
     File(Vec<u8>),
-    Dir(BTreeMap<OsString, u64>),
+    /// Each with its place in listings, which rises.
+    Dir(BTreeMap<OsString, (u64, u64)>),
     Link(Vec<u8>),
 }
 
 struct Files {
     nodes: HashMap<u64, Node>,
     next: u64,
+    /// Given out in listings; 1 and 2 are `.` and `..`.
+    places: u64,
 }
 
 impl Default for Files {
     fn default() -> Files {
-        let mut files = Files { nodes: HashMap::new(), next: INodeNo::ROOT.0 };
+        let mut files = Files { nodes: HashMap::new(), next: INodeNo::ROOT.0, places: 2 };
         files.add(INodeNo::ROOT.0, Body::Dir(BTreeMap::new()), 0o755, (0, 0));
         files
     }
@@ -138,7 +141,7 @@ impl Files {
         self.nodes.get_mut(&ino).ok_or(Errno::ENOENT)
     }
 
-    fn names(&mut self, dir: u64) -> Answer<&mut BTreeMap<OsString, u64>> {
+    fn names(&mut self, dir: u64) -> Answer<&mut BTreeMap<OsString, (u64, u64)>> {
         match &mut self.node(dir)?.body {
             Body::Dir(names) => Ok(names),
             _ => Err(Errno::ENOTDIR),
@@ -152,8 +155,15 @@ impl Files {
         }
     }
 
+    fn enter(&mut self, dir: u64, name: &OsStr, ino: u64) -> Answer<()> {
+        self.places += 1;
+        let place = self.places;
+        self.names(dir)?.insert(name.to_owned(), (ino, place));
+        Ok(())
+    }
+
     fn find(&mut self, dir: u64, name: &OsStr) -> Answer<FileAttr> {
-        let ino = *self.names(dir)?.get(name).ok_or(Errno::ENOENT)?;
+        let (ino, _) = *self.names(dir)?.get(name).ok_or(Errno::ENOENT)?;
         Ok(self.node(ino)?.attr)
     }
 
@@ -162,20 +172,35 @@ impl Files {
             return Err(Errno::EEXIST);
         }
         let attr = self.add(dir, body, mode, who);
-        self.names(dir)?.insert(name.to_owned(), attr.ino.0);
+        self.enter(dir, name, attr.ino.0)?;
         self.changed(dir)?;
         Ok(attr)
     }
 
     fn remove(&mut self, dir: u64, name: &OsStr) -> Answer<()> {
-        let ino = *self.names(dir)?.get(name).ok_or(Errno::ENOENT)?;
+        let (ino, _) = *self.names(dir)?.get(name).ok_or(Errno::ENOENT)?;
         if matches!(&self.node(ino)?.body, Body::Dir(names) if !names.is_empty()) {
             return Err(Errno::ENOTEMPTY);
         }
         self.names(dir)?.remove(name);
+        let node = self.node(ino)?;
+        node.attr.nlink -= 1;
         // Nothing here works on files without a name.
-        self.nodes.remove(&ino);
+        if node.attr.nlink == 0 || matches!(node.body, Body::Dir(_)) {
+            self.nodes.remove(&ino);
+        }
         self.changed(dir)
+    }
+
+    fn link(&mut self, ino: u64, dir: u64, name: &OsStr) -> Answer<FileAttr> {
+        if self.names(dir)?.contains_key(name) {
+            return Err(Errno::EEXIST);
+        }
+        self.enter(dir, name, ino)?;
+        self.changed(dir)?;
+        let attr = &mut self.node(ino)?.attr;
+        attr.nlink += 1;
+        Ok(*attr)
     }
 
     fn changed(&mut self, dir: u64) -> Answer<()> {
@@ -188,10 +213,11 @@ impl Files {
     /// What a listing has behind an offset.
     fn listed(&mut self, dir: u64, offset: u64) -> Answer<Vec<(u64, OsString, FileAttr)>> {
         let parent = self.node(dir)?.parent;
-        let dots = [(".".into(), dir), ("..".into(), parent)];
-        let names: Vec<_> = self.names(dir)?.iter().map(|(name, ino)| (name.clone(), *ino)).collect();
-        let all = dots.into_iter().chain(names).enumerate().skip(offset as usize);
-        all.map(|(at, (name, ino))| Ok((at as u64 + 1, name, self.node(ino)?.attr))).collect()
+        let names = self.names(dir)?.iter().map(|(name, (ino, place))| (*place, name.clone(), *ino));
+        let mut all: Vec<_> = [(1, ".".into(), dir), (2, "..".into(), parent)].into_iter().chain(names).collect();
+        all.retain(|(place, ..)| *place > offset);
+        all.sort_unstable();
+        all.into_iter().map(|(place, name, ino)| Ok((place, name, self.node(ino)?.attr))).collect()
     }
 }
 
@@ -328,17 +354,21 @@ impl Filesystem for Serving {
             if !flags.is_empty() {
                 return Err(Errno::EINVAL);
             }
-            let ino = *files.names(parent.0)?.get(name).ok_or(Errno::ENOENT)?;
+            let (ino, _) = *files.names(parent.0)?.get(name).ok_or(Errno::ENOENT)?;
             if files.names(newparent.0)?.contains_key(newname) {
                 files.remove(newparent.0, newname)?;
             }
             files.names(parent.0)?.remove(name);
-            files.names(newparent.0)?.insert(newname.to_owned(), ino);
+            files.enter(newparent.0, newname, ino)?;
             files.node(ino)?.parent = newparent.0;
             files.changed(parent.0)?;
             files.changed(newparent.0)
         };
         empty(reply, rename());
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        entry(reply, self.files().link(ino.0, newparent.0, newname));
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
