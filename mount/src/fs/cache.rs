@@ -179,15 +179,16 @@ impl Cache {
     /// by now only its content is taken from there: the rest would not fit the name that it was found under.
     pub fn newest(&self, promises: &Promises, found: &Attr) -> (Attr, bool) {
         let mut inner = self.inner();
-        let right = inner.attr(promises, found.ino);
-        match right {
+        let known = match inner.attr(promises, found.ino) {
             Some(known) if (known.nlink, known.parent) == (found.nlink, found.parent) => return (known, true),
-            _ => {}
-        }
+            Some(known) => Some(known),
+            None => {
+                let once = inner.attrs.get(&found.ino).map(|known| &known.attr);
+                once.filter(|known| known.version > found.version).cloned()
+            }
+        };
         let mut attr = found.clone();
-        if let Some(KnownAttr { attr: known, .. }) = inner.attrs.get(&found.ino)
-            && (right.is_some() || known.version > found.version)
-        {
+        if let Some(known) = known {
             (attr.size, attr.allocated, attr.version) = (known.size, known.allocated, known.version);
             (attr.mtime, attr.ctime) = (known.mtime, known.ctime);
         }

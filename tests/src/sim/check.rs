@@ -77,13 +77,9 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
         let model = replay(view, known)?;
         let by_id = exactly_once(view)?;
         in_order(view, &by_id, known.journal)?;
-        let lives = &history.lives;
-        linearizable(view, &model, &Ahead::of(view, &by_id, lives), &by_id, known.fresh)
-    })?;
-    match views.last() {
-        Some(view) if known.kept.is_none() => nothing_lost(view, &exactly_once(view)?, history, known.power_goes),
-        _ => Ok(()),
-    }
+        linearizable(view, &model, &Ahead::of(view, &by_id, &history.lives), &by_id, known.fresh)?;
+        if known.kept.is_none() { nothing_lost(view, &by_id, history, known.power_goes) } else { Ok(()) }
+    })
 }
 
 /// What mounts had answered for themselves has come to the server: of one whose journal was lost, what stood before an

@@ -43,11 +43,8 @@ impl Inner {
     /// answers can tell.
     pub(in crate::client) async fn stored(&self) -> bool {
         let upto = self.state().core.entered();
-        let now = || {
-            let state = self.state();
-            state.core.stored(self.now_ms(), upto)
-        };
-        if now() == Stored::Awaited {
+        let before = self.state().core.stored(self.now_ms(), upto);
+        if before == Stored::Awaited {
             self.somebody_waits();
         }
         let _looks = self.looks_at_appends.lock().await;
