@@ -9,6 +9,7 @@
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
 
 use super::cache::{Found, Local};
+use super::file::State;
 use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
 use crate::client::{Patience, Reply, Submitted, Terms};
@@ -167,6 +168,36 @@ impl Fs {
         })
     }
 
+    /// What was written before is in the stream.
+    pub(super) fn link_locally(&self, ino: Ino, dir: Ino, name: &Name) -> Option<Result<Done<Attr>, FsError>> {
+        let file = self.inner.files.get(ino);
+        // Before the cache's lock.
+        let state = file.as_ref().map(|file| file.state());
+        self.locally(|_, local, time| {
+            local.dir(dir)?;
+            let mut attr = with_written(local, ino, state.as_deref())?;
+            match local.lookup(dir, name)? {
+                Found::Absent => {}
+                Found::Entry(_) | Found::Inode(_) => return Some(Err(Refusal::Exists)),
+            }
+            if attr.kind == FileKind::Dir {
+                return Some(Err(Refusal::NotPermitted));
+            }
+            if attr.nlink >= Upload::MAX_LINKS {
+                return Some(Err(Refusal::TooManyLinks));
+            }
+            let effect = Effect::Linked { dir, time };
+            effect.apply(&mut attr);
+            Some(Ok(Plan {
+                op: Op::Upload(Upload::Link { ino, dir, name: name.clone() }),
+                inodes: vec![(dir, Effect::Entry { time, links: 0 }), (ino, effect)],
+                names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
+                made: None,
+                value: attr,
+            }))
+        })
+    }
+
     pub(super) fn remove_locally(&self, delete: &Delete) -> Option<Result<Done<()>, FsError>> {
         let (Delete::Unlink { dir, name } | Delete::Rmdir { dir, name }) = delete;
         let (dir, is_rmdir) = (*dir, matches!(delete, Delete::Rmdir { .. }));
@@ -181,21 +212,21 @@ impl Fs {
             match (is_rmdir, is_dir) {
                 (true, false) => return Some(Err(Refusal::NotDirectory)),
                 (false, true) => return Some(Err(Refusal::IsDirectory)),
-                // Its other names are told of this.
-                (false, false) if attr.parent != Some(dir) => return None,
                 (true, true) => {
                     local.dir(attr.ino)?;
                     if !local.is_empty(attr.ino)? {
                         return Some(Err(Refusal::NotEmpty));
                     }
                 }
-                (false, false) => {}
+                (false, false) => {
+                    local.inode(attr.ino)?;
+                }
             }
             Some(Ok(Plan {
                 op: Op::Delete(delete.clone()),
                 inodes: vec![
                     (dir, Effect::Entry { time, links: -i32::from(is_dir) }),
-                    (attr.ino, Effect::Gone { time }),
+                    (attr.ino, Effect::Unlinked { time }),
                 ],
                 names: vec![(dir, name.clone(), None)],
                 made: None,
@@ -223,17 +254,14 @@ impl Fs {
             };
             let is_dir = moved.kind == FileKind::Dir;
             // Whether a directory would come to stand below itself only the server knows.
-            if is_dir && (from_dir != to_dir || local.dir(moved.ino).is_none())
-                || !is_dir && moved.parent != Some(from_dir)
-            {
+            local.inode(moved.ino)?;
+            if is_dir && from_dir != to_dir {
                 return None;
             }
             let replaced = match local.lookup(to_dir, to)? {
                 Found::Absent => None,
                 _ if how == RenameHow::NoReplace => return Some(Err(Refusal::Exists)),
-                Found::Entry(attr) if !is_dir && attr.kind != FileKind::Dir && attr.parent == Some(to_dir) => {
-                    Some(attr)
-                }
+                Found::Entry(attr) if !is_dir && attr.kind != FileKind::Dir => Some(local.inode(attr.ino)?),
                 Found::Entry(_) | Found::Inode(_) => return None,
             };
             if replaced.as_ref().is_some_and(|replaced| replaced.ino == moved.ino) {
@@ -243,8 +271,8 @@ impl Fs {
             if to_dir != from_dir {
                 inodes.push((to_dir, Effect::Entry { time, links: 0 }));
             }
-            inodes.push((moved.ino, Effect::Moved { parent: to_dir, time }));
-            inodes.extend(replaced.map(|replaced| (replaced.ino, Effect::Gone { time })));
+            inodes.push((moved.ino, Effect::Moved { dir: to_dir, time }));
+            inodes.extend(replaced.map(|replaced| (replaced.ino, Effect::Unlinked { time })));
             let (source, target) = (from.clone(), to.clone());
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how }),
@@ -265,14 +293,7 @@ impl Fs {
         // Before the cache's lock.
         let state = file.as_ref().map(|file| file.state());
         self.locally(|_, local, time| {
-            let mut attr = local.inode(ino)?;
-            // What is being written has moved the times, which from now on stand in the attributes alone.
-            if let Some(mtime) = state.as_ref().and_then(|state| Some(state.pending()?.mtime))
-                && mtime >= attr.ctime
-            {
-                (attr.mtime, attr.ctime) = (mtime, mtime);
-                local.put(attr.clone());
-            }
+            let mut attr = with_written(local, ino, state.as_deref())?;
             let effect = Effect::Set { change: change.clone(), time };
             effect.apply(&mut attr);
             Some(Ok(Plan {
@@ -351,4 +372,17 @@ impl Fs {
             self.inner.files.pages_follow(attr.ino, Some(before), attr.version);
         }
     }
+}
+
+/// The attributes of an inode that may be answered for here. What is being written has moved the times, which from now on
+/// stand in the attributes alone.
+fn with_written(local: &mut Local<'_>, ino: Ino, state: Option<&State>) -> Option<Attr> {
+    let mut attr = local.inode(ino)?;
+    if let Some(mtime) = state.and_then(|state| Some(state.pending()?.mtime))
+        && mtime >= attr.ctime
+    {
+        (attr.mtime, attr.ctime) = (mtime, mtime);
+        local.put(attr.clone());
+    }
+    Some(attr)
 }

@@ -191,6 +191,10 @@ impl Fs {
     pub async fn link(&self, ino: u64, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
         let (ino, dir, name) = (self.ino(ino), self.ino(dir), Name::new(name)?);
         self.before_publishing(ino, patience).await?;
+        if let Some(done) = self.link_locally(ino, dir, &name) {
+            let attr = done?.safe(patience).await?;
+            return Ok(self.stat(&attr));
+        }
         let (reply, _changing) =
             self.change(Op::Upload(Upload::Link { ino, dir, name: name.clone() }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "link" }) };

@@ -24,13 +24,18 @@ pub enum Effect {
         time: Time,
         links: i32,
     },
-    /// It has its only name in this directory now.
-    Moved {
-        parent: Ino,
+    /// It has one more name, in this directory.
+    Linked {
+        dir: Ino,
         time: Time,
     },
-    /// It has lost its only name.
-    Gone {
+    /// One of its names stands in this directory now.
+    Moved {
+        dir: Ino,
+        time: Time,
+    },
+    /// It has lost one of its names.
+    Unlinked {
         time: Time,
     },
 }
@@ -45,17 +50,9 @@ impl Effect {
                 (attr.mtime, attr.ctime) = (*time, *time);
                 attr.nlink = attr.nlink.saturating_add_signed(*links);
             }
-            Effect::Moved { parent, time } => {
-                attr.parent = Some(*parent);
-                attr.ctime = *time;
-            }
-            Effect::Gone { time } => {
-                attr.nlink = 0;
-                attr.ctime = *time;
-                if attr.kind != FileKind::Dir {
-                    attr.parent = None;
-                }
-            }
+            Effect::Linked { dir, time } => attr.link(*dir, *time),
+            Effect::Moved { dir, time } => attr.rename(*dir, *time),
+            Effect::Unlinked { time } => attr.unlink(*time),
         }
     }
 }

@@ -242,6 +242,76 @@ async fn names_are_moved_here_and_found_there() {
     assert_eq!(here, there);
 }
 
+/// git makes each of its objects under another name, links it and takes the first name away.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_are_made_and_taken_away_without_waiting() {
+    const FILES: u64 = 20;
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let dir = fs.mkdir(ME, top, b"dir", 0o755, p).await.expect("makes").ino;
+    let ((), (_, waits)) = cost(&fs, async {
+        for file in 0..FILES {
+            let (temporary, name) = (format!("tmp {file}"), format!("file {file}"));
+            unpack(&fs, top, &temporary).await;
+            let ino = fs.lookup(top, temporary.as_bytes(), p).await.expect("is there").ino;
+            fs.lookup(top, name.as_bytes(), p).await.expect_err("is not there");
+            assert_eq!(fs.link(ino, top, name.as_bytes(), p).await.expect("links").nlink, 2);
+            let taken = fs.link(ino, top, name.as_bytes(), p).await;
+            assert!(taken.expect_err("is there").is(Refusal::Exists));
+            fs.unlink(top, temporary.as_bytes(), p).await.expect("removes");
+            let stat = fs.lookup(top, name.as_bytes(), p).await.expect("is there");
+            assert_eq!((stat.nlink, stat.ino, stat.mtime), (1, ino, LONG_AGO));
+            // And a copy of the tree with its links.
+            fs.link(ino, dir, name.as_bytes(), p).await.expect("links");
+        }
+    })
+    .await;
+    assert_eq!(waits, 0);
+    sent(&fs).await;
+    let other = place.fs().await;
+    let found = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    for file in 0..FILES {
+        let name = format!("file {file}");
+        let [one, two] = [found, dir].map(|dir| (dir, name.as_bytes()));
+        let one = other.lookup(one.0, one.1, p).await.expect("is there");
+        assert_eq!(one, other.lookup(two.0, two.1, p).await.expect("is there"));
+        assert_eq!((one.nlink, one.size, one.mode & 0o7777), (2, 4096, 0o640));
+    }
+}
+
+/// What has names in several directories is this mount's own when the answers are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_names_in_two_directories_is_changed_here() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let dir = fs.mkdir(ME, top, b"dir", 0o755, p).await.expect("makes").ino;
+    unpack(&fs, top, "file").await;
+    let ino = fs.lookup(top, b"file", p).await.expect("is there").ino;
+    fs.lookup(dir, b"link", p).await.expect_err("is not there");
+    fs.link(ino, dir, b"link", p).await.expect("links");
+    sent(&fs).await;
+    let ((), (_, waits)) = cost(&fs, async {
+        assert_eq!(fs.lookup(dir, b"link", p).await.expect("is there").nlink, 2);
+        let mode = SetAttr { mode: Some(0o604), ..SetAttr::default() };
+        fs.setattr(ino, mode, p).await.expect("sets the mode");
+        fs.rename((dir, b"link"), (top, b"moved"), RenameHow::Replace, p).await.expect("moves");
+        fs.unlink(top, b"file", p).await.expect("removes");
+    })
+    .await;
+    assert_eq!(waits, 0);
+    let other = place.fs().await;
+    let found = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    let stat = other.lookup(found, b"moved", p).await.expect("is there");
+    assert_eq!((stat.ino, stat.nlink, stat.mode & 0o7777), (ino, 1, 0o604));
+    assert_eq!(fs.lookup(top, b"moved", p).await.expect("is there"), stat);
+    fs.unlink(top, b"moved", p).await.expect("removes");
+    assert!(other.lookup(found, b"moved", p).await.expect_err("is gone").is(Refusal::NotFound));
+}
+
 /// Whoever still has a directory that was removed here makes nothing in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_made_in_what_was_removed() {
@@ -271,15 +341,17 @@ async fn a_change_that_was_asked_for_is_the_last_one_known() {
                 let name = format!("dir {worker} {round}");
                 let dir = fs.mkdir(ME, top, name.as_bytes(), 0o755, p).await.expect("makes").ino;
                 let file = fs.mknod(ME, dir, b"one", node, p).await.expect("makes").ino;
-                let linked = fs.link(file, dir, b"two", p).await.expect("links");
+                fs.mknod(ME, dir, b"two", node, p).await.expect("makes");
+                fs.rename((dir, b"one"), (dir, b"two"), RenameHow::Exchange, p).await.expect("exchanges");
                 // The answers to what came before it are taken in by another task.
                 tokio::task::yield_now().await;
-                assert_eq!(fs.getattr(dir, p).await.expect("is there").mtime, linked.ctime, "{name}");
+                let moved = fs.getattr(file, p).await.expect("is there").ctime;
+                assert_eq!(fs.getattr(dir, p).await.expect("is there").mtime, moved, "{name}");
             }
         })
     });
     for worker in busy.collect::<Vec<_>>() {
-        worker.await.expect("every time is the link's");
+        worker.await.expect("every time is the exchange's");
     }
 }
 

@@ -44,9 +44,8 @@ pub struct Attr {
     /// The position of the last change to the content: the version of a file's
     /// content map, or of a directory's entries.
     pub version: Position,
-    /// The directory that names it: for a directory always, for anything else
-    /// while it has had one name only. `None` means that the inode has (or had)
-    /// several names, and its attributes are covered by a promise of its own.
+    /// The directory in which all of its names stand. `None` for what has no name, and for what has, or has once
+    /// had, names in several directories: then its attributes are covered by a promise of its own.
     pub parent: Option<Ino>,
     pub has_xattrs: bool,
     /// Last, since it is left out where there is nothing: rows have no fields' names.

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Promise {
     /// A directory: its own attributes, its entries, and the attributes of entries
-    /// that are non-directories with a single name ([`super::Attr::parent`]).
+    /// that are non-directories with all of their names there ([`super::Attr::parent`]).
     Dir(Ino),
-    /// The attributes of a non-directory that has, or had, several names or none.
+    /// The attributes of a non-directory that has no name, or that has, or had, names in several directories.
     Inode(Ino),
     /// A file's content map, its size and its times.
     Content(Ino),

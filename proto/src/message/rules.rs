@@ -81,6 +81,33 @@ impl Attr {
         self.ctime = time;
     }
 
+    /// A non-directory gets one more name, in that directory.
+    pub fn link(&mut self, dir: Ino, time: Time) {
+        self.nlink += 1;
+        self.parent = self.parent.filter(|parent| *parent == dir);
+        self.ctime = time;
+    }
+
+    /// One of its names moves to that directory.
+    pub fn rename(&mut self, dir: Ino, time: Time) {
+        self.parent = match self.parent {
+            // The others stay where they are.
+            Some(parent) if self.kind != FileKind::Dir && self.nlink > 1 && parent != dir => None,
+            parent => parent.map(|_| dir),
+        };
+        self.ctime = time;
+    }
+
+    /// It loses one of its names; a directory has only one.
+    pub fn unlink(&mut self, time: Time) {
+        self.nlink = if self.kind == FileKind::Dir { 0 } else { self.nlink.saturating_sub(1) };
+        if self.nlink == 0 && self.kind != FileKind::Dir {
+            // No directory covers it any more.
+            self.parent = None;
+        }
+        self.ctime = time;
+    }
+
     /// Sets the permission bits; the access control list then says the same.
     fn chmod(&mut self, mode: u32) {
         self.mode = mode & 0o7777;

@@ -1,5 +1,6 @@
-//! Delegations: a directory, or a file's content, that nobody else has to do with is left to one session, which answers
-//! for it itself and sends what it has answered behind that, in order, as requests that say so (`local`).
+//! Delegations: what nobody else has to do with is left to one session (a directory, a file's content, attributes of
+//! what has names in several directories). It answers for that itself, and sends what it has answered behind that, in
+//! order, as requests that say so (`local`).
 //!
 //! * Whoever is delegated a thing is promised it too, unless it is being asked back; nobody else is.
 //! * Nobody else's request shows or changes what is delegated before it is given back ([`super::waiting`]).
@@ -118,8 +119,7 @@ impl Machine {
         let is_counted = |turn: &mut Turn, thing: &Promise| {
             matches!(thing, Promise::Dir(_)) && turn.quota(turn.namespace).inodes.is_some()
         };
-        // What has several names has several ways to it.
-        for thing in promised.iter().filter(|thing| !matches!(thing, Promise::Inode(_))) {
+        for thing in promised {
             if self.delegated.holder(thing) != Some(id) {
                 let has_room = self.live.sessions[&id].delegations.has.len() < MAX_DELEGATIONS;
                 let fits =

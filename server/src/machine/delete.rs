@@ -53,17 +53,16 @@ impl Turn<'_> {
         self.changes.push(covering(&old.attr));
         let mut new = old.clone();
         let ino = new.attr.ino;
-        new.attr.ctime = self.time;
+        new.attr.unlink(self.time);
         if new.attr.kind == FileKind::Dir {
-            new.attr.nlink = 0;
             self.put(&inode_key(ino), &new);
             self.free(ino);
             return new.attr;
         }
-        new.attr.nlink = new.attr.nlink.saturating_sub(u32::from(!planted(Bug::UnlinkDoesNotCount)));
+        if planted(Bug::UnlinkDoesNotCount) {
+            (new.attr.nlink, new.attr.parent) = (old.attr.nlink, old.attr.parent);
+        }
         if new.attr.nlink == 0 {
-            // No directory covers it any more.
-            new.attr.parent = None;
             self.changes.extend([Promise::Inode(ino), Promise::Content(ino)]);
             self.nameless.push(ino);
         }

@@ -121,10 +121,7 @@ impl Turn<'_> {
     fn moved(&mut self, old: InodeRow, dir: Ino) -> Attr {
         self.changes.push(covering(&old.attr));
         let mut new = old.clone();
-        if new.attr.kind == FileKind::Dir || new.attr.parent.is_some() {
-            new.attr.parent = Some(dir);
-        }
-        new.attr.ctime = self.time;
+        new.attr.rename(dir, self.time);
         self.save(&old, new.clone());
         self.changed(new.attr)
     }

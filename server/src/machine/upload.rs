@@ -87,12 +87,13 @@ impl Turn<'_> {
             return Err(Refusal::TooManyLinks);
         }
 
-        // What covered the inode through its only name does so no longer.
+        // What covers the inode may be something else from now on.
         self.changes.push(covering(&old.attr));
         let mut new = old.clone();
-        new.attr.nlink += u32::from(!planted(Bug::LinkDoesNotCount));
-        new.attr.parent = None;
-        new.attr.ctime = self.time;
+        new.attr.link(dir, self.time);
+        if planted(Bug::LinkDoesNotCount) {
+            new.attr.nlink = old.attr.nlink;
+        }
         self.save(&old, new.clone());
         self.enter(dir, name, ino);
         self.update_dir(parent, 1, 0);

@@ -281,8 +281,8 @@ impl Plan {
         let is_calm = rng.chance(120);
         let kind = Kind::draw(&mut rng);
         // Whoever looks on sees little if it is over at once.
-        let pace_ms =
-            *rng.pick(if kind == Kind::Watched { &[40, 200, 1000, 3000] } else { &[0, 5, 40, 200, 1000, 3000] });
+        let is_watched = matches!(kind, Kind::Watched | Kind::Links);
+        let pace_ms = *rng.pick(if is_watched { &[40, 200, 1000, 3000] } else { &[0, 5, 40, 200, 1000, 3000] });
         let mut clients: Vec<Vec<Vec<Step>>> = (0..clients)
             .map(|client| {
                 let workers = rng.range(1, 2);

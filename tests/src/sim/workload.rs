@@ -27,6 +27,8 @@ pub enum Kind {
     Trees,
     /// One looks on while the others work.
     Watched,
+    /// Files have names in two directories.
+    Links,
 }
 
 impl Kind {
@@ -47,7 +49,7 @@ impl Kind {
             Kind::Watched,
             Kind::Watched,
             Kind::Watched,
-            Kind::Watched,
+            Kind::Links,
         ])
     }
 
@@ -59,7 +61,7 @@ impl Kind {
             Kind::Contents | Kind::Large => 750,
             Kind::Unlinked => 300,
             Kind::Idle => 250,
-            Kind::FewNames | Kind::Trees | Kind::Watched => 850,
+            Kind::FewNames | Kind::Trees | Kind::Watched | Kind::Links => 850,
         };
         match rng.chance(special) {
             true => self.special(rng, client),
@@ -70,11 +72,12 @@ impl Kind {
     fn place(self, rng: &mut Rng) -> Place {
         let dirs = match self {
             Kind::HotDir | Kind::FewNames | Kind::Trees | Kind::Watched => 1,
+            Kind::Links => 2,
             _ => u64::from(DIRS),
         };
         let names = match self {
             Kind::Contents | Kind::Large | Kind::FewNames | Kind::Trees | Kind::Watched => 2,
-            Kind::Idle => 3,
+            Kind::Idle | Kind::Links => 3,
             _ => u64::from(NAMES),
         };
         (rng.below(dirs) as u8, rng.below(names) as u8)
@@ -148,6 +151,20 @@ impl Kind {
                 9 => Step::Rename(one, other, *rng.pick(&[How::Replace, How::Exchange])),
                 10..12 => Step::Lookup(one),
                 12 => Step::List(one.0),
+                _ => Step::Read(one),
+            },
+            Kind::Links if client == 0 && rng.chance(500) => {
+                Step::Watch { at: one, times: rng.range(5, 25) as u8, every_ms: *rng.pick(&[1, 30, 300, 1500]) }
+            }
+            Kind::Links => match rng.below(16) {
+                0..2 => Step::Create(one),
+                2..5 => Step::Link(one, other),
+                5 => Step::Unlink(one),
+                6 => Step::Rename(one, other, *rng.pick(&[How::Replace, How::NoReplace, How::Exchange])),
+                7..9 => Step::Chmod(one, rng.below(0o1000) as u16),
+                9..12 => Step::Stat(one),
+                12..14 => Step::Lookup(one),
+                14 => Step::Write(one, self.content(rng)),
                 _ => Step::Read(one),
             },
         }

@@ -6,7 +6,7 @@
 //! * Where promises end otherwise (missed pushes, a lease that ran out) the server is told, behind the same, and
 //!   what answers to requests before that delegate does not count.
 
-use proto::message::{Promise, Push};
+use proto::message::Push;
 
 pub(super) struct Delegated {
     /// Whether sessions are opened as ones that can be delegated something.
@@ -42,9 +42,7 @@ impl Delegated {
 
     /// Whether the push may take back what has been delegated.
     pub fn is_recall(&self, push: &Push) -> bool {
-        let is_delegable = |promise: &Promise| matches!(promise, Promise::Dir(_) | Promise::Content(_));
-        (self.has || self.giving_up.is_some())
-            && matches!(push, Push::Invalidate(things) if things.iter().any(is_delegable))
+        (self.has || self.giving_up.is_some()) && matches!(push, Push::Invalidate(_))
     }
 
     /// All is to be given up, if there is anything.

@@ -17,6 +17,8 @@ struct Seen {
     names: u32,
     /// A directory that has a name for it.
     named_in: Option<Ino>,
+    /// Another one has too.
+    is_scattered: bool,
     entries: u64,
     subdirs: u32,
     covered: u64,
@@ -100,6 +102,7 @@ impl Check<'_> {
             });
             let child = inodes.entry(row.ino).or_default();
             child.names += 1;
+            child.is_scattered |= child.named_in.is_some_and(|other| other != dir);
             child.named_in = Some(dir);
             let is_dir = child.row.as_ref().is_some_and(|own| own.kind == FileKind::Dir);
             let parent = inodes.entry(dir).or_default();
@@ -179,7 +182,7 @@ impl Check<'_> {
         } else if is_dir {
             seen.names == 1 && own.parent == seen.named_in
         } else {
-            own.parent.is_none() || (seen.names == 1 && own.parent == seen.named_in)
+            own.parent.is_none() || (!seen.is_scattered && own.parent == seen.named_in)
         };
         violations.check(parent, || {
             format!(

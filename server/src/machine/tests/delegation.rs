@@ -124,11 +124,14 @@ fn whoever_is_alone_is_delegated_directories_and_content_by_every_answer_that_pr
     let answer = world.answer(&mut a, create(ROOT, "f", FileKind::File));
     let file = entry(answer.result).ino;
     assert_eq!(answer.delegated, [DIR_ROOT, Promise::Content(file)]);
-    // Names of which there are several are no session's alone.
     let answer = world.answer(&mut a, link(file, ROOT, "g"));
-    assert_eq!((answer.granted.len(), answer.delegated), (2, vec![DIR_ROOT]));
-    // Who cannot answer for it is delegated nothing.
+    assert_eq!((answer.granted, answer.delegated), (vec![DIR_ROOT], vec![DIR_ROOT]));
+    // What has names in several directories is so by itself.
     let dir = world.mkdir(&mut a, ROOT, "d");
+    let things = [Promise::Dir(dir), Promise::Inode(file)];
+    let answer = world.answer(&mut a, link(file, dir, "g"));
+    assert_eq!((&answer.granted[..], &answer.delegated[..]), (&things[..], &things[..]));
+    // Who cannot answer for it is delegated nothing.
     assert_eq!(world.call(&mut deaf, Op::Session(SessionOp::Renew)), Ok(Outcome::Done));
     world.send(&mut a, Op::Session(SessionOp::Close));
     let answer = world.answer(&mut deaf, Op::View(View::Getattr { ino: dir }));
@@ -191,6 +194,28 @@ fn what_shows_or_changes_a_delegated_directory_waits_and_asks_it_back_once() {
         assert!(!world.delegated_to(&a).iter().any(|thing| things.contains(thing)));
         world.sound();
     }
+}
+
+#[test]
+fn names_that_are_made_by_ones_own_word_are_asked_back_with_what_covers_their_inode() {
+    let (mut world, mut a, mut b, file, dir) = alone();
+    assert!(world.local(&mut a, link(file, ROOT, "g")).is_ok());
+    assert_eq!(entry(world.local(&mut a, link(file, dir, "h"))).parent, None);
+    assert!(world.local(&mut a, unlink(ROOT, "f")).is_ok());
+    // Whichever way another comes to it.
+    let effects = world.parks(&mut b, Op::View(View::Getattr { ino: file }));
+    assert_eq!(recalls(&effects, &a), [(1, vec![Promise::Inode(file)])]);
+    world.parks(&mut b, lookup(dir, "h"));
+    assert!(world.local(&mut a, chmod(file, 0o640)).is_ok());
+    world.send(&mut a, confirm(1));
+    world.send(&mut a, confirm(2));
+    let attr = world.getattr(&mut b, file);
+    assert_eq!((attr.nlink, attr.mode), (2, 0o640));
+    // Now both are promised it, so it is nobody's alone.
+    assert_eq!(world.answer(&mut a, Op::View(View::Getattr { ino: file })).delegated, []);
+    let effects = world.send_local(&mut a, chmod(file, 0o600));
+    assert!(answer_of(&effects, &a).is_none(), "the other is told first");
+    world.sound();
 }
 
 #[test]

@@ -107,9 +107,14 @@ impl Model {
         self.next += u64::from(count);
     }
 
-    /// The directory that covers a file's attributes.
-    pub fn covering(&self, ino: Ino) -> Option<Ino> {
-        self.nodes.get(&ino).and_then(|node| node.parent).filter(|_| !self.is_dir(ino))
+    /// What covers an inode's attributes.
+    pub fn covering(&self, ino: Ino) -> Promise {
+        let parent = self.nodes.get(&ino).and_then(|node| node.parent);
+        match parent {
+            _ if self.is_dir(ino) => Promise::Dir(ino),
+            Some(dir) => Promise::Dir(dir),
+            None => Promise::Inode(ino),
+        }
     }
 
     /// What a name stands for.
@@ -313,7 +318,9 @@ impl Model {
             return Err(Refusal::NotFound);
         }
         node.nlink += 1;
-        node.parent = None;
+        if node.parent != Some(dir) {
+            node.parent = None;
+        }
         self.dir(dir)?.entries.insert(name.clone(), ino);
         Ok(self.entry(ino))
     }
@@ -399,7 +406,8 @@ impl Model {
         node.entries.insert(name.clone(), ino);
         node.nlink += won;
         let node = self.nodes.get_mut(&ino).unwrap();
-        node.parent = node.parent.map(|_| dir);
+        let others_stay = node.kind != FileKind::Dir && node.nlink > 1 && node.parent != Some(dir);
+        node.parent = node.parent.filter(|_| !others_stay).map(|_| dir);
     }
 }
 

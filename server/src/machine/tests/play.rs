@@ -395,7 +395,7 @@ impl Play {
         let id = player.client.id;
         let is_left = |thing: Promise| self.world.machine.delegated.holder(&thing).is_none_or(|of| of == id);
         let is_shown = |ino: &Ino| is_left(Promise::Content(*ino)) && is_left(Promise::Dir(*ino));
-        let is_its_file = |ino: &Ino| model.covering(*ino).is_some_and(|dir| is_its(&dir)) && is_shown(ino);
+        let is_its_file = |ino: &Ino| player.delegated.contains(&model.covering(*ino)) && is_shown(ino);
         let may = payload.is_empty()
             && match &op {
                 Op::Upload(Upload::Create { dir, name, .. }) => {
@@ -403,8 +403,12 @@ impl Play {
                     is_its(dir) && is_free && !player.inodes.is_empty()
                 }
                 Op::Upload(Upload::Setattr { ino, .. }) => is_its_file(ino),
+                Op::Upload(Upload::Link { ino, dir, name }) => {
+                    let is_free = model.named(*dir, name).is_none_or(|ino| is_shown(&ino));
+                    is_its(dir) && is_free && is_its_file(ino)
+                }
                 Op::Delete(Delete::Unlink { dir, name }) => {
-                    is_its(dir) && model.named(*dir, name).is_none_or(|ino| is_its_file(&ino) || is_its(&ino))
+                    is_its(dir) && model.named(*dir, name).is_none_or(|ino| is_its_file(&ino))
                 }
                 Op::Upload(Upload::Rename { from_dir, from, to_dir, to, .. }) => {
                     let fits = |dir: &Ino, name| model.named(*dir, name).is_none_or(|ino| is_its_file(&ino));
@@ -428,7 +432,10 @@ impl Play {
         {
             player.delegated.extend(new.ino.map(Promise::Dir));
         }
-        player.owed.push(Owed { op, result });
+        // What is refused is not sent.
+        if result.is_ok() {
+            player.owed.push(Owed { op, result });
+        }
     }
 
     /// What this player sees: what has been executed, and what it has answered itself.

@@ -1,7 +1,7 @@
 //! Changes of files and attributes, one by one.
 
 use super::*;
-use proto::message::XattrHow;
+use proto::message::{RenameHow, XattrHow};
 
 fn extents(world: &mut World, c: &mut Client, ino: Ino) -> Vec<(u64, u32, u32)> {
     match world.call(c, Op::View(View::Extents { ino, from: 0, limit: 1000 })) {
@@ -40,15 +40,32 @@ fn create_sets_what_it_should() {
 }
 
 #[test]
-fn a_link_gives_the_inode_a_promise_of_its_own() {
+fn names_in_two_directories_give_the_inode_a_promise_of_its_own() {
     let mut world = World::new();
     let mut c = world.open(1);
     let ino = world.mkfile(&mut c, ROOT, "f");
     let dir = world.mkdir(&mut c, ROOT, "d");
     let attr = world.entry(&mut c, link(ino, ROOT, "g"));
-    assert_eq!((attr.nlink, attr.parent), (2, None));
-    assert_eq!(world.call(&mut c, link(ino, ROOT, "g")), Err(Refusal::Exists));
-    assert_eq!(world.call(&mut c, link(dir, ROOT, "h")), Err(Refusal::NotPermitted));
+    assert_eq!((attr.nlink, attr.parent), (2, Some(ROOT)));
+    let attr = world.entry(&mut c, link(ino, dir, "g"));
+    assert_eq!((attr.nlink, attr.parent), (3, None));
+    // Which of its names is left is not looked for.
+    for taken in ["f", "g"] {
+        world.call(&mut c, unlink(ROOT, taken)).unwrap();
+    }
+    assert_eq!((world.getattr(&mut c, ino).nlink, world.getattr(&mut c, ino).parent), (1, None));
+    let other = world.mkfile(&mut c, ROOT, "g");
+    world.entry(&mut c, link(other, ROOT, "h"));
+    let rename = |from, to_dir| {
+        let how = RenameHow::Replace;
+        Op::Upload(Upload::Rename { from_dir: ROOT, from: name(from), to_dir, to: name("i"), how })
+    };
+    world.call(&mut c, rename("g", ROOT)).unwrap();
+    assert_eq!(world.getattr(&mut c, other).parent, Some(ROOT));
+    world.call(&mut c, rename("h", dir)).unwrap();
+    assert_eq!(world.getattr(&mut c, other).parent, None);
+    assert_eq!(world.call(&mut c, link(ino, ROOT, "i")), Err(Refusal::Exists));
+    assert_eq!(world.call(&mut c, link(dir, ROOT, "k")), Err(Refusal::NotPermitted));
     assert_eq!(world.call(&mut c, link(ino, Ino::root(NamespaceId(3)), "g")), Err(Refusal::CrossNamespace));
 }
 
