@@ -274,12 +274,7 @@ impl Cache {
 
     /// What is known of a file's content in `from..to`, cut at its end.
     pub fn content(&self, promises: &Promises, ino: Ino, from: u64, to: u64) -> Option<Content> {
-        let mut inner = self.inner();
-        let life = inner.stamps.life(promises, &Promise::Content(ino));
-        let known = inner.maps.get(&ino).filter(|m| Some(m.life) == life || planted(Bug::ContentForEver))?;
-        let to = to.min(known.size);
-        let parts = if from < to { known.map.parts(from, to) } else { Ok(Vec::new()) };
-        Some(Content { size: known.size, version: known.version, parts })
+        self.inner().content(promises, ino, from, to)
     }
 
     pub fn xattrs(&self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
@@ -365,6 +360,7 @@ impl Cache {
         inner.pending.settle(touched, order, None);
         for ino in &touched.inodes {
             inner.attrs.remove(ino);
+            inner.maps.remove(ino);
         }
         for (dir, _) in &touched.names {
             inner.dirs.remove(dir);
@@ -402,6 +398,14 @@ impl Inner {
         let (promise, life) = known.life?;
         let attr = known.attr.clone();
         (self.life(promises, &promise) == Some(life)).then_some(attr)
+    }
+
+    fn content(&mut self, promises: &Promises, ino: Ino, from: u64, to: u64) -> Option<Content> {
+        let life = self.stamps.life(promises, &Promise::Content(ino));
+        let known = self.maps.get(&ino).filter(|m| Some(m.life) == life || planted(Bug::ContentForEver))?;
+        let to = to.min(known.size);
+        let parts = if from < to { known.map.parts(from, to) } else { Ok(Vec::new()) };
+        Some(Content { size: known.size, version: known.version, parts })
     }
 
     /// What is known of a directory's names and counts.
@@ -680,6 +684,17 @@ impl Local<'_> {
     pub fn inode(&mut self, ino: Ino) -> Option<Attr> {
         let attr = self.inner.attr(self.promises, ino).filter(|attr| attr.nlink > 0)?;
         self.promises.is_delegated(&covering(&attr)).then_some(attr)
+    }
+
+    /// The attributes of a file whose content, too, this mount may answer for.
+    pub fn file(&mut self, ino: Ino) -> Option<Attr> {
+        let attr = self.inode(ino).filter(|attr| attr.kind == FileKind::File)?;
+        self.promises.is_delegated(&Promise::Content(ino)).then_some(attr)
+    }
+
+    /// What is known of a file's content, as far as the server has answered for it.
+    pub fn content(&mut self, ino: Ino, from: u64, to: u64) -> Option<Content> {
+        self.inner.content(self.promises, ino, from, to)
     }
 
     pub fn lookup(&mut self, dir: Ino, name: &Name) -> Option<Found> {

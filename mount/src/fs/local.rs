@@ -9,6 +9,7 @@
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
 
 use super::cache::{Found, Local};
+use super::extents::Part;
 use super::file::State;
 use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
@@ -19,7 +20,8 @@ use proto::message::{
     Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
 };
 use proto::{Ino, Name, Position, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -33,20 +35,45 @@ pub(super) struct Locals {
     progress: watch::Sender<Progress>,
 }
 
-/// The orders of the changes that are under way, rising.
 #[derive(Default)]
-struct Progress(VecDeque<u64>);
+struct Progress {
+    /// The orders of the changes that are under way, rising.
+    orders: VecDeque<u64>,
+    /// The last of them that has copied into a file, by file: nobody here knows what is there before it is answered for.
+    copies: BTreeMap<Ino, u64>,
+}
 
 impl Progress {
     /// Whether everything up to this order is answered for, and known to be.
     fn is_settled(&self, upto: u64) -> bool {
-        self.0.front().is_none_or(|first| *first > upto)
+        self.orders.front().is_none_or(|first| *first > upto)
     }
+
+    fn begin(&mut self, order: u64, copied: Option<&Copied>) {
+        self.orders.push_back(order);
+        self.copies.extend(copied.map(|copied| (copied.to, order)));
+    }
+
+    fn end(&mut self, order: u64, copied: Option<&Copied>) {
+        self.orders.pop_front();
+        if let Some(copied) = copied
+            && self.copies.get(&copied.to) == Some(&order)
+        {
+            self.copies.remove(&copied.to);
+        }
+    }
+}
+
+/// A range of a file whose content is another file's.
+struct Copied {
+    to: Ino,
+    range: Range<u64>,
 }
 
 struct Sent {
     submitted: Submitted,
     touched: Touched,
+    copied: Option<Copied>,
     /// Whoever waits because the journal does not have it.
     waits: Option<oneshot::Sender<Result<(), FsError>>>,
     slot: OwnedSemaphorePermit,
@@ -75,6 +102,7 @@ struct Plan<T> {
     inodes: Vec<(Ino, Effect)>,
     names: Vec<(Ino, Name, Target)>,
     made: Option<Attr>,
+    copied: Option<Copied>,
     value: T,
 }
 
@@ -95,14 +123,14 @@ pub(super) struct Collector(mpsc::UnboundedReceiver<Sent>);
 
 impl Collector {
     pub async fn run(mut self, fs: Weak<Inner>) {
-        while let Some(Sent { submitted, touched, waits, slot }) = self.0.recv().await {
+        while let Some(Sent { submitted, touched, copied, waits, slot }) = self.0.recv().await {
             let order = submitted.order();
             let answer = submitted.await;
             let Some(inner) = fs.upgrade() else { return };
             let fs = Fs { inner };
             let result = match answer {
                 Ok(reply) => {
-                    fs.settle(order, &reply, &touched);
+                    fs.settle(order, &reply, &touched, copied.as_ref());
                     Ok(())
                 }
                 Err(error) => {
@@ -116,9 +144,7 @@ impl Collector {
                 let _ = waits.send(result);
             }
             drop(slot);
-            fs.inner.locals.progress.send_modify(|progress| {
-                progress.0.pop_front();
-            });
+            fs.inner.locals.progress.send_modify(|progress| progress.end(order, copied.as_ref()));
         }
     }
 }
@@ -126,7 +152,7 @@ impl Collector {
 impl Fs {
     /// Everything that was answered here is answered for.
     pub(super) async fn all_settled(&self, patience: &Patience) -> Result<(), FsError> {
-        let last = self.inner.locals.progress.borrow().0.back().copied();
+        let last = self.inner.locals.progress.borrow().orders.back().copied();
         let Some(last) = last else { return Ok(()) };
         self.inner.client.somebody_waits();
         self.settled(last, patience).await
@@ -138,6 +164,18 @@ impl Fs {
         // The sender is this filesystem's own.
         let _ = patience.wait(progress.wait_for(|progress| progress.is_settled(upto))).await?;
         Ok(())
+    }
+
+    /// What was copied into a file here is answered for, so that its content can be known.
+    pub(super) async fn copied(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
+        let Some(order) = self.last_copy(ino) else { return Ok(()) };
+        self.inner.client.somebody_waits();
+        self.settled(order, patience).await
+    }
+
+    /// The order of the last change that has copied into a file and is not answered for.
+    pub(super) fn last_copy(&self, ino: Ino) -> Option<u64> {
+        self.inner.locals.progress.borrow().copies.get(&ino).copied()
     }
 
     /// Whether what is written to a file may be answered for before the server has it.
@@ -163,6 +201,7 @@ impl Fs {
                 inodes: vec![(dir, Effect::Entry { time, links: i32::from(is_dir) })],
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: Some(attr.clone()),
+                copied: None,
                 value: attr,
             }))
         })
@@ -193,6 +232,7 @@ impl Fs {
                 inodes: vec![(dir, Effect::Entry { time, links: 0 }), (ino, effect)],
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: None,
+                copied: None,
                 value: attr,
             }))
         })
@@ -230,6 +270,7 @@ impl Fs {
                 ],
                 names: vec![(dir, name.clone(), None)],
                 made: None,
+                copied: None,
                 value: (),
             }))
         })
@@ -279,7 +320,45 @@ impl Fs {
                 inodes,
                 names: vec![(from_dir, source, None), (to_dir, target, Some((moved.ino, moved.kind)))],
                 made: None,
+                copied: None,
                 value: (),
+            }))
+        })
+    }
+
+    /// A copy to the end of another file, whole. What was written to either is answered for.
+    pub(super) fn copy_locally(
+        &self,
+        (from, offset): (Ino, u64),
+        (to, to_offset): (Ino, u64),
+        len: u64,
+    ) -> Option<Result<Done<u64>, FsError>> {
+        // Under a quota room would have to be reserved for it.
+        if from == to || self.inner.client.is_limited() || self.last_copy(from).is_some() {
+            return None;
+        }
+        self.locally(|_, local, time| {
+            local.file(from)?;
+            let target = local.file(to)?;
+            let content = local.content(from, offset, offset.saturating_add(len))?;
+            let len = content.size.saturating_sub(offset).min(len);
+            let end = to_offset.checked_add(len).filter(|end| *end <= Upload::MAX_FILE_BYTES)?;
+            let extents = content.parts.ok()?;
+            let data = extents.iter().filter_map(|part| match part {
+                Part::Data(extent) => Some(u64::from(extent.len)),
+                Part::Hole { .. } => None,
+            });
+            if len == 0 || to_offset < target.size || extents.len() >= Upload::MAX_CLONED {
+                return None;
+            }
+            let range = proto::message::Range { ino: from, offset, len };
+            Some(Ok(Plan {
+                op: Op::Upload(Upload::Clone { from: range, to, to_offset }),
+                inodes: vec![(to, Effect::Copied { end, bytes: data.sum(), time })],
+                names: Vec::new(),
+                made: None,
+                copied: Some(Copied { to, range: to_offset..end }),
+                value: len,
             }))
         })
     }
@@ -301,6 +380,7 @@ impl Fs {
                 inodes: vec![(ino, effect)],
                 names: Vec::new(),
                 made: None,
+                copied: None,
                 value: attr,
             }))
         })
@@ -317,7 +397,7 @@ impl Fs {
         let slot = self.inner.locals.slots.clone().try_acquire_owned().ok()?;
         self.cache().locally(self.promises(), |local| {
             let time = self.inner.client.now();
-            let Plan { op, inodes, names, made, value } = match plan(self, local, time)? {
+            let Plan { op, inodes, names, made, copied, value } = match plan(self, local, time)? {
                 Ok(plan) => plan,
                 Err(refusal) => return Some(Err(FsError::refused(refusal))),
             };
@@ -346,22 +426,27 @@ impl Fs {
                 }
             };
             // Under the lock, so that the task has them in their order.
-            self.inner.locals.progress.send_modify(|progress| progress.0.push_back(order));
+            self.inner.locals.progress.send_modify(|progress| progress.begin(order, copied.as_ref()));
             // The task ends with this filesystem.
-            let _ = self.inner.locals.sent.send(Sent { submitted, touched, waits, slot });
+            let _ = self.inner.locals.sent.send(Sent { submitted, touched, copied, waits, slot });
             Some(Ok(Done { value, answer }))
         })
     }
 
     /// A change that was answered here has taken effect.
-    fn settle(&self, order: u64, reply: &Reply, touched: &Touched) {
-        let mut made = None;
+    fn settle(&self, order: u64, reply: &Reply, touched: &Touched, copied: Option<&Copied>) {
+        let (mut made, mut before) = (None, None);
         self.cache().settle(self.promises(), order, reply, touched, |l| match &reply.outcome {
             Outcome::Entry(attr) => {
                 l.attr(attr);
                 made = l.is_of(attr);
             }
             Outcome::Removed(attr) => l.attr(attr),
+            Outcome::Cloned { to, .. } => {
+                before = l.content_changed(to, |map| {
+                    copied.iter().for_each(|copied| map.forget(copied.range.start, copied.range.end));
+                });
+            }
             Outcome::Renamed { moved, other } => {
                 l.attr(moved);
                 other.iter().for_each(|other| l.attr(other));
@@ -370,6 +455,10 @@ impl Fs {
         });
         if let (Some(before), Outcome::Entry(attr)) = (made, &reply.outcome) {
             self.inner.files.pages_follow(attr.ino, Some(before), attr.version);
+        }
+        if let Outcome::Cloned { to, .. } = &reply.outcome {
+            // The kernel has dropped its pages of the range itself.
+            self.inner.files.pages_follow(to.ino, before, to.version);
         }
     }
 }

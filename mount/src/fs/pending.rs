@@ -24,6 +24,12 @@ pub enum Effect {
         time: Time,
         links: i32,
     },
+    /// So many bytes that take room were copied to its end, which is there now.
+    Copied {
+        end: u64,
+        bytes: u64,
+        time: Time,
+    },
     /// It has one more name, in this directory.
     Linked {
         dir: Ino,
@@ -49,6 +55,11 @@ impl Effect {
             Effect::Entry { time, links } => {
                 (attr.mtime, attr.ctime) = (*time, *time);
                 attr.nlink = attr.nlink.saturating_add_signed(*links);
+            }
+            Effect::Copied { end, bytes, time } => {
+                attr.size = attr.size.max(*end);
+                attr.allocated += bytes;
+                attr.written(*time);
             }
             Effect::Linked { dir, time } => attr.link(*dir, *time),
             Effect::Moved { dir, time } => attr.rename(*dir, *time),

@@ -37,6 +37,7 @@ impl Fs {
         if !handle.keeps_atime() {
             self.accessed(ino);
         }
+        self.copied(ino, patience).await?;
         // First what was written here: what leaves it meanwhile is in the map by then.
         let (overlay, written_end) = handle.file.overlay(offset, u64::from(len));
         if let Some(data) = covering(&overlay, offset, len) {

@@ -72,6 +72,8 @@ enum Tried {
     BufferFull,
     /// Under the quota nothing is reserved for it.
     NoRoom,
+    /// It is to be appended to what a copy has left, which is not answered for.
+    EndUnknown,
 }
 
 enum Waiting {
@@ -87,7 +89,7 @@ impl Fs {
         let handle = self.inner.handles.file(handle)?;
         match self.write_with(&handle, offset, data, None, &mut None)? {
             Tried::Written(written) => Ok(Some(written)),
-            Tried::BufferFull | Tried::NoRoom => Ok(None),
+            Tried::BufferFull | Tried::NoRoom | Tried::EndUnknown => Ok(None),
         }
     }
 
@@ -108,6 +110,10 @@ impl Fs {
             match self.write_with(&handle, offset, data, end, &mut room)? {
                 Tried::Written(written) => return Ok(written),
                 Tried::BufferFull => {}
+                Tried::EndUnknown => {
+                    self.copied(handle.file.ino, patience).await?;
+                    continue;
+                }
                 Tried::NoRoom => match self.room_for(&handle, offset, data, patience).await? {
                     RoomFor::Reserved(reserved) => {
                         data = &data[..reserved.bytes()];
@@ -153,6 +159,11 @@ impl Fs {
             return Err(failure);
         }
         let mut at = offset;
+        if handle.append && self.last_copy(file.ino).is_some() {
+            drop(state);
+            self.inner.budget.give_back(data.len());
+            return Ok(Tried::EndUnknown);
+        }
         if handle.append {
             let known = self.cache().content(self.promises(), file.ino, 0, 0).map(|c| c.size).or(known_end);
             match (known, state.pending()) {

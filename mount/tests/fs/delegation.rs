@@ -242,6 +242,54 @@ async fn names_are_moved_here_and_found_there() {
     assert_eq!(here, there);
 }
 
+/// What is too large to be copied by reading and writing is copied on the server, and nobody waits for that either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_copied_without_waiting() {
+    const BYTES: usize = 300_000;
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+    let (from, source) = fs.create(ME, top, b"from", 0o600, CreateHow::default(), p).await.expect("makes");
+    fs.write(source.handle, 0, &bytes, p).await.expect("writes");
+    fs.fsync(source.handle, p).await.expect("syncs");
+    sent(&fs).await;
+    fs.getattr(from.ino, p).await.expect("is there");
+
+    fs.lookup(top, b"to", p).await.expect_err("is not there");
+    let times = SetAttr { mtime: Some(SetTime::At(LONG_AGO)), ..SetAttr::default() };
+    let ((to, target), (_, waits)) = cost(&fs, async {
+        let (to, target) = fs.create(ME, top, b"to", 0o600, CreateHow::default(), p).await.expect("makes");
+        let copied = fs.copy_range((source.handle, 0), (target.handle, 0), BYTES as u64 - 100_000, p).await;
+        assert_eq!(copied.expect("copies"), BYTES as u64 - 100_000);
+        let copied = fs.copy_range((source.handle, 200_000), (target.handle, 200_000), 1 << 30, p).await;
+        assert_eq!(copied.expect("copies the rest"), 100_000);
+        let stat = fs.getattr(to.ino, p).await.expect("is there");
+        assert_eq!((stat.size, stat.blocks), (BYTES as u64, (BYTES as u64).div_ceil(512)));
+        fs.setattr(to.ino, times, p).await.expect("sets times");
+        fs.flush(target.handle, p).await.expect("closes");
+        (to, target)
+    })
+    .await;
+    assert_eq!(waits, 0);
+    // Whoever reads it finds all of it, and what is appended stands behind it.
+    let appended = fs.open(to.ino, true, p).await.expect("opens").handle;
+    fs.write(appended, 0, b"behind", p).await.expect("appends");
+    fs.flush(appended, p).await.expect("closes");
+    let mut expected = bytes.clone();
+    expected.extend_from_slice(b"behind");
+    let found = fs.read(target.handle, 0, 400_000, p).await.expect("reads");
+    assert!(found[..] == expected[..], "{} bytes", found.len());
+    sent(&fs).await;
+    let other = place.fs().await;
+    let dir = other.lookup(ROOT, b"top", p).await.expect("is there").ino;
+    let there = other.lookup(dir, b"to", p).await.expect("is there");
+    assert_eq!(there, fs.lookup(top, b"to", p).await.expect("is there"));
+    let opened = other.open(there.ino, false, p).await.expect("opens").handle;
+    assert!(other.read(opened, 0, 400_000, p).await.expect("reads")[..] == expected[..]);
+}
+
 /// git makes each of its objects under another name, links it and takes the first name away.
 #[tokio::test(flavor = "multi_thread")]
 async fn links_are_made_and_taken_away_without_waiting() {

@@ -81,6 +81,13 @@ impl Attr {
         self.ctime = time;
     }
 
+    /// Its content is another one from then on. What was written is sent later, with its own time, and others may have
+    /// changed the file since: times go forward none the less, so that whoever remembers them sees it.
+    pub fn written(&mut self, time: Time) {
+        let time = if time < self.ctime { self.ctime.just_after() } else { time };
+        (self.mtime, self.ctime) = (time, time);
+    }
+
     /// A non-directory gets one more name, in that directory.
     pub fn link(&mut self, dir: Ino, time: Time) {
         self.nlink += 1;

@@ -136,11 +136,8 @@ impl Turn<'_> {
     /// Notes that a file's content is another one from here on.
     fn content_changed(&mut self, old: InodeRow, mut new: InodeRow) -> Attr {
         let ino = new.attr.ino;
-        // What is written behind a client's back is sent later and with its own time; others may have changed the file
-        // since. Times go forward none the less, and whoever remembers them sees that the content is another one.
-        let time = if self.time < old.attr.ctime { old.attr.ctime.just_after() } else { self.time };
-        new.attr.mtime = time;
-        new.attr.ctime = time;
+        (new.attr.mtime, new.attr.ctime) = (old.attr.mtime, old.attr.ctime);
+        new.attr.written(self.time);
         new.attr.version = self.at;
         self.save(&old, new.clone());
         self.changes.push(Promise::Content(ino));
