@@ -411,7 +411,10 @@ impl Play {
                     is_its(dir) && model.named(*dir, name).is_none_or(|ino| is_its_file(&ino))
                 }
                 Op::Upload(Upload::Rename { from_dir, from, to_dir, to, .. }) => {
-                    let fits = |dir: &Ino, name| model.named(*dir, name).is_none_or(|ino| is_its_file(&ino));
+                    // Of directories that are moved or replaced more is looked at.
+                    let is_file = |ino: &Ino| model.covering(*ino) != Promise::Dir(*ino);
+                    let fits =
+                        |dir: &Ino, name| model.named(*dir, name).is_none_or(|ino| is_its_file(&ino) && is_file(&ino));
                     is_its(from_dir) && is_its(to_dir) && fits(from_dir, from) && fits(to_dir, to)
                 }
                 _ => false,
