@@ -1,5 +1,5 @@
-//! What the kernel in front of a mount keeps of names and attributes, for as long as it was told it may, and how long
-//! it takes to forget.
+//! What the kernel in front of a mount keeps of names and attributes, for as long as it was told it may, how long
+//! it takes to forget, and which calls it lets through only one after the other.
 
 use super::rng::Rng;
 use mount::client::Patience;
@@ -24,6 +24,8 @@ struct State {
     inodes: BTreeMap<u64, (Stat, Instant)>,
     /// Counts changes made through it, which it sees itself.
     changes: u64,
+    /// By inode, for the calls that it holds the inode's lock for.
+    locks: BTreeMap<u64, Arc<tokio::sync::Mutex<()>>>,
 }
 
 impl State {
@@ -44,7 +46,7 @@ impl Kernel {
     /// Puts one before the mount.
     pub fn before(fs: &Fs, client: usize, pace_ms: u32) -> Kernel {
         let rng = Rng::new(u64::from(pace_ms) << 16 | client as u64, "kernel");
-        let state = State { rng, names: BTreeMap::new(), inodes: BTreeMap::new(), changes: 0 };
+        let state = State { rng, names: BTreeMap::new(), inodes: BTreeMap::new(), changes: 0, locks: BTreeMap::new() };
         let kernel = Kernel(Arc::new(Mutex::new(state)));
         fs.set_kernel(Arc::new(kernel.clone()));
         kernel
@@ -113,6 +115,13 @@ impl Kernel {
         state.changes += 1;
         state.names.clear();
         state.inodes.clear();
+    }
+
+    /// One call that writes to an inode, changes its attributes or reserves or copies content: only one at a time.
+    pub async fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> T {
+        let lock = self.state().locks.entry(ino).or_default().clone();
+        let _alone = lock.lock().await;
+        call.await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

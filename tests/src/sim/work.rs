@@ -126,13 +126,13 @@ impl Work {
             Step::Chmod(at, mode) => {
                 if let Some(found) = self.lookup(at).await {
                     let set = SetAttr { mode: Some(u32::from(*mode)), ..SetAttr::default() };
-                    self.change(text(), fs.setattr(found.ino, set, p)).await;
+                    self.change(text(), self.kernel.alone(found.ino, fs.setattr(found.ino, set, p))).await;
                 }
             }
             Step::Truncate(at, size) => {
                 if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
                     let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
-                    self.change(text(), fs.setattr(found.ino, set, p)).await;
+                    self.change(text(), self.kernel.alone(found.ino, fs.setattr(found.ino, set, p))).await;
                 }
             }
             Step::Fallocate(at, range, how) => self.fallocate(text(), at, *range, *how).await,
@@ -316,7 +316,7 @@ impl Work {
             let mut pieces = Vec::new();
             for content in contents {
                 let mut bytes = content.bytes();
-                bytes.truncate(self.write_all(handle, u64::from(content.offset), &bytes).await?);
+                bytes.truncate(self.write_all((found.ino, handle), u64::from(content.offset), &bytes).await?);
                 pieces.push((u64::from(content.offset), bytes));
             }
             if synced {
@@ -371,11 +371,12 @@ impl Work {
     }
 
     /// As programs write: until all is written, or there is no room. Says how much was.
-    async fn write_all(&self, handle: u64, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
+    async fn write_all(&self, (ino, handle): (u64, u64), offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
         let p = &Patience::within(PATIENCE);
         let mut written = 0;
         while written < bytes.len() {
-            match self.fs.write(handle, offset + written as u64, &bytes[written..], p).await {
+            let call = self.fs.write(handle, offset + written as u64, &bytes[written..], p);
+            match self.kernel.alone(ino, call).await {
                 Ok(more) => written += more as usize,
                 Err(FsError::QuotaExceeded) => break,
                 Err(error) => return Err(error),
@@ -390,7 +391,8 @@ impl Work {
             let p = &Patience::within(PATIENCE);
             let opened = self.fs.open(found.ino, false, p).await?;
             let (offset, len) = (u64::from(range.offset), u64::from(range.len));
-            let changed = self.fs.fallocate(opened.handle, offset, len, how, p).await;
+            let call = self.fs.fallocate(opened.handle, offset, len, how, p);
+            let changed = self.kernel.alone(found.ino, call).await;
             self.fs.release(opened.handle)?;
             changed
         };
@@ -410,8 +412,8 @@ impl Work {
             let target = self.fs.open(to.ino, false, p).await;
             let copied = match &target {
                 Ok(target) => {
-                    let (from, to) = ((source, range.offset.into()), (target.handle, to_offset.into()));
-                    self.fs.copy_range(from, to, range.len.into(), p).await
+                    let (source, target) = ((source, range.offset.into()), (target.handle, to_offset.into()));
+                    self.kernel.alone(to.ino, self.fs.copy_range(source, target, range.len.into(), p)).await
                 }
                 Err(error) => Err(error.clone()),
             };
@@ -431,7 +433,8 @@ impl Work {
         self.writing(text, to, false, async |target| {
             let before = part().await?;
             let target = (target, u64::from(to_offset));
-            match self.fs.copy_range((source.handle, range.offset.into()), target, range.len.into(), p).await {
+            let copying = self.fs.copy_range((source.handle, range.offset.into()), target, range.len.into(), p);
+            match self.kernel.alone(to, copying).await {
                 Ok(len) => {
                     let is_same = part().await? == before && len <= before.len() as u64;
                     Ok(is_same.then(|| vec![(u64::from(to_offset), before[..len as usize].to_vec())]))
@@ -475,7 +478,7 @@ impl Work {
         let using = async {
             let (from, half) = (content.offset as usize, content.len as usize / 2);
             for bytes in [&content.bytes(), &expected[from..from + half]] {
-                if self.write_all(opened.handle, from as u64, bytes).await? < bytes.len() {
+                if self.write_all((stat.ino, opened.handle), from as u64, bytes).await? < bytes.len() {
                     return Err(FsError::QuotaExceeded);
                 }
             }
