@@ -216,27 +216,41 @@ impl Machine {
             }
         }
         if planted(Bug::RecallDoesNotWait) {
-            self.given_back(id, number);
+            self.given_back(id, number, things);
         }
     }
 
-    /// The push is confirmed: what it asked for is given back.
-    pub(super) fn given_back(&mut self, id: SessionId, number: PushNo) {
-        self.end_delegations(id, |recall| recall == Some(number));
+    /// The push of this number, which asked for these things, is confirmed: they are given back.
+    pub(super) fn given_back(&mut self, id: SessionId, number: PushNo, things: &[Promise]) {
+        let asked_for = self.asked_for(id, number, things);
+        self.end_delegations(id, &asked_for);
     }
 
-    /// The push is not confirmed in time: what it asked for is free, and its session has lost its word.
-    pub(super) fn forfeit_recalled(&mut self, id: SessionId, number: PushNo) {
-        self.forfeit(id, |recall| recall == Some(number));
+    /// It is not confirmed in time: what it asked for is free, and its session has lost its word.
+    pub(super) fn forfeit_recalled(&mut self, id: SessionId, number: PushNo, things: &[Promise]) {
+        let asked_for = self.asked_for(id, number, things);
+        self.forfeit(id, &asked_for);
     }
 
     /// The session's lease is over, and all that it was delegated.
     pub(super) fn forfeit_all(&mut self, id: SessionId) {
-        self.forfeit(id, |_| true);
+        let all = self.delegations(id);
+        self.forfeit(id, &all);
     }
 
-    fn forfeit(&mut self, id: SessionId, which: impl Fn(Option<PushNo>) -> bool) {
-        if self.end_delegations(id, which)
+    /// Those of these things that the session is delegated until it confirms this very push.
+    fn asked_for(&self, id: SessionId, number: PushNo, things: &[Promise]) -> Vec<Promise> {
+        let Some(session) = self.live.sessions.get(&id) else { return Vec::new() };
+        let has = &session.delegations.has;
+        things.iter().filter(|thing| has.get(thing) == Some(&Some(number))).copied().collect()
+    }
+
+    fn delegations(&self, id: SessionId) -> Vec<Promise> {
+        self.live.sessions.get(&id).map_or(Vec::new(), |session| session.delegations.has.keys().copied().collect())
+    }
+
+    fn forfeit(&mut self, id: SessionId, over: &[Promise]) {
+        if self.end_delegations(id, over)
             && let Some(session) = self.live.sessions.get_mut(&id).filter(|s| s.delegations.word == Word::All)
         {
             session.delegations.word = Word::Unanswered;
@@ -266,7 +280,8 @@ impl Machine {
 
     /// The session begins anew: all that it has answered itself stands before this, or is lost.
     pub(super) fn undelegated(&mut self, id: SessionId) {
-        self.end_delegations(id, |_| true);
+        let all = self.delegations(id);
+        self.end_delegations(id, &all);
         if let Some(session) = self.live.sessions.get_mut(&id).filter(|s| s.delegations.word == Word::Unanswered) {
             session.delegations.word = Word::All;
         }
@@ -280,20 +295,18 @@ impl Machine {
         self.is_freed |= !delegations.has.is_empty();
     }
 
-    /// Ends those whose recall is such a one; whether there were any.
-    fn end_delegations(&mut self, id: SessionId, which: impl Fn(Option<PushNo>) -> bool) -> bool {
+    /// Ends these delegations of a session, which it has; whether there are any.
+    fn end_delegations(&mut self, id: SessionId, over: &[Promise]) -> bool {
         // Most have none, and would only be copied where an image shares them.
-        let Some(session) = self.live.sessions.get_mut(&id).filter(|session| !session.delegations.has.is_empty())
-        else {
+        if over.is_empty() {
             return false;
-        };
-        let over: Vec<Promise> =
-            session.delegations.has.iter().filter(|(_, recall)| which(**recall)).map(|(thing, _)| *thing).collect();
-        for thing in &over {
+        }
+        let Some(session) = self.live.sessions.get_mut(&id) else { return false };
+        for thing in over {
             session.delegations.has.remove(thing);
             self.delegated.remove(*thing);
         }
-        self.is_freed |= !over.is_empty();
-        !over.is_empty()
+        self.is_freed = true;
+        true
     }
 }

@@ -22,8 +22,11 @@ use proto::{Ino, LogTime, PushNo, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Promises of one session; beyond them the oldest is revoked.
+/// Promises of one session; beyond them the oldest are revoked.
 const MAX_PROMISES: usize = 65_536;
+/// As many at once, since each revocation is a push to be confirmed: a session that works with ever new files would else
+/// confirm one for each.
+const REVOKED_AT_ONCE: usize = 1_024;
 /// A session that lets this many deadlines pass within [`BARRED_MS`] gets no promises for as long.
 pub(super) const MAX_MISSED: usize = 3;
 pub(super) const BARRED_MS: u64 = 60_000;
@@ -47,6 +50,16 @@ pub(super) struct Pending {
     pub open: bool,
     pub made: LogTime,
     pub sent: LogTime,
+}
+
+impl Pending {
+    /// What it takes back.
+    fn asked_for(&self) -> &[Promise] {
+        match &self.body.push {
+            Push::Invalidate(things) => things,
+            _ => &[],
+        }
+    }
 }
 
 /// Whom an answer is for.
@@ -252,7 +265,8 @@ impl Machine {
             self.holders.insert((*thing, id));
         }
         let beyond = session.promises.len().saturating_sub(MAX_PROMISES);
-        let oldest: Vec<Promise> = session.promise_order.values().take(beyond).copied().collect();
+        let revoked = if beyond > 0 { beyond + REVOKED_AT_ONCE } else { 0 };
+        let oldest: Vec<Promise> = session.promise_order.values().take(revoked).copied().collect();
         if !oldest.is_empty() {
             // Until this is confirmed the session still relies on them.
             let things = oldest.iter().copied().collect();
@@ -332,7 +346,7 @@ impl Machine {
     pub(super) fn confirm(&mut self, turn: &mut Turn, id: SessionId, number: PushNo) {
         let session = self.live.sessions.get_mut(&id);
         if let Some(pending) = session.and_then(|session| session.pending.remove(&number)) {
-            self.given_back(id, number);
+            self.given_back(id, number, pending.asked_for());
             self.released(turn, id, number, &pending);
         }
     }
@@ -495,7 +509,7 @@ impl Machine {
         for (number, pending) in &mut session.pending {
             if pending.open && now >= pending.deadline {
                 pending.open = false;
-                over.push(*number);
+                over.push((*number, pending.asked_for().to_vec()));
                 if !pending.things.is_empty() {
                     session.missed.push(now);
                 }
@@ -516,8 +530,8 @@ impl Machine {
             session.missed.clear();
             session.barred_until = now.plus_ms(BARRED_MS);
         }
-        for number in over {
-            self.forfeit_recalled(id, number);
+        for (number, things) in over {
+            self.forfeit_recalled(id, number, &things);
             self.release_answers(turn, id, number);
         }
         for number in old {
