@@ -1,4 +1,5 @@
-//! A record's value: `header | body | payload`, and of requests several of these one behind the other.
+//! A record's value: `header | body | payload`, and of what a session says, or is told, several of these one behind
+//! the other.
 //!
 //! The header has a fixed size, little-endian numbers and no secrets, so any
 //! reader can route, count and skip records without a key. It is associated
@@ -55,6 +56,25 @@ numbered! {
         LoginAnswer = 10,
         /// The answer to an admin command.
         AdminAnswer = 11,
+    }
+}
+
+/// Which frames share records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Joins {
+    /// What a session says.
+    Requests,
+    /// What it is told.
+    Replies,
+}
+
+impl Kind {
+    fn joins(self) -> Option<Joins> {
+        match self {
+            Kind::Request => Some(Joins::Requests),
+            Kind::Answer | Kind::Push => Some(Joins::Replies),
+            _ => None,
+        }
     }
 }
 
@@ -153,7 +173,7 @@ pub enum FrameError {
     Unsealed,
     #[error("the record has more than {MAX_FRAMES} frames")]
     TooMany,
-    #[error("the record's frames are not all requests of one session")]
+    #[error("the record's frames are neither all requests of one session nor all answers and pushes to one")]
     Mixed,
 }
 
@@ -164,8 +184,8 @@ pub struct Frame {
     record: Bytes,
 }
 
-/// Takes apart the value of a record that may have several frames: requests of one session, in the order of their
-/// sending. How requests are put together into records means nothing. Copies nothing; what does not hold together to
+/// Takes apart the value of a record that may have several frames: requests of one session, or answers and pushes to
+/// one, in the order of their sending. How they are put together into records means nothing. Copies nothing; what does not hold together to
 /// the last byte holds nothing at all.
 pub fn frames(mut record: Bytes) -> Result<Vec<Frame>, FrameError> {
     if record.len() > MAX_RECORD_BYTES {
@@ -186,9 +206,10 @@ pub fn frames(mut record: Bytes) -> Result<Vec<Frame>, FrameError> {
             return Err(FrameError::TooMany);
         }
     }
-    let sender = frames[0].header.sender;
-    let is_mixed = |frame: &Frame| frame.header.kind != Kind::Request || frame.header.sender != sender;
-    if frames.len() > 1 && frames.iter().any(is_mixed) {
+    let (first, rest) = frames.split_first().expect("at least one was taken apart");
+    let joins = first.header.kind.joins();
+    let goes_along = |frame: &Frame| frame.header.kind.joins() == joins && frame.header.sender == first.header.sender;
+    if !rest.is_empty() && (joins.is_none() || !rest.iter().all(goes_along)) {
         return Err(FrameError::Mixed);
     }
     Ok(frames)
@@ -354,16 +375,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_one_frame_of_any_kind_or_several_requests_of_one_session() {
-        for kind in Kind::ALL {
-            let alone = framed(kind, 1, 1, 20, 3);
+    fn a_record_has_one_frame_of_any_kind_or_several_that_one_session_says_or_is_told() {
+        let together = [&[Kind::Request][..], &[Kind::Answer, Kind::Push]];
+        for first in Kind::ALL {
+            let alone = framed(first, 1, 1, 20, 3);
             assert_eq!(frames(alone.clone()), Ok(vec![Frame::parse(alone.clone()).expect("well-formed")]));
-            let expected = if kind == Kind::Request { None } else { Some(FrameError::Mixed) };
-            assert_eq!(frames(join(&[alone.clone(), request(2)])).err(), expected);
-            assert_eq!(frames(join(&[request(2), alone])).err(), expected);
+            for second in Kind::ALL {
+                let may = together.iter().any(|kinds| kinds.contains(&first) && kinds.contains(&second));
+                let expected = if may { None } else { Some(FrameError::Mixed) };
+                assert_eq!(frames(join(&[alone.clone(), framed(second, 1, 2, 20, 0)])).err(), expected);
+                let other = framed(second, 2, 2, 20, 0);
+                assert_eq!(frames(join(&[alone.clone(), other])), Err(FrameError::Mixed));
+            }
         }
-        let other = framed(Kind::Request, 2, 2, 20, 0);
-        assert_eq!(frames(join(&[request(1), other])), Err(FrameError::Mixed));
     }
 
     #[test]

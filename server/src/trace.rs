@@ -138,7 +138,7 @@ impl Trace {
             payload_bytes: 0,
         };
         let frames = match record.topic {
-            Topic::Requests => frame::frames(record.value.clone()),
+            Topic::Requests | Topic::Replies => frame::frames(record.value.clone()),
             _ => Frame::parse(record.value.clone()).map(|frame| vec![frame]),
         };
         let frames = match frames {

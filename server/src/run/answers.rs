@@ -1,9 +1,12 @@
 //! Speaking to clients: seals answers and pushes and puts them where their
 //! session reads. A lost one is asked for again, so nothing here is retried.
+//!
+//! What one session is told share records, until the loop says that it leaves: many requests come in one record,
+//! and for each record of answers broker and client do again what costs them more than an answer itself.
 
 use crate::machine::effect::Peer;
 use bytes::Bytes;
-use proto::frame::Kind;
+use proto::frame::{Kind, join};
 use proto::keys::ClusterKey;
 use proto::log::{Appended, Log, Topic};
 use proto::message::{AdminAnswer, Answer, PushBody, Refusal};
@@ -12,16 +15,38 @@ use proto::{Epoch, IncarnationId, NamespaceId, Position, PushNo, RequestNo, Sess
 use serde::Serialize;
 use std::sync::Arc;
 
+/// What is gathered leaves before it has more bytes or frames than this: as little as a client may be kept waiting for, and
+/// as much as makes the cost of a record small.
+const GROUP_BYTES: usize = 64 << 10;
+const GROUP_FRAMES: usize = 64;
+
+/// Frames for one session that have not left.
+#[derive(Default)]
+struct Group {
+    sender: [u8; 16],
+    partition: u32,
+    frames: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Group {
+    fn takes(&self, head: &Head, partition: u32, bytes: usize) -> bool {
+        let is_same = (self.sender, self.partition) == (head.sender, partition);
+        is_same && self.frames.len() < GROUP_FRAMES && self.bytes + bytes <= GROUP_BYTES
+    }
+}
+
 pub struct Answers {
     log: Arc<dyn Log>,
     cluster: Arc<ClusterKey>,
+    group: Group,
     /// The latest append, to be waited for at a clean stop.
     latest: Option<Appended>,
 }
 
 impl Answers {
     pub fn new(log: Arc<dyn Log>, cluster: Arc<ClusterKey>) -> Answers {
-        Answers { log, cluster, latest: None }
+        Answers { log, cluster, group: Group::default(), latest: None }
     }
 
     pub fn answer(
@@ -72,7 +97,18 @@ impl Answers {
         answer: &AdminAnswer,
     ) {
         let head = Head { kind: Kind::AdminAnswer, namespace: NamespaceId(0), epoch, sender: to.0, number };
+        // Such answers share records with nothing.
+        self.leave();
         self.send(&self.cluster.admin_key(), &head, replies_partition, Some(request), answer, &[]);
+        self.leave();
+    }
+
+    /// What has gathered leaves.
+    pub fn leave(&mut self) {
+        let Group { partition, frames, .. } = std::mem::take(&mut self.group);
+        if !frames.is_empty() {
+            self.latest = Some(self.log.append(Topic::Replies, partition, join(&frames)));
+        }
     }
 
     /// The latest append, if any is left to wait for.
@@ -90,10 +126,16 @@ impl Answers {
         payload: &[u8],
     ) {
         let context = Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
-        match seal(key, head, &context, body, payload) {
-            Ok(sealed) => self.latest = Some(self.log.append(Topic::Replies, partition, sealed.record)),
+        let frame = match seal(key, head, &context, body, payload) {
+            Ok(sealed) => sealed.record,
             // The machine keeps answers within a record; the client would wait in vain.
-            Err(error) => tracing::error!("cannot seal the {:?} {}: {error}", head.kind, head.number),
+            Err(error) => return tracing::error!("cannot seal the {:?} {}: {error}", head.kind, head.number),
+        };
+        if !self.group.takes(head, partition, frame.len()) {
+            self.leave();
+            (self.group.sender, self.group.partition) = (head.sender, partition);
         }
+        self.group.bytes += frame.len();
+        self.group.frames.push(frame);
     }
 }

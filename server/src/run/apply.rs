@@ -310,7 +310,11 @@ impl Apply {
 
     fn item(&mut self, item: Result<Record, LogError>, now: Instant) -> Result<(), ServerError> {
         match item {
-            Ok(record) => self.record(record, now),
+            Ok(record) => {
+                let done = self.record(record, now);
+                self.answers.leave();
+                done
+            }
             Err(error @ LogError::OutOfRange { .. }) => Err(out_of_range(error)),
             // It passes: reading goes on by itself.
             Err(error) => {
@@ -555,6 +559,7 @@ impl Apply {
                 for answer in answers {
                     self.speak(epoch, answer);
                 }
+                self.answers.leave();
                 // A checkpoint has brought the content to disk as well.
                 self.answering.ingested = self.packs.ingested()?;
                 let now = Instant::now();

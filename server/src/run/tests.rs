@@ -10,7 +10,7 @@ use crate::admin::users::UserSpec;
 use crate::data::{self, Identity};
 use bytes::Bytes;
 use proto::chunk::{ChunkName, Uploader, chunk_record};
-use proto::frame::{Frame, Kind, join, record_hash};
+use proto::frame::{Frame, Kind, frames, join, record_hash};
 use proto::keys::KeyPair;
 use proto::log::memory::MemoryLog;
 use proto::log::{Record, Start, Tail};
@@ -23,6 +23,7 @@ use proto::seal::{Context, Direction, Head, hash_of, open, random, seal};
 use proto::{Ino, NamespaceId, RequestNo, Time};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -111,8 +112,27 @@ async fn next(tail: &mut Tail) -> Record {
 }
 
 /// The next record of `tail` that opens as an answer of this kind.
+/// What a client is told, frame by frame.
+struct Told {
+    tail: Tail,
+    at_hand: VecDeque<Frame>,
+}
+
+impl Told {
+    fn new(tail: Tail) -> Told {
+        Told { tail, at_hand: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Frame {
+        while self.at_hand.is_empty() {
+            self.at_hand.extend(frames(next(&mut self.tail).await.value).expect("frames"));
+        }
+        self.at_hand.pop_front().expect("there is one")
+    }
+}
+
 async fn opened<T: DeserializeOwned>(
-    tail: &mut Tail,
+    told: &mut Told,
     kind: Kind,
     key: &proto::seal::Key,
     topic: Topic,
@@ -120,7 +140,7 @@ async fn opened<T: DeserializeOwned>(
     answers: [u8; 32],
 ) -> (T, Bytes) {
     loop {
-        let frame = Frame::parse(next(tail).await.value).expect("a frame");
+        let frame = told.next().await;
         let context = Context { direction: Direction::ToClient, topic, partition, answers: Some(answers) };
         if frame.header().kind == kind
             && let Ok(opened) = open::<T>(key, &frame, &context)
@@ -135,13 +155,13 @@ struct Client {
     log: MemoryLog,
     done: LoginDone,
     key: proto::seal::Key,
-    replies: Tail,
-    bulk: Tail,
+    replies: Told,
+    bulk: Told,
     number: u64,
 }
 
 async fn login_step(log: &MemoryLog, attempt: [u8; 16], number: u64, request: &LoginRequest) -> LoginAnswer {
-    let mut auth = log.read_from(&[(Topic::Auth, 0, Start::End)]).expect("reads");
+    let mut auth = Told::new(log.read_from(&[(Topic::Auth, 0, Start::End)]).expect("reads"));
     let head = Head { kind: Kind::Login, namespace: NamespaceId(0), epoch: Epoch(0), sender: attempt, number };
     let context = Context { direction: Direction::ToServer, topic: Topic::Auth, partition: 0, answers: None };
     let sealed = seal(&public_key(), &head, &context, request, &[]).expect("seals");
@@ -183,6 +203,7 @@ impl Client {
         let replies = log.read_from(&[(Topic::Replies, done.replies_partition, Start::End)]).expect("reads");
         let bulk = log.read_from(&[(Topic::Bulk, done.bulk_partition, Start::End)]).expect("reads");
         let key = proof.session_secret.partition_key(done.partition);
+        let (replies, bulk) = (Told::new(replies), Told::new(bulk));
         let mut client = Client { log: log.clone(), done, key, replies, bulk, number: 0 };
         let ticket = client.done.ticket.clone();
         let answer = client.send(Kind::Open, 0, &Open { predecessors: Vec::new(), delegable: false }, &ticket).await;

@@ -8,7 +8,7 @@
 
 use super::*;
 use crate::inline;
-use proto::frame::Frame;
+use proto::frame::{Frame, frames};
 use proto::log::{Record, Sink, Start, Tail};
 use proto::message::{Answer, PushBody, Refusal};
 use proto::seal::{Opened, open};
@@ -97,6 +97,12 @@ async fn read(
     }
 }
 
+/// What an authentic frame tells this session.
+enum Told {
+    Answer { number: RequestNo, hash: [u8; 32], answer: Answer, payload: Bytes },
+    Push(PushNo, PushBody),
+}
+
 struct Inbox {
     inner: Arc<Inner>,
     link: Arc<Link>,
@@ -128,48 +134,72 @@ impl Sink for Inbox {
 }
 
 impl Inner {
+    /// Takes what one record tells.
     fn reply(&self, link: &Link, record: Record) {
         let partition = record.partition;
-        let Ok(frame) = Frame::parse(record.value) else { return };
-        let header = frame.header();
-        if header.sender != link.session.0 {
+        let Ok(frames) = frames(record.value) else { return };
+        if frames[0].header().sender != link.session.0 {
             return;
         }
-        let context = |answers| Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
-        match header.kind {
-            Kind::Answer => {
-                let number = RequestNo(header.number);
-                let Some(hash) = self.state().core.awaited(link.session, number) else { return };
-                let context = context(Some(hash));
-                let answer = match open::<Answer>(&link.key, &frame, &context) {
-                    Ok(Opened { body, .. }) => body,
-                    Err(error) => match self.notice_of_end(link, &frame, &context) {
-                        Some(notice) => notice,
-                        None => return self.quarantined(&error),
-                    },
-                };
-                self.counters.answers.fetch_add(1, Ordering::Relaxed);
-                let payload = frame.payload();
-                self.act(|state, now_ms, actions| {
+        let awaited: Vec<Option<[u8; 32]>> = {
+            let state = self.state();
+            let number = |frame: &Frame| RequestNo(frame.header().number);
+            frames.iter().map(|frame| state.core.awaited(link.session, number(frame))).collect()
+        };
+        let told =
+            frames.iter().zip(awaited).filter_map(|(frame, hash)| self.opened_reply(link, partition, frame, hash));
+        let mut told = told.collect::<Vec<Told>>().into_iter().peekable();
+        while told.peek().is_some() {
+            self.act(|state, now_ms, actions| {
+                while let Some(Told::Answer { number, hash, answer, payload }) =
+                    told.next_if(|told| matches!(told, Told::Answer { .. }))
+                {
                     // Another session may have begun while the record was being opened.
                     if state.core.awaited(link.session, number) == Some(hash) {
                         state.core.answer(now_ms, number, answer, payload, actions);
                     }
+                }
+            });
+            // A step of its own: what it takes back the kernel forgets before anything else is done.
+            if let Some(Told::Push(number, body)) = told.next() {
+                self.act(|state, now_ms, actions| {
+                    if state.core.session() == Some(link.session) {
+                        state.core.push(now_ms, number, body, actions);
+                    }
                 });
             }
-            Kind::Push => match open::<PushBody>(&link.key, &frame, &context(None)) {
+        }
+    }
+
+    /// What one frame tells, if it is for us and awaited.
+    fn opened_reply(&self, link: &Link, partition: u32, frame: &Frame, awaited: Option<[u8; 32]>) -> Option<Told> {
+        let context = |answers| Context { direction: Direction::ToClient, topic: Topic::Replies, partition, answers };
+        let header = frame.header();
+        match header.kind {
+            Kind::Answer => {
+                let hash = awaited?;
+                let context = context(Some(hash));
+                let answer = match open::<Answer>(&link.key, frame, &context) {
+                    Ok(Opened { body, .. }) => body,
+                    Err(error) => self.notice_of_end(link, frame, &context).or_else(|| {
+                        self.quarantined(&error);
+                        None
+                    })?,
+                };
+                self.counters.answers.fetch_add(1, Ordering::Relaxed);
+                Some(Told::Answer { number: RequestNo(header.number), hash, answer, payload: frame.payload() })
+            }
+            Kind::Push => match open::<PushBody>(&link.key, frame, &context(None)) {
                 Ok(Opened { body, .. }) => {
                     self.counters.pushes.fetch_add(1, Ordering::Relaxed);
-                    let number = PushNo(header.number);
-                    self.act(|state, now_ms, actions| {
-                        if state.core.session() == Some(link.session) {
-                            state.core.push(now_ms, number, body, actions);
-                        }
-                    });
+                    Some(Told::Push(PushNo(header.number), body))
                 }
-                Err(error) => self.quarantined(&error),
+                Err(error) => {
+                    self.quarantined(&error);
+                    None
+                }
             },
-            _ => {}
+            _ => None,
         }
     }
 

@@ -329,7 +329,11 @@ async fn content_of_every_request_in_a_record_is_served_and_healed() {
         let write = Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false };
         (Op::Upload(write), content.clone())
     };
+    let replies = client.done.replies_partition;
+    let before = place.log.bounds(Topic::Replies, replies).expect("a partition").1;
     let answers = client.call_together(contents.iter().enumerate().map(write).collect()).await;
+    let told = place.log.bounds(Topic::Replies, replies).expect("a partition").1 - before;
+    assert_eq!(told, 1, "what came together is answered together");
     assert!(answers.iter().all(|answer| answer.result.is_ok()), "{answers:?}");
     server.crash();
     let server = place.start();
