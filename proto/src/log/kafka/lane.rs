@@ -22,11 +22,12 @@ use tokio::sync::oneshot;
 const QUEUE_KIB: &str = "131072";
 /// Most records, likewise.
 const QUEUE_RECORDS: &str = "100000";
-/// How long delivery reports may gather on a lane that is busy, and how long they are then taken.
+/// How long delivery reports may gather on a lane that is busy.
 const REPORTS_GATHER: Duration = Duration::from_millis(15);
-const REPORTS_TAKEN: Duration = Duration::from_millis(1);
-/// How late a lane's thread sees that it is to end.
+/// How late a lane's thread sees that it is to end while something is under way.
 const STOP_SEEN: Duration = Duration::from_millis(100);
+/// How often a lane without anything under way is looked after: what librdkafka has to say (refusals above all) is taken then.
+const IDLE_LOOK: Duration = Duration::from_millis(100);
 /// How long a lane that is closed goes on sending what it holds.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -45,14 +46,23 @@ pub(super) struct Lane {
 struct Running {
     producer: Arc<BaseProducer<Delivery>>,
     stop: Arc<AtomicBool>,
-    /// Somebody waits for the next delivery report.
-    hurry: Arc<AtomicBool>,
+    signs: Arc<Signs>,
     thread: Thread,
+}
+
+/// What a lane's thread is told, and tells.
+#[derive(Default)]
+struct Signs {
+    /// Somebody waits for the next delivery report.
+    hurry: AtomicBool,
+    /// Nothing is under way: whoever appends wakes the thread.
+    idle: AtomicBool,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.thread.unpark();
     }
 }
 
@@ -112,7 +122,7 @@ impl Lane {
     /// The next delivery report is taken as soon as it comes.
     pub(super) fn hurry(&self) {
         if let Some(running) = self.running.get()
-            && !running.hurry.swap(true, Ordering::Relaxed)
+            && !running.signs.hurry.swap(true, Ordering::Relaxed)
         {
             running.thread.unpark();
         }
@@ -124,10 +134,11 @@ impl Lane {
     }
 
     fn send(&self, cluster: &Cluster, receipt: Box<Receipt>, value: &[u8]) {
-        let producer = match self.producer() {
-            Ok(producer) => producer,
+        let running = match self.running() {
+            Ok(running) => running,
             Err(error) => return receipt.settle(Err(error)),
         };
+        let producer = &running.producer;
         let record = BaseRecord::<(), [u8], Box<Receipt>>::with_opaque_to(cluster.name(receipt.topic), receipt);
         let partition = record.delivery_opaque.partition as i32;
         if let Err((error, record)) = producer.send(record.partition(partition).payload(value)) {
@@ -135,18 +146,26 @@ impl Lane {
             let error = receipt.failure(&error, &producer.context().watch.trouble);
             receipt.settle(Err(error));
         }
+        // Behind the append, as the thread looks for appends behind saying that it is idle.
+        if running.signs.idle.swap(false, Ordering::SeqCst) {
+            running.thread.unpark();
+        }
     }
 
     fn producer(&self) -> Result<&BaseProducer<Delivery>, LogError> {
+        Ok(&self.running()?.producer)
+    }
+
+    fn running(&self) -> Result<&Running, LogError> {
         if let Some(running) = self.running.get() {
-            return Ok(&running.producer);
+            return Ok(running);
         }
         let _turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = self.running.get() {
-            return Ok(&running.producer);
+            return Ok(running);
         }
         let opened = Running::open(&self.config, self.name, self.gather)?;
-        Ok(&self.running.get_or_init(|| opened).producer)
+        Ok(self.running.get_or_init(|| opened))
     }
 }
 
@@ -154,36 +173,59 @@ impl Running {
     fn open(config: &ClientConfig, name: &'static str, gather: bool) -> Result<Self, LogError> {
         let producer: Arc<BaseProducer<Delivery>> =
             Arc::new(client::open(config, Delivery { watch: Watch::default(), told: AtomicU64::new(0) })?);
-        let (stop, hurry) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (its_producer, its_stop, its_hurry) = (Arc::clone(&producer), Arc::clone(&stop), Arc::clone(&hurry));
+        let (stop, signs) = (Arc::new(AtomicBool::new(false)), Arc::new(Signs::default()));
+        let (its_producer, its_stop, its_signs) = (Arc::clone(&producer), Arc::clone(&stop), Arc::clone(&signs));
         let polls = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || take_reports(&its_producer, gather, &its_stop, &its_hurry))
+            .spawn(move || take_reports(&its_producer, gather, &its_stop, &its_signs))
             .map_err(|error| LogError::Refused { tried: "start a client".to_owned(), reason: error.to_string() })?;
-        Ok(Running { producer, stop, hurry, thread: polls.thread().clone() })
+        Ok(Running { producer, stop, signs, thread: polls.thread().clone() })
     }
 }
 
-/// Takes delivery reports until it is told to stop.
-fn take_reports(producer: &BaseProducer<Delivery>, gather: bool, stop: &AtomicBool, hurry: &AtomicBool) {
+/// Takes delivery reports until it is told to stop. A poll that waits ends with up to a millisecond of spinning (`rdkafka`
+/// rounds what is left of its time down), so there is none where nothing is under way, and none where reports gather.
+fn take_reports(producer: &BaseProducer<Delivery>, gather: bool, stop: &AtomicBool, signs: &Signs) {
     let told = &producer.context().told;
     let mut is_busy = false;
     while !stop.load(Ordering::Relaxed) {
         let before = told.load(Ordering::Relaxed);
-        if gather && is_busy && !hurry.load(Ordering::Relaxed) {
+        if producer.in_flight_count() == 0 {
+            signs.idle.store(true, Ordering::SeqCst);
+            // An append that has not seen that is seen here.
+            if producer.in_flight_count() == 0 {
+                std::thread::park_timeout(IDLE_LOOK);
+            }
+            signs.idle.store(false, Ordering::SeqCst);
+            producer.poll(Duration::ZERO);
+            is_busy = false;
+            continue;
+        }
+        if gather && is_busy && !signs.hurry.load(Ordering::Relaxed) {
             std::thread::park_timeout(REPORTS_GATHER);
-            producer.poll(REPORTS_TAKEN);
+            take_at_hand(producer, told);
         } else {
             // As they come; the time only bounds how late a stop is seen.
             producer.poll(STOP_SEEN);
         }
         is_busy = told.load(Ordering::Relaxed) != before;
         if is_busy {
-            hurry.store(false, Ordering::Relaxed);
+            signs.hurry.store(false, Ordering::Relaxed);
         }
     }
     if let Err(error) = producer.flush(CLOSING) {
         tracing::debug!(target: "kafka", "closed with appends unsent: {error}");
+    }
+}
+
+/// Takes the reports that have come.
+fn take_at_hand(producer: &BaseProducer<Delivery>, told: &AtomicU64) {
+    loop {
+        let before = told.load(Ordering::Relaxed);
+        producer.poll(Duration::ZERO);
+        if told.load(Ordering::Relaxed) == before {
+            return;
+        }
     }
 }
 
