@@ -505,8 +505,8 @@ impl<W: Waiter> Core<W> {
         let is_first = self.open_inodes == 0 && count > 0;
         self.open_inodes = count;
         if is_first {
-            // It may be due earlier from now on.
-            self.wake_at(now_ms);
+            // It may be due earlier from now on: not by now, or each file that is made and closed would wake somebody.
+            self.wake_at(self.renewal_ms().max(now_ms));
         }
     }
 

@@ -108,10 +108,11 @@ pub struct State {
     /// Packs that wait to be sealed and uploaded, in order.
     pub uploads: VecDeque<(u64, Bytes)>,
     pub answers: VecDeque<Sent>,
-    /// A task uploads, one takes the answers, and one looks after what is left lying.
+    /// A task uploads, and one takes the answers.
     pub uploading: bool,
     pub answering: bool,
-    pub ticking: bool,
+    /// It is among those that may have content left lying.
+    pub is_lying: bool,
     /// What went wrong behind the program's back; told once.
     pub failure: Option<FsError>,
     pub mtime: Time,
@@ -161,7 +162,7 @@ impl File {
                 answers: VecDeque::new(),
                 uploading: false,
                 answering: false,
-                ticking: false,
+                is_lying: false,
                 failure: None,
                 mtime: Time::default(),
             }),

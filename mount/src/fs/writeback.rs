@@ -1,7 +1,7 @@
 //! Write-back: from dirty ranges to answered requests.
 //!
 //! * A write copies into the buffer and waits only for room. Whole chunks leave
-//!   as they fill; what is left lying leaves after [`TICK`], at close, or before
+//!   as they fill; what is left lying leaves after [`LIE_STILL`], at close, or before
 //!   an operation that publishes it.
 //! * Packs of a file are sealed and uploaded side by side, on worker threads, and
 //!   quoted by requests strictly in order ([`Fs::pump`]).
@@ -21,12 +21,13 @@ use proto::log::Topic;
 use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a written range lies still before it is sent unasked.
-const TICK: Duration = Duration::from_millis(50);
+/// How long a written range lies still before it is sent unasked, by the next look at all that lies.
+const LIE_STILL: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(25);
 /// How long one that is being added to may lie.
 const LIE_AT_MOST: Duration = Duration::from_millis(500);
 /// Content that one request quotes before more is waited for, in bytes.
@@ -74,6 +75,13 @@ enum Tried {
     NoRoom,
     /// It is to be appended to what a copy has left, which is not answered for.
     EndUnknown,
+}
+
+/// Files that may have content left lying. Locked behind a file's own state.
+#[derive(Default)]
+pub(super) struct Lying {
+    files: Vec<Arc<File>>,
+    is_looked_after: bool,
 }
 
 enum Waiting {
@@ -195,9 +203,8 @@ impl Fs {
         let append = state.dirty.is_appended();
         let full = if state.dirty.has_full() { state.dirty.take_full() } else { Vec::new() };
         self.enqueue(file, &mut state, full, append);
-        if !state.ticking {
-            state.ticking = true;
-            proto::task::spawn_on(&self.inner.runtime, self.clone().tick(file.clone()));
+        if !std::mem::replace(&mut state.is_lying, true) {
+            self.lies(file.clone());
         }
         drop(state);
         if at != offset {
@@ -424,23 +431,48 @@ impl Fs {
         }
     }
 
-    /// Looks after what a program has written and left lying.
-    async fn tick(self, file: Arc<File>) {
+    fn lying(&self) -> MutexGuard<'_, Lying> {
+        // The list is whole after each step.
+        self.inner.lying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file has content that may be left lying.
+    fn lies(&self, file: Arc<File>) {
+        let mut lying = self.lying();
+        lying.files.push(file);
+        if !std::mem::replace(&mut lying.is_looked_after, true) {
+            proto::task::spawn_on(&self.inner.runtime, self.clone().look_after_lying());
+        }
+    }
+
+    /// Looks after what programs have written and left lying, as long as there is any. One task for all: most files are
+    /// written and closed within a look.
+    async fn look_after_lying(self) {
         loop {
-            tokio::time::sleep(TICK).await;
-            {
-                let mut state = file.state();
-                if state.is_clean() {
-                    state.ticking = false;
-                    return;
+            tokio::time::sleep(LOOK).await;
+            let mut files = std::mem::take(&mut self.lying().files);
+            files.retain(|file| {
+                {
+                    let mut state = file.state();
+                    if state.is_clean() {
+                        state.is_lying = false;
+                        return false;
+                    }
+                    let still = state.written.is_none_or(|at| at.elapsed() >= LIE_STILL);
+                    let old = state.dirty_since.is_some_and(|at| at.elapsed() >= LIE_AT_MOST);
+                    if still || old {
+                        self.take_all(file, &mut state);
+                    }
                 }
-                let still = state.written.is_none_or(|at| at.elapsed() >= TICK);
-                let old = state.dirty_since.is_some_and(|at| at.elapsed() >= LIE_AT_MOST);
-                if still || old {
-                    self.take_all(&file, &mut state);
-                }
+                self.pump(file, true);
+                true
+            });
+            let mut lying = self.lying();
+            lying.files.append(&mut files);
+            if lying.files.is_empty() {
+                lying.is_looked_after = false;
+                return;
             }
-            self.pump(&file, true);
         }
     }
 
