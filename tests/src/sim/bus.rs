@@ -25,6 +25,9 @@ use tokio::time::Instant;
 /// Records that a reader may lag behind.
 const QUEUE: usize = 1 << 14;
 
+/// Records that no run has in all, however long it goes on.
+const RECORDS_EVER: u64 = 100_000;
+
 /// What the network does to records, as chances in a thousand and microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Net {
@@ -456,6 +459,7 @@ impl State {
 
     fn store(&mut self, now_us: u64, topic: Topic, partition: u32, value: Bytes) -> u64 {
         self.appends += 1;
+        assert!(self.appends <= RECORDS_EVER, "more than {RECORDS_EVER} records, and no end");
         let append_time_ms = if self.has_append_time { self.clock_ms + (now_us / 1000) as i64 } else { 0 };
         let found = self.partitions.entry((topic, partition)).or_default();
         let offset = found.next();
