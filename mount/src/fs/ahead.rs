@@ -14,8 +14,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use proto::Ino;
 use proto::message::Op;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,11 +32,17 @@ const TRIED_FOR: Duration = Duration::from_secs(8);
 /// Directories of which is known how far they have been asked for.
 const MAX_LOOKED: usize = 1024;
 
-/// Directories listed ahead that nobody has listed since, at first and at most.
+/// Directories of those that come next which are to be listed ahead, at first and at most.
 const BATCH_FIRST: usize = 16;
 const BATCH_MAX: usize = 64;
-/// Directories that are known to be listed next.
+/// So many more directories are listed ahead than programs have listed of those.
+const CREDIT: usize = 256;
+/// How many more for each one that a program has come to: so a walk of those only that stand beside each other costs little.
+const CREDIT_BACK: usize = 2;
+/// Directories that are known and may be listed next.
 const MAX_NEXT: usize = 4096;
+/// How deep below where it began a walk is followed.
+const MAX_DEPTH: usize = 64;
 /// Directories that a program has listed lately.
 const MAX_LATELY: usize = 256;
 
@@ -82,55 +88,130 @@ struct Looked {
     since: Instant,
 }
 
+/// Where a directory stands in a walk through a tree: which one it is in the listing above it, for each step down from
+/// where the walk began. What is inside comes right behind a directory, before what is beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(Vec<u32>);
+
+impl Place {
+    fn inside(&self, number: u32) -> Place {
+        Place([&self.0[..], &[number]].concat())
+    }
+}
+
 /// Who lists what. Pure.
 #[derive(Debug)]
 struct Walk {
     /// By a program.
-    lately: LruCache<Ino, ()>,
-    /// Listed ahead, and by no program since.
-    unread: BTreeSet<Ino>,
-    next: VecDeque<Ino>,
+    lately: LruCache<Ino, Place>,
+    /// Known, and listed by no program since; those that are listed ahead are marked.
+    next: BTreeMap<Place, (Ino, bool)>,
+    places: BTreeMap<Ino, Place>,
+    /// Where the program is.
+    at: Place,
+    /// Directories that came up without standing in a listing.
+    unlisted: u32,
     batch: usize,
+    credit: usize,
 }
 
 impl Default for Walk {
     fn default() -> Walk {
         let lately = LruCache::new(NonZeroUsize::new(MAX_LATELY).expect("the bound is not zero"));
-        Walk { lately, unread: BTreeSet::new(), next: VecDeque::new(), batch: 0 }
+        let (next, places) = (BTreeMap::new(), BTreeMap::new());
+        Walk { lately, next, places, at: Place::default(), unlisted: 0, batch: 0, credit: CREDIT }
     }
 }
 
 impl Walk {
+    /// Whether it was listed ahead and no program has listed it since.
+    fn is_unread(&self, dir: Ino) -> bool {
+        let place = self.places.get(&dir);
+        place.and_then(|place| self.next.get(place)).is_some_and(|(_, is_asked)| *is_asked)
+    }
+
     /// A program begins to list a directory, which was not known or had been asked for ahead.
     fn lists(&mut self, dir: Ino, parent: Option<Ino>) {
-        let was_ahead = self.unread.remove(&dir);
+        let was_ahead = self.is_unread(dir);
+        if was_ahead {
+            self.credit = (self.credit + CREDIT_BACK).min(CREDIT);
+        }
         if was_ahead || parent.is_some_and(|parent| self.lately.contains(&parent)) {
             self.batch = if self.batch == 0 { BATCH_FIRST } else { (self.batch * 2).min(BATCH_MAX) };
         } else {
             // Another tree.
             *self = Walk::default();
         }
-        self.lately.put(dir, ());
+        self.goes_to(dir, parent);
     }
 
-    /// These stand in a directory that has been listed: whoever goes through the tree lists them before what was next.
-    fn found(&mut self, dirs: &[Ino]) {
-        dirs.iter().rev().for_each(|dir| self.next.push_front(*dir));
-        self.next.truncate(MAX_NEXT);
+    /// A program lists a directory.
+    fn goes_to(&mut self, dir: Ino, parent: Option<Ino>) {
+        let known = self.places.get(&dir).or_else(|| self.lately.peek(&dir)).cloned();
+        let place = known.or_else(|| self.unlisted(parent?)).unwrap_or_default();
+        self.forget(&place);
+        self.at.clone_from(&place);
+        self.lately.put(dir, place);
     }
 
-    /// What is to be asked for now: many at once, while half of the last ones are being listed.
-    fn due(&mut self) -> Vec<Ino> {
-        let mut due = Vec::new();
-        if self.unread.len() > self.batch / 2 {
-            return due;
+    /// A place for a directory that is in none of the listings: behind those that are.
+    fn unlisted(&mut self, parent: Ino) -> Option<Place> {
+        self.unlisted = self.unlisted.wrapping_add(1);
+        let number = u32::MAX / 2 + self.unlisted % (u32::MAX / 2);
+        Some(self.lately.peek(&parent)?.inside(number))
+    }
+
+    fn forget(&mut self, place: &Place) {
+        if let Some((dir, _)) = self.next.remove(place) {
+            self.places.remove(&dir);
         }
-        while self.unread.len() < self.batch
-            && let Some(dir) = self.next.pop_front()
-        {
-            if !self.lately.contains(&dir) && self.unread.insert(dir) {
-                due.push(dir);
+    }
+
+    /// These stand in a directory that has been listed.
+    fn found(&mut self, dir: Ino, inside: &[Ino]) {
+        let Some(place) = self.places.get(&dir).or_else(|| self.lately.peek(&dir)).cloned() else { return };
+        if place.0.len() >= MAX_DEPTH {
+            return;
+        }
+        for (number, dir) in (0..).zip(inside) {
+            if !self.lately.contains(dir) && !self.places.contains_key(dir) {
+                let place = place.inside(number);
+                // The listing may be another one by now.
+                self.forget(&place);
+                self.next.insert(place.clone(), (*dir, false));
+                self.places.insert(*dir, place);
             }
+        }
+        while self.next.len() > MAX_NEXT {
+            self.forget_last();
+        }
+    }
+
+    /// Forgets what is the last to be listed: what the program has passed, if there is any.
+    fn forget_last(&mut self) {
+        let passed = self.next.range(..&self.at).next_back();
+        if let Some(place) = passed.or_else(|| self.next.last_key_value()).map(|(place, _)| place.clone()) {
+            self.forget(&place);
+        }
+    }
+
+    /// What is to be asked for now: many at once, as soon as one is missing in the first half of what comes next.
+    fn due(&mut self) -> Vec<Ino> {
+        // What was passed may be a program's that goes by name, and then it is still to come.
+        let order = self.next.range(&self.at..).chain(self.next.range(..&self.at));
+        let coming: Vec<(Place, Ino, bool)> =
+            order.take(self.batch).map(|(place, (dir, is_asked))| (place.clone(), *dir, *is_asked)).collect();
+        if coming.iter().take(self.batch.div_ceil(2)).all(|(_, _, is_asked)| *is_asked) {
+            return Vec::new();
+        }
+        let mut due = Vec::new();
+        for (place, dir, _) in coming.into_iter().filter(|(_, _, is_asked)| !is_asked) {
+            if self.credit == 0 {
+                break;
+            }
+            self.next.insert(place, (dir, true));
+            self.credit -= 1;
+            due.push(dir);
         }
         due
     }
@@ -216,12 +297,13 @@ impl Fs {
     pub(super) fn walks(&self, dir: Ino, was_known: bool) {
         {
             let mut walk = self.inner.ahead.walk();
+            let parent = self.cache().attr_once(dir).and_then(|attr| attr.parent);
             // What was known all along needs nobody's help.
-            if was_known && !walk.unread.contains(&dir) {
-                walk.lately.put(dir, ());
+            if was_known && !walk.is_unread(dir) {
+                walk.goes_to(dir, parent);
                 return;
             }
-            walk.lists(dir, self.cache().attr_once(dir).and_then(|attr| attr.parent));
+            walk.lists(dir, parent);
         }
         self.walk_on(dir);
     }
@@ -231,7 +313,7 @@ impl Fs {
         let dirs = self.cache().dirs_in(self.promises(), dir, MAX_NEXT);
         let due = {
             let mut walk = self.inner.ahead.walk();
-            walk.found(&dirs);
+            walk.found(dir, &dirs);
             walk.due()
         };
         let is_known = |dir: &Ino| matches!(self.cache().known_of(self.promises(), *dir), Known::All);
@@ -267,20 +349,38 @@ mod tests {
     fn who_goes_through_a_tree_gets_more_and_more_ahead() {
         let mut walk = Walk::default();
         walk.lists(Ino(1), None);
-        walk.found(&inos(10..1000));
+        walk.found(Ino(1), &inos(10..1000));
         assert_eq!(walk.due(), [], "one directory is no walk");
         walk.lists(Ino(10), Some(Ino(1)));
         assert_eq!(walk.due(), inos(11..11 + BATCH_FIRST as u64));
-        // Those below come before those beside.
-        walk.found(&[Ino(5000)]);
-        walk.lists(Ino(11), Some(Ino(1)));
-        assert_eq!(walk.due()[0], Ino(5000));
-        (12..900).for_each(|dir| {
+        for dir in 11..900 {
+            assert!(walk.is_unread(Ino(dir)), "always ahead");
             walk.lists(Ino(dir), Some(Ino(1)));
             let _ = walk.due();
-            assert!(walk.unread.len() <= BATCH_MAX);
-        });
-        assert!(walk.unread.contains(&Ino(900)), "always ahead");
+            assert!(walk.next.values().filter(|(_, is_asked)| *is_asked).count() <= BATCH_MAX);
+        }
+        assert!(walk.is_unread(Ino(900)));
+    }
+
+    #[test]
+    fn what_is_inside_comes_before_what_is_beside() {
+        let mut walk = Walk::default();
+        walk.lists(Ino(1), None);
+        walk.found(Ino(1), &inos(10..200));
+        walk.lists(Ino(10), Some(Ino(1)));
+        assert_eq!(walk.due(), inos(11..27));
+        // All of these have come, the last one first, before the program goes on.
+        walk.found(Ino(12), &inos(1200..1205));
+        assert_eq!(walk.due(), inos(1200..1205), "though enough are ahead");
+        walk.found(Ino(11), &inos(1100..1105));
+        assert_eq!(walk.due(), inos(1100..1105));
+        for dir in [11].into_iter().chain(1100..1105).chain([12]).chain(1200..1205) {
+            assert!(walk.is_unread(Ino(dir)), "{dir}");
+            walk.lists(Ino(dir), Some(Ino(1)));
+        }
+        // Whoever goes the other way round finds them as well.
+        walk.lists(Ino(26), Some(Ino(1)));
+        assert!(inos(13..26).into_iter().all(|dir| walk.is_unread(dir)));
     }
 
     #[test]
@@ -290,11 +390,11 @@ mod tests {
         walk.lists(Ino(1), None);
         for dir in 2..2000 {
             walk.lists(Ino(dir), Some(Ino(1)));
-            walk.found(&inos(dir * 10_000..dir * 10_000 + 100));
+            walk.found(Ino(dir), &inos(dir * 10_000..dir * 10_000 + 100));
             asked += walk.due().len();
-            assert!(walk.next.len() <= MAX_NEXT);
+            assert!(walk.next.len() <= MAX_NEXT && walk.next.len() == walk.places.len());
         }
-        assert_eq!(asked, BATCH_MAX);
+        assert_eq!(asked, CREDIT);
     }
 
     #[test]
@@ -302,7 +402,7 @@ mod tests {
         let mut walk = Walk::default();
         walk.lists(Ino(1), None);
         walk.lists(Ino(2), Some(Ino(1)));
-        walk.found(&[Ino(3)]);
+        walk.found(Ino(2), &[Ino(3)]);
         walk.lists(Ino(70), Some(Ino(69)));
         assert_eq!((walk.due(), walk.batch), (vec![], 0));
     }

@@ -252,8 +252,12 @@ async fn a_tree_costs_a_request_for_each_directory() {
 
     let fs = place.fs().await;
     let top = fs.lookup(ROOT, b"top", &patience()).await.expect("is there").ino;
+    let waits = || fs.client().status().counters.waits;
+    let before = waits();
     let (count, cost) = cost(&fs, walk(&fs, top)).await;
     assert_eq!((count, cost.requests), (1 + WIDE * 4, 1 + WIDE as u64 * 4));
+    // Two show that somebody goes through the tree. From then on what is next has been asked for.
+    assert!(waits() - before <= 4, "{} waits", waits() - before);
 }
 
 /// Lists a directory and all below it. Gives how many it has listed.
