@@ -49,11 +49,14 @@ impl Turn<'_> {
             _ => {}
         }
         let exchange = how == RenameHow::Exchange;
-        if moved.is_dir() && self.is_within(to_dir, moved.dirent.ino) {
+        // What stays in its directory comes to stand below nothing else, and so those above have nothing to do with it: whoever
+        // is delegated the directory answers for that itself.
+        let moves = from_dir != to_dir;
+        if moves && moved.is_dir() && self.is_within(to_dir, moved.dirent.ino) {
             return Err(Refusal::Invalid);
         }
         if let Some(target) = &target {
-            if target.is_dir() && self.is_within(from_dir, target.dirent.ino) {
+            if moves && target.is_dir() && self.is_within(from_dir, target.dirent.ino) {
                 return Err(if exchange { Refusal::Invalid } else { Refusal::NotEmpty });
             }
             if target.dirent.ino == moved.dirent.ino {

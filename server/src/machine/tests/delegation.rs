@@ -500,6 +500,21 @@ fn there_is_an_end_to_what_one_session_is_delegated() {
 }
 
 #[test]
+fn a_directory_that_gets_another_name_in_its_own_concerns_nobody_above() {
+    let mut world = World::new();
+    let mut maker = world.open(9);
+    let dir = world.mkdir(&mut maker, ROOT, "d");
+    world.mkdir(&mut maker, dir, "x");
+    let other = world.mkdir(&mut maker, dir, "other");
+    world.send(&mut maker, Op::Session(SessionOp::Close));
+    let (mut a, mut b) = (world.open(DELEGABLE), world.open(1));
+    assert_eq!(world.answer(&mut a, lookup(ROOT, "nothing")).delegated, [DIR_ROOT]);
+    assert!(world.call(&mut b, rename((dir, "x"), (dir, "y"))).is_ok());
+    // One that moves could come to stand below itself.
+    world.parks(&mut b, rename((dir, "y"), (other, "y")));
+}
+
+#[test]
 fn a_revoked_promise_takes_its_delegation_along_when_that_is_confirmed() {
     let (mut world, mut a, mut b, ..) = alone();
     let many: Vec<Promise> = (0..65_536).map(|n| Promise::Content(Ino::new(NAMESPACE, 1000 + n))).collect();

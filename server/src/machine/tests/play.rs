@@ -411,11 +411,15 @@ impl Play {
                     is_its(dir) && model.named(*dir, name).is_none_or(|ino| is_its_file(&ino))
                 }
                 Op::Upload(Upload::Rename { from_dir, from, to_dir, to, .. }) => {
-                    // Of directories that are moved or replaced more is looked at.
+                    // Of directories that are moved elsewhere or replaced more is looked at.
                     let is_file = |ino: &Ino| model.covering(*ino) != Promise::Dir(*ino);
-                    let fits =
-                        |dir: &Ino, name| model.named(*dir, name).is_none_or(|ino| is_its_file(&ino) && is_file(&ino));
-                    is_its(from_dir) && is_its(to_dir) && fits(from_dir, from) && fits(to_dir, to)
+                    let fits = |dir: &Ino, name, dirs: bool| {
+                        model.named(*dir, name).is_none_or(|ino| is_its_file(&ino) && (dirs || is_file(&ino)))
+                    };
+                    is_its(from_dir)
+                        && is_its(to_dir)
+                        && fits(from_dir, from, from_dir == to_dir)
+                        && fits(to_dir, to, false)
                 }
                 _ => false,
             };
