@@ -38,10 +38,13 @@ impl Fs {
             found = self.cache().lookup(self.promises(), dir, name);
         }
         match found {
+            Some(_) => self.looks_into(dir),
+            None => self.look_around(dir),
+        }
+        match found {
             Some(Found::Entry(attr)) => return Ok(attr),
             Some(Found::Absent) => return Err(FsError::refused(Refusal::NotFound)),
-            Some(Found::Inode(_)) => {}
-            None => self.look_around(dir),
+            Some(Found::Inode(_)) | None => {}
         }
         match self.view(View::Lookup { dir, name: name.clone() }, patience).await {
             Ok(Reply { outcome: Outcome::Entry(attr), at, order, granted, continued, .. }) => {
