@@ -533,7 +533,7 @@ impl<W: Waiter> Core<W> {
         self.promises.drop_all(self.seen);
         self.ordinary = 0;
         let flight = std::mem::take(&mut self.flight).into_values().map(|flight| flight.entry);
-        let parked = self.parked.take().into_values();
+        let parked = self.parked.take().0.into_values();
         for entry in flight.chain(parked).chain(std::mem::take(&mut self.waiting)) {
             out.push(Action::Done { entry, result: Err(CallError::Closed) });
         }

@@ -11,8 +11,10 @@ const MAX_EARLY: usize = 1024;
 
 pub(super) struct ParkedRequests<W> {
     waiting: BTreeMap<RequestNo, Entry<W>>,
-    early: BTreeMap<RequestNo, (Position, Result<Outcome, Refusal>)>,
+    early: Early,
 }
+
+pub(super) type Early = BTreeMap<RequestNo, (Position, Result<Outcome, Refusal>)>;
 
 impl<W> Default for ParkedRequests<W> {
     fn default() -> Self {
@@ -25,10 +27,9 @@ impl<W> ParkedRequests<W> {
         self.waiting.values()
     }
 
-    /// All that wait; none does any more.
-    pub(super) fn take(&mut self) -> BTreeMap<RequestNo, Entry<W>> {
-        self.early.clear();
-        std::mem::take(&mut self.waiting)
+    /// All that wait, and outcomes that came before their request's answer; nothing waits any more.
+    pub(super) fn take(&mut self) -> (BTreeMap<RequestNo, Entry<W>>, Early) {
+        (std::mem::take(&mut self.waiting), std::mem::take(&mut self.early))
     }
 }
 

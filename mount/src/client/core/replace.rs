@@ -79,9 +79,12 @@ impl<W: Waiter> Core<W> {
             fate.filter(|fate| fate.known && !planted(Bug::ResendWithoutAsking)).map_or(RequestNo(0), |fate| fate.last);
         let mut again = Vec::new();
         let flight = std::mem::take(&mut self.flight).into_iter().map(|(number, flight)| (number, flight.entry));
-        let unfinished: BTreeMap<RequestNo, Entry<W>> = flight.chain(self.parked.take()).collect();
+        let (parked, mut early) = self.parked.take();
+        let unfinished: BTreeMap<RequestNo, Entry<W>> = flight.chain(parked).collect();
         for (number, entry) in unfinished {
-            match results.remove(&number) {
+            // It has been confirmed, so the server need not have it any more.
+            let told = early.remove(&number).map(|(at, result)| Answer::bare(at, PushNo(0), result));
+            match told.or_else(|| results.remove(&number)) {
                 _ if is_upkeep(&entry.op) => {}
                 // A lock went with the session; what was written under one may come too late.
                 _ if matches!(entry.op, Op::Lock(_)) => {

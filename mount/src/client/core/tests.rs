@@ -497,6 +497,35 @@ fn what_was_answered_is_safe_once_the_log_has_all_up_to_it_in_order() {
     assert_eq!(core.stored(now + 60_000, last), Stored::Unknown, "what was delegated may be over");
 }
 
+/// It has been confirmed, and so the server has forgotten it; the answer that it waits was lost.
+#[test]
+fn an_outcome_that_came_before_its_answer_counts_although_the_session_ends() {
+    let mut sim = Sim::new(8, 1, QUIET);
+    let Reply { at, outcome, .. } = sim.call(0, create("before")).expect("is made");
+    let Outcome::Entry(attr) = outcome else { panic!("an entry") };
+    let now = sim.now_ms;
+    let core = &mut sim.clients[0].core;
+    let (session, mut out) = (core.session().expect("is open"), Vec::new());
+    core.submit(now, Entry { waiter: Some(Token(77)), ..Entry::own(create("waits"), now) }, &mut out);
+    let number = RequestNo(core.next.0 - 1);
+    let push = Push::Outcome { number, result: Err(Refusal::Exists) };
+    core.push(now, PushNo(1), PushBody { at, push }, &mut out);
+    core.flush(now, &mut out);
+    core.ended(now, &mut out);
+    let id = SessionId([9; 16]);
+    let seal = TestSeal { key: Key::random(), session: id, ticket: Vec::new() };
+    core.open(now, id, Box::new(seal), 16, &mut out).expect("seals");
+    let ended = vec![Ended { session, known: true, last: number, results: Vec::new(), at }];
+    let opened = Outcome::Opened { root: attr, ended, now: LogTime(0), limited: false };
+    core.answer(now, RequestNo(0), Answer::bare(at, PushNo(0), Ok(opened)), Bytes::new(), &mut out);
+    let told = out.iter().find_map(|action| match action {
+        Action::Done { entry, result } if entry.waiter.as_ref().is_some_and(|token| token.0 == 77) => Some(result),
+        _ => None,
+    });
+    let is_told = matches!(told, Some(Err(CallError::Refused { refusal: Refusal::Exists, .. })));
+    assert!(is_told, "{:?}", told.map(|told| told.as_ref().err()));
+}
+
 /// Creates many names without waiting: all come about, each once, in order.
 fn every_change_once(seed: u64, trouble: Trouble) {
     let mut sim = Sim::new(seed, 2, trouble);
