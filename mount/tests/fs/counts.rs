@@ -233,17 +233,17 @@ async fn names_of_an_unknown_directory_cost_a_few_requests_however_many() {
     .await;
 }
 
-/// As find does: each directory is asked for once, whether ahead or not.
+/// As find does: each directory is asked for once, whether ahead or not, and hardly any is waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_costs_a_request_for_each_directory() {
-    const WIDE: usize = 20;
+    const WIDE: usize = 12;
     let place = Place::in_memory().await;
     let maker = place.fs().await;
     let top = maker.mkdir(ME, ROOT, b"top", 0o755, &patience()).await.expect("makes").ino;
     for number in 0..WIDE {
         let name = format!("dir {number}");
         let dir = maker.mkdir(ME, top, name.as_bytes(), 0o755, &patience()).await.expect("makes").ino;
-        for inner in 0..3 {
+        for inner in 0..WIDE {
             let name = format!("inner {inner}");
             maker.mkdir(ME, dir, name.as_bytes(), 0o755, &patience()).await.expect("makes");
         }
@@ -255,9 +255,8 @@ async fn a_tree_costs_a_request_for_each_directory() {
     let waits = || fs.client().status().counters.waits;
     let before = waits();
     let (count, cost) = cost(&fs, walk(&fs, top)).await;
-    assert_eq!((count, cost.requests), (1 + WIDE * 4, 1 + WIDE as u64 * 4));
-    // Two show that somebody goes through the tree. From then on what is next has been asked for.
-    assert!(waits() - before <= 4, "{} waits", waits() - before);
+    assert_eq!((count, cost.requests as usize), (1 + WIDE + WIDE * WIDE, 1 + WIDE + WIDE * WIDE));
+    assert!(waits() - before <= 10, "{} waits", waits() - before);
 }
 
 /// Lists a directory and all below it. Gives how many it has listed.
@@ -266,7 +265,8 @@ async fn walk(fs: &Fs, dir: u64) -> usize {
     while let Some(dir) = left.pop() {
         count += 1;
         let dirs = entries(fs, dir).await.into_iter().filter(|entry| entry.kind == FileKind::Dir);
-        left.extend(dirs.map(|entry| entry.ino));
+        // What is inside comes next, in its order.
+        left.extend(dirs.rev().map(|entry| entry.ino));
     }
     count
 }
