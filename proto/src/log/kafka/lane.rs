@@ -190,7 +190,10 @@ fn take_reports(producer: &BaseProducer<Delivery>, gather: bool, stop: &AtomicBo
     let mut is_busy = false;
     while !stop.load(Ordering::Relaxed) {
         let before = told.load(Ordering::Relaxed);
-        if producer.in_flight_count() == 0 {
+        if gather && is_busy && !signs.hurry.load(Ordering::Relaxed) {
+            std::thread::park_timeout(REPORTS_GATHER);
+            take_at_hand(producer, told);
+        } else if producer.in_flight_count() == 0 {
             signs.idle.store(true, Ordering::SeqCst);
             // An append that has not seen that is seen here.
             if producer.in_flight_count() == 0 {
@@ -198,12 +201,9 @@ fn take_reports(producer: &BaseProducer<Delivery>, gather: bool, stop: &AtomicBo
             }
             signs.idle.store(false, Ordering::SeqCst);
             producer.poll(Duration::ZERO);
-            is_busy = false;
+            // What has begun may go on.
+            is_busy = producer.in_flight_count() > 0;
             continue;
-        }
-        if gather && is_busy && !signs.hurry.load(Ordering::Relaxed) {
-            std::thread::park_timeout(REPORTS_GATHER);
-            take_at_hand(producer, told);
         } else {
             // As they come; the time only bounds how late a stop is seen.
             producer.poll(STOP_SEEN);
