@@ -55,7 +55,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::TrimIgnoresSlowest, 2),
     (Bug::TrimUningested, 148),
     (Bug::NeverTakesOver, 20),
-    (Bug::NeverYields, 3),
+    (Bug::NeverYields, 58),
     (Bug::TakeoverSaysNothing, 2994),
     (Bug::DeregisterByClock, 2),
     (Bug::VersionTooEarly, 51),

@@ -53,7 +53,7 @@ pub struct Work {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Own {
     now: u32,
-    /// Since the beginning.
+    /// Since the beginning; changes of its content that are no writes count too.
     ever: u32,
 }
 
@@ -132,7 +132,7 @@ impl Work {
             Step::Truncate(at, size) => {
                 if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
                     let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
-                    self.change(text(), self.kernel.alone(found.ino, fs.setattr(found.ino, set, p))).await;
+                    self.change(text(), self.alone(found.ino, fs.setattr(found.ino, set, p))).await;
                 }
             }
             Step::Fallocate(at, range, how) => self.fallocate(text(), at, *range, *how).await,
@@ -392,7 +392,7 @@ impl Work {
             let opened = self.fs.open(found.ino, false, p).await?;
             let (offset, len) = (u64::from(range.offset), u64::from(range.len));
             let call = self.fs.fallocate(opened.handle, offset, len, how, p);
-            let changed = self.kernel.alone(found.ino, call).await;
+            let changed = self.alone(found.ino, call).await;
             self.fs.release(opened.handle)?;
             changed
         };
@@ -413,7 +413,7 @@ impl Work {
             let copied = match &target {
                 Ok(target) => {
                     let (source, target) = ((source, range.offset.into()), (target.handle, to_offset.into()));
-                    self.kernel.alone(to.ino, self.fs.copy_range(source, target, range.len.into(), p)).await
+                    self.alone(to.ino, self.fs.copy_range(source, target, range.len.into(), p)).await
                 }
                 Err(error) => Err(error.clone()),
             };
@@ -538,6 +538,17 @@ impl Work {
         let own = own.entry(ino).or_default();
         *own = Own { now: own.now + 1, ever: own.ever + 1 };
         *own
+    }
+
+    /// A call that changes a file's content otherwise than by writing. Who writes to it meanwhile may find it between two of
+    /// its writes.
+    async fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> T {
+        let changing = async {
+            let done = call.await;
+            self.own.lock().unwrap_or_else(PoisonError::into_inner).entry(ino).or_default().ever += 1;
+            done
+        };
+        self.kernel.alone(ino, changing).await
     }
 
     fn disowned(&self, ino: u64) {
