@@ -80,7 +80,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::AttributesForEver, 191),
     (Bug::ContentForEver, 8),
     (Bug::RenameForgetsTarget, 14),
-    (Bug::SyncedBeforeStored, 713),
+    (Bug::SyncedBeforeStored, 4173),
     (Bug::CloseDoesNotWait, 1),
     (Bug::UnlockDoesNotWait, 8),
     (Bug::OlderWriteWins, 10),
