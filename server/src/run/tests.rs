@@ -111,7 +111,6 @@ async fn next(tail: &mut Tail) -> Record {
     tokio::time::timeout(WAIT, tail.next()).await.expect("in time").expect("a record").expect("no trouble")
 }
 
-/// The next record of `tail` that opens as an answer of this kind.
 /// What a client is told, frame by frame.
 struct Told {
     tail: Tail,
@@ -131,6 +130,7 @@ impl Told {
     }
 }
 
+/// The next frame that opens as an answer of this kind.
 async fn opened<T: DeserializeOwned>(
     told: &mut Told,
     kind: Kind,
