@@ -118,10 +118,13 @@ impl Kernel {
     }
 
     /// One call that writes to an inode, changes its attributes or reserves or copies content: only one at a time.
-    pub async fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> T {
+    pub fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> impl Future<Output = T> {
+        let call = Box::pin(call);
         let lock = self.state().locks.entry(ino).or_default().clone();
-        let _alone = lock.lock().await;
-        call.await
+        async move {
+            let _alone = lock.lock().await;
+            call.await
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -193,23 +193,30 @@ impl Work {
     }
 
     /// Notes one operation: what it is, and what it found.
-    async fn operation<T>(
+    ///
+    /// What passes work on, here and below, boxes it: an `async fn` holds what it is given twice, and each layer
+    /// more would double what a step takes of the stack.
+    fn operation<T>(
         &self,
         text: String,
         work: impl Future<Output = Result<T, FsError>>,
         found: impl FnOnce(&Result<T, FsError>) -> Found,
-    ) -> Option<T> {
-        let operation = self.history.invoked(self.client, text);
-        let result = as_operation(operation, work).await;
-        if let Err(FsError::Call(CallError::SessionLost)) = &result {
-            // What is remembered of an ended session is more than a run has under way.
-            self.history.violated(format!("nobody knows what became of operation {operation}"));
+    ) -> impl Future<Output = Option<T>> {
+        let work = Box::pin(work);
+        async move {
+            let operation = self.history.invoked(self.client, text);
+            let result = as_operation(operation, work).await;
+            if let Err(FsError::Call(CallError::SessionLost)) = &result {
+                // What is remembered of an ended session is more than a run has under way.
+                self.history.violated(format!("nobody knows what became of operation {operation}"));
+            }
+            self.history.returned(operation, found(&result));
+            result.ok()
         }
-        self.history.returned(operation, found(&result));
-        result.ok()
     }
 
-    async fn change<T>(&self, text: String, work: impl Future<Output = Result<T, FsError>>) {
+    fn change<T>(&self, text: String, work: impl Future<Output = Result<T, FsError>>) -> impl Future<Output = ()> {
+        let work = Box::pin(work);
         let work = async {
             // It keeps what lists out of a directory that is being changed.
             self.kernel.changed();
@@ -217,11 +224,11 @@ impl Work {
             self.kernel.changed();
             result
         };
-        self.operation(text, work, |result| match result {
+        let changed = self.operation(text, work, |result| match result {
             Ok(_) => Found::Changed(Ok(())),
             Err(error) => refusal(error).map_or(Found::Nothing, |refusal| Found::Changed(Err(refusal))),
-        })
-        .await;
+        });
+        async { drop(changed.await) }
     }
 
     async fn lookup(&self, at: &Place) -> Option<Stat> {
@@ -542,13 +549,13 @@ impl Work {
 
     /// A call that changes a file's content otherwise than by writing. Who writes to it meanwhile may find it between two of
     /// its writes.
-    async fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> T {
-        let changing = async {
+    fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> impl Future<Output = T> {
+        let call = Box::pin(call);
+        self.kernel.alone(ino, async move {
             let done = call.await;
             self.own.lock().unwrap_or_else(PoisonError::into_inner).entry(ino).or_default().ever += 1;
             done
-        };
-        self.kernel.alone(ino, changing).await
+        })
     }
 
     fn disowned(&self, ino: u64) {
