@@ -5,6 +5,7 @@
 //! the goals. It judges nothing by its exit code: ratios move with the machine's load.
 //! `kfs-bench peers` does the same beside other remote directories (`peers.rs`).
 
+mod growth;
 mod peers;
 mod raw;
 mod through;
@@ -35,6 +36,8 @@ struct Args {
 enum Beside {
     /// Beside sshfs, on loopback: what people do with small files, trees, git and large files.
     Peers(peers::PeersArgs),
+    /// A large tree beside an empty one, and many sessions beside one.
+    Growth(growth::GrowthArgs),
 }
 
 /// Beside raw Kafka on the same broker.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.beside {
         Some(Beside::Peers(peers)) => peers::measure(peers),
+        Some(Beside::Growth(growth)) => growth::measure(growth),
         None => measure(&args.raw),
     };
     match done {

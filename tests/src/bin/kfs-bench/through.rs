@@ -42,7 +42,7 @@ pub fn read_file(path: &Path, mib: usize, seed: u64) -> Result<()> {
 }
 
 /// Resident bytes of a process, in MiB.
-fn resident_mib(pid: u32) -> Result<f64> {
+pub fn resident_mib(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("the process has no memory")?;
     let kib: f64 = line.split_whitespace().nth(1).context("VmRSS has a value")?.parse()?;
