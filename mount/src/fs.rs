@@ -60,7 +60,7 @@ use local::Locals;
 use proto::message::{Attr, FileKind, Op, Outcome, Owner, Promise, View};
 use proto::{Ino, Name};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -227,6 +227,11 @@ const UPLOADS: usize = 16;
 const PREFETCHES: usize = 64;
 
 impl Fs {
+    /// For work that goes on by itself and must not keep a filesystem that nobody uses any more.
+    fn if_there(fs: &Weak<Inner>) -> Option<Fs> {
+        fs.upgrade().map(|inner| Fs { inner })
+    }
+
     /// The filesystem below `path` of the client's namespace; an authenticated
     /// look at that directory has succeeded when this returns. Must be called
     /// inside a tokio runtime, which then runs its tasks.
@@ -240,10 +245,9 @@ impl Fs {
         if attr.kind != FileKind::Dir {
             return Err(FsError::NotDirectory);
         }
-        let (locals, collector) = Locals::new();
         let fs = Fs {
             inner: Arc::new(Inner {
-                locals,
+                locals: Locals::new(),
                 root: attr.ino,
                 runtime: tokio::runtime::Handle::current(),
                 cache: Cache::new(),
@@ -264,7 +268,6 @@ impl Fs {
             }),
         };
         fs.watch_invalidations();
-        proto::task::spawn_on(&fs.inner.runtime, collector.run(Arc::downgrade(&fs.inner)));
         Ok(fs)
     }
 
@@ -277,8 +280,8 @@ impl Fs {
         let _ = self.inner.kernel.set(kernel);
         let inner = Arc::downgrade(&self.inner);
         self.inner.client.set_forgetter(Box::new(move |forget, done| {
-            if let Some(inner) = inner.upgrade() {
-                Fs { inner }.have_forgotten(forget, done);
+            if let Some(fs) = Fs::if_there(&inner) {
+                fs.have_forgotten(forget, done);
             }
         }));
     }

@@ -79,8 +79,7 @@ impl Fs {
                 loop {
                     tokio::time::sleep(LAZY).await;
                     // A filesystem that nobody uses any more has been told of at its end.
-                    let Some(inner) = inner.upgrade() else { return };
-                    let fs = Fs { inner };
+                    let Some(fs) = Fs::if_there(&inner) else { return };
                     let _ = fs.tell_accessed().await;
                     let mut state = fs.inner.accessed.state();
                     if state.waiting.is_empty() {

@@ -11,6 +11,7 @@ use super::cache::Known;
 use super::dir::page_view;
 use crate::client::{Patience, Reply, Submitted};
 use crate::error::FsError;
+use crate::inline;
 use bytes::Bytes;
 use lru::LruCache;
 use proto::Ino;
@@ -18,7 +19,7 @@ use proto::message::Op;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -371,13 +372,15 @@ impl Fs {
         let views = begun.iter().map(|(dir, _)| page_view(*dir, 0, MORE_ENTRIES)).collect();
         let submitted = self.inner.client.look_ahead(views);
         for ((dir, answered), submitted) in begun.into_iter().zip(submitted) {
-            let fs = self.clone();
-            proto::task::spawn_on(&self.inner.runtime, async move {
-                if let Some(reply) = Fs::had_ahead(submitted, &fs.ahead_patience()).await {
-                    let _ = fs.learn_page(0, reply);
-                }
+            let (fs, patience) = (Arc::downgrade(&self.inner), self.ahead_patience());
+            inline::start(&self.inner.runtime, async move {
+                let reply = Fs::had_ahead(submitted, &patience).await;
+                let Some(fs) = Fs::if_there(&fs) else { return };
+                let is_told = reply.is_some_and(|reply| fs.learn_page(0, reply).is_ok());
                 fs.inner.ahead.listings.end(dir, answered);
-                fs.walk_on(dir);
+                if is_told {
+                    fs.walk_on(dir);
+                }
             });
         }
         // Nobody will miss these; what is below may be.

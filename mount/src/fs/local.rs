@@ -3,7 +3,7 @@
 //! * Looking, submitting and bringing the cache up to date are one step under the cache's lock, so that what one program
 //!   was told is what the next one finds.
 //! * What is answered stands in the journal; where it does not, the program waits for the server after all.
-//! * One task takes the server's answers, in the order of the requests. One that is not a yes (the delegation had ended, and
+//! * One task takes the server's answers, in the order of the requests, where they are read. One that is not a yes (the delegation had ended, and
 //!   others have changed something) costs what is known of the places concerned; what was asked for is set aside in the
 //!   journal's `conflicts/`.
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
@@ -15,6 +15,7 @@ use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
 use crate::client::{Patience, Reply, Submitted, Terms};
 use crate::error::FsError;
+use crate::inline;
 use bytes::Bytes;
 use proto::message::{
     Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
@@ -22,8 +23,8 @@ use proto::message::{
 use proto::{Ino, Name, Position, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Weak};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// Changes that are answered here and not answered for by the server.
 const UNDER_WAY: usize = 2048;
@@ -31,8 +32,16 @@ const UNDER_WAY: usize = 2048;
 /// The changes that are under way.
 pub(super) struct Locals {
     slots: Arc<Semaphore>,
-    sent: mpsc::UnboundedSender<Sent>,
+    sent: Mutex<Unanswered>,
     progress: watch::Sender<Progress>,
+}
+
+/// What the server has not been heard of, in its order; at most [`UNDER_WAY`].
+#[derive(Default)]
+struct Unanswered {
+    sent: VecDeque<Sent>,
+    /// A task takes the answers.
+    answering: bool,
 }
 
 #[derive(Default)]
@@ -107,45 +116,53 @@ struct Plan<T> {
 }
 
 impl Locals {
-    pub fn new() -> (Locals, Collector) {
-        let (sent, receiver) = mpsc::unbounded_channel();
-        let locals = Locals {
+    pub fn new() -> Locals {
+        Locals {
             slots: Arc::new(Semaphore::new(UNDER_WAY)),
-            sent,
+            sent: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
-        };
-        (locals, Collector(receiver))
+        }
+    }
+
+    /// Locked behind the cache.
+    fn sent(&self) -> MutexGuard<'_, Unanswered> {
+        // The queue is whole after each step.
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes the server's answers.
-pub(super) struct Collector(mpsc::UnboundedReceiver<Sent>);
-
-impl Collector {
-    pub async fn run(mut self, fs: Weak<Inner>) {
-        while let Some(Sent { submitted, touched, copied, waits, slot }) = self.0.recv().await {
-            let order = submitted.order();
-            let answer = submitted.await;
-            let Some(inner) = fs.upgrade() else { return };
-            let fs = Fs { inner };
-            let result = match answer {
-                Ok(reply) => {
-                    fs.settle(order, &reply, &touched, copied.as_ref());
-                    Ok(())
-                }
-                Err(error) => {
-                    tracing::warn!("what was done here could not be done on the server: {error}");
-                    fs.cache().unsettle(order, &touched);
-                    Err(error.into())
-                }
+/// Takes the server's answers as long as there is something to be answered. Ends with the filesystem, which it does not keep.
+async fn take_answers(fs: Weak<Inner>) {
+    loop {
+        let Sent { submitted, touched, copied, waits, slot } = {
+            let Some(fs) = Fs::if_there(&fs) else { return };
+            let mut unanswered = fs.inner.locals.sent();
+            let Some(sent) = unanswered.sent.pop_front() else {
+                unanswered.answering = false;
+                return;
             };
-            if let Some(waits) = waits {
-                // Whoever has given up does not look.
-                let _ = waits.send(result);
+            sent
+        };
+        let order = submitted.order();
+        let answer = submitted.await;
+        let Some(fs) = Fs::if_there(&fs) else { return };
+        let result = match answer {
+            Ok(reply) => {
+                fs.settle(order, &reply, &touched, copied.as_ref());
+                Ok(())
             }
-            drop(slot);
-            fs.inner.locals.progress.send_modify(|progress| progress.end(order, copied.as_ref()));
+            Err(error) => {
+                tracing::warn!("what was done here could not be done on the server: {error}");
+                fs.cache().unsettle(order, &touched);
+                Err(error.into())
+            }
+        };
+        if let Some(waits) = waits {
+            // Whoever has given up does not look.
+            let _ = waits.send(result);
         }
+        drop(slot);
+        fs.inner.locals.progress.send_modify(|progress| progress.end(order, copied.as_ref()));
     }
 }
 
@@ -395,7 +412,7 @@ impl Fs {
             return None;
         }
         let slot = self.inner.locals.slots.clone().try_acquire_owned().ok()?;
-        self.cache().locally(self.promises(), |local| {
+        let done = self.cache().locally(self.promises(), |local| {
             let time = self.inner.client.now();
             let Plan { op, inodes, names, made, copied, value } = match plan(self, local, time)? {
                 Ok(plan) => plan,
@@ -427,10 +444,17 @@ impl Fs {
             };
             // Under the lock, so that the task has them in their order.
             self.inner.locals.progress.send_modify(|progress| progress.begin(order, copied.as_ref()));
-            // The task ends with this filesystem.
-            let _ = self.inner.locals.sent.send(Sent { submitted, touched, copied, waits, slot });
+            self.inner.locals.sent().sent.push_back(Sent { submitted, touched, copied, waits, slot });
             Some(Ok(Done { value, answer }))
-        })
+        });
+        let begins = {
+            let mut unanswered = self.inner.locals.sent();
+            !unanswered.sent.is_empty() && !std::mem::replace(&mut unanswered.answering, true)
+        };
+        if begins {
+            inline::start(&self.inner.runtime, take_answers(Arc::downgrade(&self.inner)));
+        }
+        done
     }
 
     /// A change that was answered here has taken effect.

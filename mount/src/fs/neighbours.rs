@@ -15,12 +15,13 @@ use super::cache::CachedEntry;
 use super::file::content_view;
 use crate::client::Patience;
 use crate::error::FsError;
+use crate::inline;
 use lru::LruCache;
 use proto::Ino;
 use proto::chunk::INLINE_BYTES;
 use proto::message::{Attr, FileKind};
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files that are opened and waited for before others are thought to follow, at first and at most.
 const BEGIN_AFTER: u32 = 3;
@@ -213,17 +214,19 @@ impl Fs {
         let begin = |ino: Ino| Some((ino, self.inner.neighbours.asked.begin(ino)?));
         let begun: Vec<_> = inos.into_iter().filter_map(begin).collect();
         let submitted = self.inner.client.look_ahead(begun.iter().map(|(ino, _)| content_view(*ino)).collect());
-        let fs = self.clone();
-        proto::task::spawn_on(&self.inner.runtime, async move {
-            let patience = fs.ahead_patience();
+        let (fs, patience) = (Arc::downgrade(&self.inner), self.ahead_patience());
+        inline::start(&self.inner.runtime, async move {
             let mut parts = Vec::new();
             for ((ino, _), submitted) in begun.iter().zip(submitted) {
-                if let Some(reply) = Fs::had_ahead(submitted, &patience).await {
+                let reply = Fs::had_ahead(submitted, &patience).await;
+                let Some(fs) = Fs::if_there(&fs) else { return };
+                if let Some(reply) = reply {
                     fs.learn_extents(0, reply);
                     let content = fs.cache().content(fs.promises(), *ino, 0, INLINE_BYTES as u64);
                     parts.extend(content.and_then(|content| content.parts.ok()).unwrap_or_default());
                 }
             }
+            let Some(fs) = Fs::if_there(&fs) else { return };
             // What did not come along, side by side too.
             fs.load_all(&parts);
             for (ino, answered) in begun {

@@ -16,8 +16,7 @@ impl Fs {
         proto::task::spawn_on(&self.inner.runtime, async move {
             loop {
                 let received = invalidations.recv().await;
-                let Some(inner) = inner.upgrade() else { return };
-                let fs = Fs { inner };
+                let Some(fs) = Fs::if_there(&inner) else { return };
                 match received {
                     Ok(Invalidation::Promises(promises)) => {
                         for promise in promises {

@@ -8,20 +8,21 @@
 //! * What has left the buffer is sent for ever; only waiting for it is bounded.
 //! * A failure is kept and told once, by the next write, flush or fsync.
 
-use super::Fs;
 use super::dirty::Segment;
 use super::extents::Extent;
 use super::file::{File, FileHandle, Progress, State};
 use super::pack::{self, Draft, Pack, Stage, Through};
 use super::room::RoomFor;
+use super::{Fs, Inner};
 use crate::client::{CallError, Patience, Reply, Room, Submitted, Terms};
 use crate::error::FsError;
+use crate::inline;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
 use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -300,57 +301,11 @@ impl Fs {
             let start = state.leave(last);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer, through });
         }
-        if !state.answers.is_empty() && !state.answering {
-            state.answering = true;
-            proto::task::spawn_on(&self.inner.runtime, self.clone().take_answers(file.clone()));
+        let begins = !state.answers.is_empty() && !std::mem::replace(&mut state.answering, true);
+        drop(state);
+        if begins {
+            inline::start(&self.inner.runtime, take_answers(Arc::downgrade(&self.inner), file.clone()));
         }
-    }
-
-    /// Takes the answers to a file's requests, in their order.
-    async fn take_answers(self, file: Arc<File>) {
-        loop {
-            let sent = {
-                let mut state = file.state();
-                match state.answers.pop_front() {
-                    Some(sent) => sent,
-                    None => {
-                        state.answering = false;
-                        break;
-                    }
-                }
-            };
-            let (last, start) = (sent.last, sent.start);
-            let result = match sent.answer {
-                Waiting::For(submitted) => submitted.await.map_err(FsError::from),
-                Waiting::Nothing(error) => Err(error),
-            };
-            let mut failure = match result {
-                Ok(reply) => self.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),
-                Err(error) if sent.through.is_some() => Some(error),
-                Err(error) => Some(lost(file.ino, &error)),
-            };
-            if let Some(through) = sent.through
-                && through.send(failure.clone().map_or(Ok(()), Err)).is_ok()
-            {
-                failure = None;
-            }
-            if let Some(failure) = &failure {
-                tracing::warn!(ino = file.ino.0, error = %failure, "written content is lost");
-                self.inval_pages(file.ino);
-            }
-            let mut state = file.state();
-            if failure.is_some() {
-                state.failure = failure;
-            }
-            let mut freed = 0;
-            while state.packs.front().is_some_and(|p| p.seq <= last) {
-                freed += state.packs.pop_front().map_or(0, |p| p.plain.len());
-            }
-            drop(state);
-            self.inner.budget.give_back(freed);
-            file.progress.send_modify(|p| p.answered = p.answered.max(last));
-        }
-        self.forget_if_done(&file);
     }
 
     /// Brings the caches up to an answered write.
@@ -639,6 +594,57 @@ impl Fs {
     /// Before content is changed or asked about in the file's map: all that was written is answered for.
     pub(super) async fn all_answered(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
         self.wait_for(file, patience, Progress::is_answered).await
+    }
+}
+
+/// Takes the answers to a file's requests, in their order, where they are read. Ends with the filesystem, which it does
+/// not keep.
+async fn take_answers(fs: Weak<Inner>, file: Arc<File>) {
+    loop {
+        let sent = {
+            let mut state = file.state();
+            match state.answers.pop_front() {
+                Some(sent) => sent,
+                None => {
+                    state.answering = false;
+                    break;
+                }
+            }
+        };
+        let answer = match sent.answer {
+            Waiting::For(submitted) => submitted.await.map_err(FsError::from),
+            Waiting::Nothing(error) => Err(error),
+        };
+        let Some(fs) = Fs::if_there(&fs) else { return };
+        let (last, start) = (sent.last, sent.start);
+        let mut failure = match answer {
+            Ok(reply) => fs.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),
+            Err(error) if sent.through.is_some() => Some(error),
+            Err(error) => Some(lost(file.ino, &error)),
+        };
+        if let Some(through) = sent.through
+            && through.send(failure.clone().map_or(Ok(()), Err)).is_ok()
+        {
+            failure = None;
+        }
+        if let Some(failure) = &failure {
+            tracing::warn!(ino = file.ino.0, error = %failure, "written content is lost");
+            fs.inval_pages(file.ino);
+        }
+        let mut state = file.state();
+        if failure.is_some() {
+            state.failure = failure;
+        }
+        let mut freed = 0;
+        while state.packs.front().is_some_and(|p| p.seq <= last) {
+            freed += state.packs.pop_front().map_or(0, |p| p.plain.len());
+        }
+        drop(state);
+        fs.inner.budget.give_back(freed);
+        file.progress.send_modify(|p| p.answered = p.answered.max(last));
+    }
+    if let Some(fs) = Fs::if_there(&fs) {
+        fs.forget_if_done(&file);
     }
 }
 
