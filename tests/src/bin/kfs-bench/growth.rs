@@ -1,11 +1,11 @@
-//! Whether what one operation costs stays the same as a tree grows, and whether many sessions share a server fairly.
+//! Whether what one operation costs stays the same as a tree grows.
 //!
 //! Two clusters of their own stand side by side, one with nothing in it and one that has been filled through the
 //! log; each round does the same work in a fresh directory of the one, in one of the other, and in the other's
 //! largest directory. The cluster that is not asked has nothing to do meanwhile.
 
 use super::through::resident_mib;
-use super::{at_least, executable, median};
+use super::{WARM_UP, at_least, executable, median};
 use anyhow::{Context, Result, bail};
 use harness::Cluster;
 use harness::broker::Broker;
@@ -14,7 +14,7 @@ use mount::client::{CallError, Client};
 use proto::message::{FileKind, NewInode, Op, Outcome, Owner, Upload, View};
 use proto::{Ino, Name};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::task::JoinSet;
 
 #[derive(clap::Args)]
@@ -31,26 +31,19 @@ pub struct GrowthArgs {
     /// Rounds; medians are printed.
     #[arg(long, default_value_t = 3, value_parser = at_least(1))]
     rounds: usize,
-    /// Sessions that share a server.
-    #[arg(long, default_value_t = 100, value_parser = at_least(2))]
-    sessions: usize,
 }
 
 const USER: &str = "bench";
 const LARGE: &str = "large";
 const IN_ONE: usize = 1000;
-/// Requests under way while the tree is filled, and when a session asks as fast as it can.
+/// Requests under way while the tree is filled.
 const AT_ONCE: usize = 256;
 /// Of the large tree, how many inodes are asked for; everywhere in it.
 const SAMPLES: usize = 20_000;
-/// How long sessions ask.
-const ASKING: Duration = Duration::from_secs(10);
 
 pub fn measure(args: &GrowthArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut empty = start()?;
-    runtime.block_on(sharing(&empty, args.sessions))?;
-
     let mut full = start()?;
     let few = runtime.block_on(fill(&empty, SAMPLES, "few"))?;
     let many = runtime.block_on(async {
@@ -60,6 +53,12 @@ pub fn measure(args: &GrowthArgs) -> Result<()> {
     })?;
 
     let rows: Vec<&str> = WORK.iter().chain(&ASKED).copied().collect();
+    // The broker of the full one has been at work for long.
+    let warm = Instant::now();
+    while warm.elapsed() < WARM_UP {
+        in_directory(&empty, "warm", args.files)?;
+        runtime.block_on(asked(&empty, &few))?;
+    }
     let mut rounds = Vec::new();
     for number in 1..=args.rounds {
         eprintln!("round {number} of {}", args.rounds);
@@ -97,7 +96,7 @@ fn start() -> Result<Cluster> {
     Ok(cluster)
 }
 
-async fn create(client: &Client, dir: Ino, name: &str, kind: FileKind) -> Result<Ino> {
+pub async fn create(client: &Client, dir: Ino, name: &str, kind: FileKind) -> Result<Ino> {
     let new = NewInode {
         kind,
         mode: 0o755,
@@ -239,65 +238,4 @@ async fn asked(cluster: &Cluster, all: &[(Ino, Name, Ino)]) -> Result<Vec<f64>> 
     found.push(started.elapsed().as_secs_f64() * 1000.0 / (SIDE_BY_SIDE * 500) as f64);
     client.close().await;
     Ok(found)
-}
-
-/// Prints what sessions get together beside what one gets alone, and how evenly they share it.
-async fn sharing(cluster: &Cluster, sessions: usize) -> Result<()> {
-    for (what, changes) in [("getattr", false), ("create", true)] {
-        let alone = ask(cluster, 1, AT_ONCE, changes).await?[0];
-        let mut each = ask(cluster, sessions, (AT_ONCE / sessions).max(4), changes).await?;
-        each.sort_by(f64::total_cmp);
-        let all: f64 = each.iter().sum();
-        println!(
-            "{what}: one session {alone:.0}/s, {sessions} sessions {all:.0}/s ({:.2}x, goal >= 0.8x); of an even share the least has {:.2}, \
-             the one in the middle {:.2}, the most {:.2}",
-            all / alone,
-            each[0] * sessions as f64 / all,
-            each[sessions / 2] * sessions as f64 / all,
-            each[sessions - 1] * sessions as f64 / all,
-        );
-    }
-    Ok(())
-}
-
-/// Requests a second that each of `sessions` had answered while all asked, each with `at_once` under way.
-async fn ask(cluster: &Cluster, sessions: usize, at_once: usize, changes: bool) -> Result<Vec<f64>> {
-    let mut clients = Vec::new();
-    for _ in 0..sessions {
-        clients.push(cluster.client(USER).await?);
-    }
-    let until = Instant::now() + ASKING;
-    let mut tasks = JoinSet::new();
-    for (number, client) in clients.iter().enumerate() {
-        let dir = match changes {
-            true => create(client, client.root(), &format!("of{number}-{sessions}"), FileKind::Dir).await?,
-            false => client.root(),
-        };
-        for turn in 0..at_once {
-            let client = client.clone();
-            tasks.spawn(async move {
-                let mut done = 0;
-                while Instant::now() < until {
-                    if changes {
-                        create(&client, dir, &format!("file{turn}-{done}"), FileKind::File).await?;
-                    } else {
-                        client
-                            .call(Op::View(View::Getattr { ino: dir }), Default::default(), &client.patience())
-                            .await?;
-                    }
-                    done += 1;
-                }
-                anyhow::Ok((number, done))
-            });
-        }
-    }
-    let mut each = vec![0.0; sessions];
-    while let Some(done) = tasks.join_next().await {
-        let (number, done) = done??;
-        each[number] += f64::from(done) / ASKING.as_secs_f64();
-    }
-    for client in clients {
-        client.close().await;
-    }
-    Ok(each)
 }

@@ -8,6 +8,7 @@
 mod growth;
 mod peers;
 mod raw;
+mod sessions;
 mod through;
 
 use anyhow::{Context, Result, ensure};
@@ -36,8 +37,10 @@ struct Args {
 enum Beside {
     /// Beside sshfs, on loopback: what people do with small files, trees, git and large files.
     Peers(peers::PeersArgs),
-    /// A large tree beside an empty one, and many sessions beside one.
+    /// A large tree beside an empty one.
     Growth(growth::GrowthArgs),
+    /// Many sessions beside one.
+    Sessions(sessions::SessionsArgs),
 }
 
 /// Beside raw Kafka on the same broker.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
     let done = match &args.beside {
         Some(Beside::Peers(peers)) => peers::measure(peers),
         Some(Beside::Growth(growth)) => growth::measure(growth),
+        Some(Beside::Sessions(sessions)) => sessions::measure(sessions),
         None => measure(&args.raw),
     };
     match done {
