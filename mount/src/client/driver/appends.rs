@@ -3,11 +3,13 @@
 
 use super::super::core::Stored;
 use super::{Inner, State};
-use proto::log::{Appended, Topic};
+use proto::log::{Appended, LogError, Topic};
 use proto::{RequestNo, SessionId};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use tokio::task::coop::unconstrained;
 
 /// How long after its sending a record's fate is asked for.
 const APPENDS_AFTER_MS: u64 = 50;
@@ -30,6 +32,17 @@ impl Appends {
     pub fn add(&mut self, now_ms: u64, session: SessionId, numbers: Vec<RequestNo>, appended: Appended) {
         self.due_ms = self.due_ms.min(now_ms + APPENDS_AFTER_MS);
         self.records.push_back((session, numbers, appended));
+    }
+
+    /// Takes the first record out, if the log has told of it; else `context` is woken when it does.
+    fn next(&mut self, context: &mut Context<'_>) -> Option<(SessionId, Vec<RequestNo>, Result<u64, LogError>)> {
+        let (_, _, appended) = self.records.front_mut()?;
+        // A task of the runtime is told of 128 things at most before it is to yield, and that there are no more: of
+        // many records those beyond would stay here for ever.
+        let told = pin!(unconstrained(appended.as_mut())).poll(context);
+        let Poll::Ready(result) = told else { return None };
+        let (session, numbers, _) = self.records.pop_front()?;
+        Some((session, numbers, result))
     }
 
     /// When they are to be looked at.
@@ -76,16 +89,36 @@ impl Inner {
 
     /// Tells the core what became of appends, in the order in which they were made.
     fn look_at_appends(&self, state: &mut State, now_ms: u64, context: &mut Context<'_>) {
-        while let Some((session, numbers, appended)) = state.appends.records.front_mut() {
-            let Poll::Ready(result) = appended.as_mut().poll(context) else { break };
+        while let Some((session, numbers, result)) = state.appends.next(context) {
             if let Err(error) = &result {
                 self.log_error(error);
             }
             for number in numbers {
-                state.core.appended(now_ms, *session, *number, result.as_ref().ok().copied());
+                state.core.appended(now_ms, session, number, result.as_ref().ok().copied());
             }
-            state.appends.records.pop_front();
         }
         state.appends.due_ms = if state.appends.records.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_that_the_log_has_told_of_is_taken_at_once() {
+        let mut appends = Appends::default();
+        for number in 0..1000 {
+            let (told, appended) = tokio::sync::oneshot::channel();
+            told.send(Ok(number)).unwrap();
+            let appended = Box::pin(async move { appended.await.unwrap() });
+            appends.add(0, SessionId::default(), vec![RequestNo(number)], appended);
+        }
+        // In a task, which the runtime bounds.
+        let taken = tokio::spawn(async move {
+            let mut context = Context::from_waker(Waker::noop());
+            std::iter::from_fn(|| appends.next(&mut context)).count()
+        });
+        assert_eq!(taken.await.unwrap(), 1000);
     }
 }
