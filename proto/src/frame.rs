@@ -24,6 +24,16 @@ pub const TAG_BYTES: usize = 16;
 /// Frames in one record, at most: a position tells apart no more.
 pub const MAX_FRAMES: usize = 1 << Position::FRAME_BITS;
 
+/// What is gathered for one record leaves before it has more bytes or frames than this: as little as somebody may be kept
+/// waiting for, and as much as makes the cost of a record, to broker and reader, small beside that of what is in it. Of
+/// requests it is a quarter of what a server lets a session have under way, so that some are being answered while
+/// others gather.
+pub const GROUP_BYTES: usize = 64 << 10;
+/// See [`GROUP_BYTES`].
+pub const GROUP_FRAMES: usize = 64;
+
+const _: () = assert!(GROUP_FRAMES <= MAX_FRAMES && GROUP_BYTES < MAX_RECORD_BYTES);
+
 /// The format's mark; the last byte is its version.
 const MAGIC: [u8; 4] = *b"KFS\x01";
 

@@ -6,7 +6,7 @@
 
 use crate::machine::effect::Peer;
 use bytes::Bytes;
-use proto::frame::{Kind, join};
+use proto::frame::{GROUP_BYTES, GROUP_FRAMES, Kind, join};
 use proto::keys::ClusterKey;
 use proto::log::{Appended, Log, Topic};
 use proto::message::{AdminAnswer, Answer, PushBody, Refusal};
@@ -14,11 +14,6 @@ use proto::seal::{Context, Direction, Head, Key, seal};
 use proto::{Epoch, IncarnationId, NamespaceId, Position, PushNo, RequestNo, SessionId};
 use serde::Serialize;
 use std::sync::Arc;
-
-/// What is gathered leaves before it has more bytes or frames than this: as little as a client may be kept waiting for, and
-/// as much as makes the cost of a record small.
-const GROUP_BYTES: usize = 64 << 10;
-const GROUP_FRAMES: usize = 64;
 
 /// Frames for one session that have not left.
 #[derive(Default)]

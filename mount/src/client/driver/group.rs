@@ -6,7 +6,7 @@
 
 use super::{Inner, State};
 use bytes::Bytes;
-use proto::frame::{MAX_FRAMES, join};
+use proto::frame::{GROUP_BYTES, GROUP_FRAMES, join};
 use proto::log::Topic;
 use proto::{RequestNo, SessionId};
 use std::sync::atomic::Ordering;
@@ -17,16 +17,6 @@ const IDLE_MS: u64 = 2;
 
 /// How long it is held back at most, so that what a busy program does is on its way all the time.
 const HOLD_MS: u64 = 10;
-
-/// What is held leaves before it has more than this. Records of this size cost the broker, for each byte, next to
-/// nothing more than larger ones, and what is lost or repeated with one is little.
-const GROUP_BYTES: usize = 64 << 10;
-
-/// And before it has more requests than this: a quarter of what a server lets a session have under way, so that some are
-/// being answered while others gather.
-const GROUP_FRAMES: usize = 64;
-
-const _: () = assert!(GROUP_FRAMES <= MAX_FRAMES);
 
 /// Requests of one session that are numbered, and not appended yet. The core has them in flight: if the session ends
 /// first, they are forgotten here and come again from there.
