@@ -3,9 +3,9 @@
 //! * Looking, submitting and bringing the cache up to date are one step under the cache's lock, so that what one program
 //!   was told is what the next one finds.
 //! * What is answered stands in the journal; where it does not, the program waits for the server after all.
-//! * One task takes the server's answers, in the order of the requests, where they are read. One that is not a yes (the delegation had ended, and
-//!   others have changed something) costs what is known of the places concerned; what was asked for is set aside in the
-//!   journal's `conflicts/`.
+//! * One task takes the server's answers, in the order of the requests, where they are read. One that is not a yes (the
+//!   delegation had ended, and others have changed something) costs what is known of the places concerned; what was
+//!   asked for is set aside in the journal's `conflicts/`.
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
 
 use super::cache::{Found, Local};
@@ -131,7 +131,8 @@ impl Locals {
     }
 }
 
-/// Takes the server's answers as long as there is something to be answered. Ends with the filesystem, which it does not keep.
+/// Takes the server's answers as long as there is something to be answered. Ends with the filesystem, which it does not
+/// keep.
 async fn take_answers(fs: Weak<Inner>) {
     loop {
         let Sent { submitted, touched, copied, waits, slot } = {
