@@ -1,7 +1,7 @@
 //! Whether what one operation costs stays the same as a tree grows.
 //!
-//! Two clusters of their own stand side by side, one with nothing in it and one that has been filled through the
-//! log; each round does the same work in a fresh directory of the one, in one of the other, and in the other's
+//! Two clusters of their own stand side by side, one with next to nothing in it and one that has been filled through
+//! the log; each round does the same work in a fresh directory of the one, in one of the other, and in the other's
 //! largest directory. The cluster that is not asked has nothing to do meanwhile.
 
 use super::through::resident_mib;

@@ -3,7 +3,8 @@
 //! Starts real Apache Kafka, a `kfs-server` and mounts of its own, measures raw
 //! and kfs in turn, several rounds, and prints medians and their ratios beside
 //! the goals. It judges nothing by its exit code: ratios move with the machine's load.
-//! `kfs-bench peers` does the same beside other remote directories (`peers.rs`).
+//! `kfs-bench peers` does the same beside other remote directories (`peers.rs`), `growth` a large tree beside an empty
+//! one, `sessions` many sessions beside one.
 
 mod growth;
 mod peers;
