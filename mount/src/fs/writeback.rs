@@ -74,7 +74,7 @@ enum Tried {
     BufferFull,
     /// Under the quota nothing is reserved for it.
     NoRoom,
-    /// It is to be appended to what a copy has left, which is not answered for.
+    /// It is to be appended, and nothing here says where the file ends.
     EndUnknown,
 }
 
@@ -108,9 +108,6 @@ impl Fs {
         let handle = self.inner.handles.file(handle)?;
         let started = Instant::now();
         let (mut data, mut room, mut end) = (data, None, None);
-        if handle.append && handle.file.pending().is_none() {
-            end = Some(self.attr(handle.file.ino, patience).await?.size);
-        }
         loop {
             let freed = self.inner.budget.freed();
             tokio::pin!(freed);
@@ -121,12 +118,13 @@ impl Fs {
                 Tried::BufferFull => {}
                 Tried::EndUnknown => {
                     self.copied(handle.file.ino, patience).await?;
+                    end = Some(self.attr(handle.file.ino, patience).await?.size);
                     continue;
                 }
                 Tried::NoRoom => match self.room_for(&handle, offset, data, patience).await? {
                     RoomFor::Reserved(reserved) => {
                         data = &data[..reserved.bytes()];
-                        room = Some(reserved);
+                        (room, end) = (Some(reserved), None);
                         continue;
                     }
                     RoomFor::Written(written) => return Ok(written),
@@ -135,6 +133,8 @@ impl Fs {
             self.inner.files.all().iter().for_each(|file| {
                 self.send_all(file);
             });
+            // The file may have another end by then.
+            end = None;
             match patience.wait(freed).await {
                 Ok(()) => {}
                 Err(CallError::TimedOut { .. }) => return Err(FsError::BufferFull { waited: started.elapsed() }),
@@ -158,34 +158,19 @@ impl Fs {
         if offset.saturating_add(data.len() as u64) > Upload::MAX_FILE_BYTES {
             return Err(FsError::FileTooLarge { max: Upload::MAX_FILE_BYTES });
         }
+        let mut state = file.state();
+        if let Some(failure) = state.failure.take() {
+            return Err(failure);
+        }
+        let at = match handle.append {
+            true => self.end_to_append_at(file, &state, known_end),
+            false => Some(offset),
+        };
+        let Some(at) = at else { return Ok(Tried::EndUnknown) };
         if !self.inner.budget.try_take(data.len()) {
             return Ok(Tried::BufferFull);
         }
-        let mut state = file.state();
-        if let Some(failure) = state.failure.take() {
-            drop(state);
-            self.inner.budget.give_back(data.len());
-            return Err(failure);
-        }
-        let mut at = offset;
-        if handle.append && self.last_copy(file.ino).is_some() {
-            drop(state);
-            self.inner.budget.give_back(data.len());
-            return Ok(Tried::EndUnknown);
-        }
-        if handle.append {
-            let known = self.cache().content(self.promises(), file.ino, 0, 0).map(|c| c.size).or(known_end);
-            match (known, state.pending()) {
-                (None, None) => {
-                    drop(state);
-                    self.inner.budget.give_back(data.len());
-                    return Ok(Tried::BufferFull);
-                }
-                (known, pending) => at = known.unwrap_or(0).max(pending.map_or(0, |p| p.end)),
-            }
-        }
         let Some(room) = room.take().or_else(|| self.inner.client.take_room(data.len())) else {
-            drop(state);
             self.inner.budget.give_back(data.len());
             return Ok(Tried::NoRoom);
         };
@@ -213,6 +198,16 @@ impl Fs {
             self.inval_pages(file.ino);
         }
         Ok(Tried::Written(data.len() as u32))
+    }
+
+    /// Where what is appended stands, as far as is known here; `known_end` is what was asked for. What a copy has
+    /// left is not known before that is answered for.
+    fn end_to_append_at(&self, file: &File, state: &State, known_end: Option<u64>) -> Option<u64> {
+        if self.last_copy(file.ino).is_some() {
+            return None;
+        }
+        let known = self.cache().content(self.promises(), file.ino, 0, 0).map(|c| c.size).or(known_end);
+        known.max(state.pending().map(|pending| pending.end))
     }
 
     /// Written content of so many bytes will be in no request.

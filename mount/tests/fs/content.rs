@@ -378,3 +378,35 @@ async fn more_than_the_buffer_holds_is_written_in_bounded_memory() {
     assert_eq!(read.len(), 100 << 20);
     assert!(read.chunks(1 << 20).all(|chunk| chunk == part));
 }
+
+#[test]
+fn an_append_that_waits_for_room_asks_where_the_file_ends_by_then() {
+    // A runtime that can be left behind: a write that turns round and round gives its thread to nobody.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("starts");
+    let ended = runtime.block_on(async {
+        let place = Place::on_broker().await;
+        let (fs, other) = (place.fs().await, place.fs().await);
+        let (ino, log) = make(&fs, "log", CreateHow { append: true, exclusive: false }).await;
+        let (_, big) = make(&fs, "big", CreateHow::default()).await;
+        let theirs = other.open(ino, true, &patience()).await.expect("opens").handle;
+        // The buffer is nearly full when a little is appended, and must be nearly empty for the next part. By then
+        // the little one has left, and somebody else has appended, so nothing says where the file ends.
+        let most = fs.write(big, 0, &bytes(5, 63 << 20), &patience()).await.expect("writes");
+        assert_eq!(most, 63 << 20, "the buffer is empty");
+        write_all(&fs, log, 0, b"a little, ").await;
+        let much = bytes(6, 48 << 20);
+        let (fs2, data) = (fs.clone(), much.clone());
+        let append = tokio::spawn(async move { fs2.write(log, 0, &data, &patience()).await });
+        write_all(&other, theirs, 0, b"theirs").await;
+        close(&other, theirs).await;
+        let Ok(written) = tokio::time::timeout(Duration::from_secs(60), append).await else { return false };
+        assert_eq!(written.expect("does not panic").expect("writes") as usize, much.len());
+        close(&fs, log).await;
+        close(&fs, big).await;
+        let read = read_all(&other, ino).await;
+        assert_eq!(read.len(), b"a little, theirs".len() + much.len());
+        true
+    });
+    runtime.shutdown_background();
+    assert!(ended, "it has to end");
+}
