@@ -277,6 +277,11 @@ impl Cache {
         self.inner().content(promises, ino, from, to)
     }
 
+    /// The current life of the promise of a file's content.
+    pub fn content_life(&self, promises: &Promises, ino: Ino) -> Option<Life> {
+        self.inner().stamps.life(promises, &Promise::Content(ino))
+    }
+
     pub fn xattrs(&self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
         let mut inner = self.inner();
         let (promise, life, xattrs) = inner.xattrs.get(&ino)?;

@@ -9,6 +9,7 @@ use super::locks::Owners;
 use super::names::NewNode;
 use super::pack::{Pack, Stage};
 use super::prefetch::Sequence;
+use super::stamps::Life;
 use super::writeback::Sent;
 use super::{Caller, Fs, Stat};
 use crate::client::Patience;
@@ -142,6 +143,15 @@ impl State {
             bytes: (packs_bytes + self.dirty.bytes()) as u64,
             mtime: self.mtime,
         })
+    }
+
+    /// The last pack that has left in no life of the content's promise, or in another one than this.
+    pub fn overtaken(&self, life: Option<Life>) -> Option<u64> {
+        let is_overtaken = |pack: &&Pack| match pack.stage {
+            Stage::Sent { life: left_in } => left_in.is_none() || left_in != life,
+            _ => false,
+        };
+        self.packs.iter().rev().find(is_overtaken).map(|pack| pack.seq)
     }
 }
 

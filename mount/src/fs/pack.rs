@@ -6,6 +6,7 @@
 //! later one may lie over an earlier one; within one request none do.
 
 use super::dirty::Segment;
+use super::stamps::Life;
 use crate::error::FsError;
 use bytes::{Bytes, BytesMut};
 use proto::SessionId;
@@ -57,8 +58,10 @@ pub enum Stage {
     Inline(Vec<Sealed>),
     /// It cannot be sent; why stands with the file.
     Failed,
-    /// Quoted by a request that is not answered yet.
-    Sent,
+    /// Quoted by a request that is not answered yet, and that left in this life of the content's promise.
+    Sent {
+        life: Option<Life>,
+    },
 }
 
 /// Content sealed for a request's payload.
@@ -130,7 +133,7 @@ pub struct Batch {
 
 /// The packs at the front of the queue that can leave now, as one request.
 pub fn next_batch(packs: &VecDeque<Pack>) -> Option<Batch> {
-    let first = packs.iter().position(|p| !matches!(p.stage, Stage::Sent))?;
+    let first = packs.iter().position(|p| !matches!(p.stage, Stage::Sent { .. }))?;
     let mut batch = Batch { packs: first..first, bytes: 0, more_to_come: false };
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let (mut parts, mut inline) = (0, 0);
@@ -140,7 +143,7 @@ pub fn next_batch(packs: &VecDeque<Pack>) -> Option<Batch> {
                 batch.more_to_come = true;
                 break;
             }
-            Stage::Failed | Stage::Sent => break,
+            Stage::Failed | Stage::Sent { .. } => break,
             Stage::Chunk(..) => 0,
             Stage::Inline(sealed) => sealed.iter().map(|s| s.sealed.len()).sum(),
         };
@@ -188,7 +191,7 @@ pub fn write_request<'a>(packs: impl Iterator<Item = &'a Pack>) -> (WriteAt, Vec
                     pieces.push(Piece { offset: part.offset, len: part.len, source, chunk_from: 0, key });
                 }
             }
-            Stage::Uploading | Stage::Failed | Stage::Sent => {}
+            Stage::Uploading | Stage::Failed | Stage::Sent { .. } => {}
         }
     }
     pieces.sort_by_key(|p| p.offset);
@@ -245,10 +248,10 @@ mod tests {
     fn what_overlaps_leaves_in_two_requests() {
         let mut packs: VecDeque<Pack> = [chunk(1, 0, 100), chunk(2, 200, 100), chunk(3, 50, 100)].into();
         assert_eq!(next_batch(&packs), Some(Batch { packs: 0..2, bytes: 200, more_to_come: false }));
-        packs[0].stage = Stage::Sent;
+        packs[0].stage = Stage::Sent { life: None };
         packs[1].stage = Stage::Uploading;
         assert_eq!(next_batch(&packs), None, "a later pack never overtakes an earlier one");
-        packs[1].stage = Stage::Sent;
+        packs[1].stage = Stage::Sent { life: None };
         assert_eq!(next_batch(&packs), Some(Batch { packs: 2..3, bytes: 100, more_to_come: false }));
     }
 

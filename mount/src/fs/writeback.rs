@@ -13,6 +13,7 @@ use super::extents::Extent;
 use super::file::{File, FileHandle, Progress, State};
 use super::pack::{self, Draft, Pack, Stage, Through};
 use super::room::RoomFor;
+use super::stamps::Life;
 use super::{Fs, Inner};
 use crate::client::{CallError, Patience, Reply, Room, Submitted, Terms};
 use crate::error::FsError;
@@ -50,12 +51,13 @@ pub struct Sent {
 }
 
 impl State {
-    /// Takes packs for sent up to `last`; gives where the first of them was thought to stand.
-    fn leave(&mut self, last: u64) -> u64 {
+    /// Takes packs for sent up to `last`, in this life of the content's promise; gives where the first of them was
+    /// thought to stand.
+    fn leave(&mut self, last: u64, life: Option<Life>) -> u64 {
         let mut start = u64::MAX;
-        for pack in self.packs.iter_mut().filter(|p| p.seq <= last && !matches!(p.stage, Stage::Sent)) {
+        for pack in self.packs.iter_mut().filter(|p| p.seq <= last && !matches!(p.stage, Stage::Sent { .. })) {
             start = pack.parts.iter().map(|p| p.offset).min().unwrap_or(start).min(start);
-            pack.stage = Stage::Sent;
+            pack.stage = Stage::Sent { life };
         }
         start
     }
@@ -252,7 +254,7 @@ impl Fs {
             let failed = state
                 .packs
                 .iter()
-                .find(|p| !matches!(p.stage, Stage::Sent))
+                .find(|p| !matches!(p.stage, Stage::Sent { .. }))
                 .filter(|p| matches!(p.stage, Stage::Failed));
             if let Some(seq) = failed.map(|p| p.seq) {
                 let error = state.failure.clone().unwrap_or(FsError::WrongAnswer { op: "write" });
@@ -262,7 +264,7 @@ impl Fs {
                 if through.is_none() {
                     self.inner.client.return_room(bytes);
                 }
-                let start = state.leave(seq);
+                let start = state.leave(seq, None);
                 state.expect(file, Sent { last: seq, at: WriteAt::Offsets, pieces, hashes, start, answer, through });
                 continue;
             }
@@ -284,6 +286,8 @@ impl Fs {
             // What has no room reserved may be refused, and what is written under a lock counts in one session only.
             let local = reserved && only_in.is_none() && self.writes_locally(file.ino);
             let terms = Terms { time: state.mtime, only_in, local };
+            // Before it leaves: what others write behind it ends this life.
+            let life = self.cache().content_life(self.promises(), file.ino);
             // Under the file's lock: requests enter the stream in the order of the packs.
             let submitted = match reserved {
                 true => self.inner.client.submit_reserved(terms, write, payload, batch.bytes),
@@ -293,7 +297,7 @@ impl Fs {
                 file.progress.send_modify(|p| p.undelegated = last);
             }
             let answer = Waiting::For(submitted);
-            let start = state.leave(last);
+            let start = state.leave(last, life);
             state.expect(file, Sent { last, at, pieces, hashes, start, answer, through });
         }
         let begins = !state.answers.is_empty() && !std::mem::replace(&mut state.answering, true);
@@ -370,7 +374,7 @@ impl Fs {
             let offset = if at == WriteAt::End { offset - base + start } else { *offset };
             let found = state.packs.iter().find_map(|pack| {
                 let part = pack.parts.iter().find(|part| part.offset == offset && part.len == extent.len)?;
-                (matches!(pack.stage, Stage::Sent)).then_some((pack, part))
+                (matches!(pack.stage, Stage::Sent { .. })).then_some((pack, part))
             });
             let Some((pack, part)) = found else { continue };
             let plain = match extent.chunk.topic {
@@ -584,6 +588,18 @@ impl Fs {
     /// Everything that was written is in requests.
     pub(super) async fn all_sent(&self, file: &Arc<File>, patience: &Patience) -> Result<(), FsError> {
         self.wait_for(file, patience, |p, last| p.sent >= last).await
+    }
+
+    /// Before what was written here is read back: what has left may stand in the log by now, and others' content behind
+    /// it, unless what was promised when it left still is. Otherwise its answer is awaited.
+    pub(super) async fn not_overtaken(&self, file: &File, patience: &Patience) -> Result<(), FsError> {
+        let life = self.cache().content_life(self.promises(), file.ino);
+        let Some(last) = file.state().overtaken(life) else { return Ok(()) };
+        self.inner.client.somebody_waits();
+        let mut progress = file.progress.subscribe();
+        let done = progress.wait_for(|p| p.is_answered(last));
+        let waited = patience.wait(done).await?.map(drop);
+        waited.map_err(|_| FsError::BadHandle(file.ino.0))
     }
 
     /// Before content is changed or asked about in the file's map: all that was written is answered for.
