@@ -52,30 +52,38 @@ const MAX_DEPTH: usize = 64;
 /// Directories that a program has listed lately.
 const MAX_LATELY: usize = 256;
 
-/// What is being asked for ahead; each ends when its answer has been learnt.
-#[derive(Default)]
-pub(super) struct Asked(Mutex<BTreeMap<Ino, watch::Receiver<()>>>);
+/// What is being asked for, so that nobody asks for it once more.
+#[derive(Clone, Default)]
+pub(super) struct Asked(Arc<Mutex<BTreeMap<Ino, watch::Receiver<()>>>>);
+
+/// One of these. It is over when this is dropped, which is to be after the answer has been learnt.
+pub(super) struct Asking {
+    ino: Ino,
+    all: Asked,
+    _over: watch::Sender<()>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.all.table().remove(&self.ino);
+    }
+}
 
 impl Asked {
     fn table(&self) -> MutexGuard<'_, BTreeMap<Ino, watch::Receiver<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins it, unless it is under way. It ends when what this gives is given to [`Asked::end`].
-    pub fn begin(&self, ino: Ino) -> Option<watch::Sender<()>> {
+    /// Begins it, unless it is under way.
+    pub fn begin(&self, ino: Ino) -> Option<Asking> {
         match self.table().entry(ino) {
             Entry::Occupied(_) => None,
             Entry::Vacant(free) => {
-                let (answered, asked) = watch::channel(());
+                let (over, asked) = watch::channel(());
                 free.insert(asked);
-                Some(answered)
+                Some(Asking { ino, all: self.clone(), _over: over })
             }
         }
-    }
-
-    pub fn end(&self, ino: Ino, answered: watch::Sender<()>) {
-        self.table().remove(&ino);
-        drop(answered);
     }
 
     /// Waits for it, if it is under way. Whether it was.
@@ -279,7 +287,7 @@ impl Fs {
             Known::UpTo(hash) => hash,
             Known::Nothing => 0,
         };
-        let (limit, answered) = {
+        let (limit, asking) = {
             let mut looked = self.inner.ahead.looked();
             let now = Instant::now();
             let of = looked.get_or_insert_mut(dir, || Looked { pages: 0, since: now });
@@ -287,13 +295,13 @@ impl Fs {
             if of.pages >= MAX_PAGES && !is_long_ago {
                 return;
             }
-            let Some(answered) = self.inner.ahead.listings.begin(dir) else { return };
+            let Some(asking) = self.inner.ahead.listings.begin(dir) else { return };
             self.inner.ahead.walk().looks_into(dir, self.parent(dir));
             if is_long_ago {
                 *of = Looked { pages: 0, since: now };
             }
             of.pages += 1;
-            (if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }, answered)
+            (if of.pages == 1 { FIRST_ENTRIES } else { MORE_ENTRIES }, asking)
         };
         let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
@@ -307,7 +315,7 @@ impl Fs {
             if !is_kept && let Some(of) = fs.inner.ahead.looked().get_mut(&dir) {
                 of.pages = MAX_PAGES;
             }
-            fs.inner.ahead.listings.end(dir, answered);
+            drop(asking);
         });
     }
 
@@ -321,7 +329,12 @@ impl Fs {
         Patience::within(self.inner.config.close_timeout)
     }
 
-    /// Waits for a listing that has been asked for ahead, if it is under way. Whether it was.
+    /// A program asks for a directory's listing itself, unless it has been asked for already.
+    pub(super) fn asks_for_listing(&self, dir: Ino) -> Option<Asking> {
+        self.inner.ahead.listings.begin(dir)
+    }
+
+    /// Waits for a listing that has been asked for, if it is under way. Whether it was.
     pub(super) async fn listing_arrives(&self, dir: Ino, patience: &Patience) -> Result<bool, FsError> {
         self.inner.ahead.listings.arrives(dir, patience).await
     }
@@ -365,26 +378,31 @@ impl Fs {
             walk.found(dir, &dirs);
             walk.due()
         };
-        let is_known = |dir: &Ino| matches!(self.cache().known_of(self.promises(), *dir), Known::All);
-        let (known, unknown): (Vec<Ino>, Vec<Ino>) = due.into_iter().partition(is_known);
+        // First it begins: a program that asks itself meanwhile has learnt the answer by the time that it begins.
         let begin = |dir: Ino| Some((dir, self.inner.ahead.listings.begin(dir)?));
-        let begun: Vec<_> = unknown.into_iter().filter_map(begin).collect();
-        let views = begun.iter().map(|(dir, _)| page_view(*dir, 0, MORE_ENTRIES)).collect();
+        let begun = due.into_iter().filter_map(begin);
+        let (known, unknown): (Vec<_>, Vec<_>) = begun.partition(|(dir, _)| self.is_listed(*dir));
+        let views = unknown.iter().map(|(dir, _)| page_view(*dir, 0, MORE_ENTRIES)).collect();
         let submitted = self.inner.client.look_ahead(views);
-        for ((dir, answered), submitted) in begun.into_iter().zip(submitted) {
+        for ((dir, asking), submitted) in unknown.into_iter().zip(submitted) {
             let (fs, patience) = (Arc::downgrade(&self.inner), self.ahead_patience());
             inline::start(&self.inner.runtime, async move {
                 let reply = Fs::had_ahead(submitted, &patience).await;
                 let Some(fs) = Fs::if_there(&fs) else { return };
                 let is_told = reply.is_some_and(|reply| fs.learn_page(0, reply).is_ok());
-                fs.inner.ahead.listings.end(dir, answered);
+                drop(asking);
                 if is_told {
                     fs.walk_on(dir);
                 }
             });
         }
         // Nobody will miss these; what is below may be.
+        let known: Vec<Ino> = known.into_iter().map(|(dir, _)| dir).collect();
         known.into_iter().for_each(|dir| self.walk_on(dir));
+    }
+
+    fn is_listed(&self, dir: Ino) -> bool {
+        matches!(self.cache().known_of(self.promises(), dir), Known::All)
     }
 }
 

@@ -4,7 +4,9 @@
 //! removed meanwhile appear exactly once, however often the directory changes
 //! between two calls. Offsets 1 and 2 stand behind `.` and `..`; every other
 //! offset is the hash of the entry before it. A handle holds one page, and the
-//! next one while it is on its way.
+//! next one while it is on its way. It also knows where it has been told that
+//! nothing follows: a listing that was given at once shows one moment, and its
+//! last call, which finds nothing, costs nothing.
 
 use super::cache::Found;
 use super::{Fs, Stat};
@@ -40,6 +42,9 @@ pub struct DirHandle {
 #[derive(Default)]
 struct Place {
     page: Option<Arc<Page>>,
+    /// Where a listing that goes through the handle has been told that nothing follows: it says so again, whatever has
+    /// come since, until it begins anew.
+    end: Option<u64>,
     /// The page after that one.
     ahead: Option<tokio::task::JoinHandle<Result<Page, FsError>>>,
 }
@@ -102,46 +107,75 @@ impl Fs {
     ) -> Result<Vec<DirEntry>, FsError> {
         let handle = self.inner.handles.dir(handle)?;
         self.accessed(handle.dir);
+        {
+            let mut place = handle.place();
+            if offset == 0 {
+                place.end = None;
+            }
+            if place.end.is_some_and(|end| offset >= end) {
+                return Ok(Vec::new());
+            }
+        }
         let mut out = Vec::new();
         if offset < 2 {
             self.dots(handle.dir, offset, &mut out);
         }
+        let (entries, is_end) = self.entries_behind(&handle, offset, stats, patience).await?;
+        out.extend(entries);
+        if is_end {
+            handle.place().end = Some(out.last().map_or(offset, |entry| entry.offset));
+        }
+        Ok(out)
+    }
+
+    /// Some entries of the directory behind `offset`, without dots, and whether nothing follows them.
+    async fn entries_behind(
+        &self,
+        handle: &DirHandle,
+        offset: u64,
+        stats: bool,
+        patience: &Patience,
+    ) -> Result<(Vec<DirEntry>, bool), FsError> {
         let begins = offset == 0;
-        let offset = if offset < Cursor::FIRST { 0 } else { offset };
-        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
-            if begins {
-                self.walks(handle.dir, true);
+        let mut offset = if offset < Cursor::FIRST { 0 } else { offset };
+        let (mut was_known, mut asking) = (true, None);
+        loop {
+            if let Some(cached) = self.cached_entries(handle.dir, offset, stats) {
+                if begins {
+                    self.walks(handle.dir, was_known);
+                }
+                return Ok(cached);
             }
-            out.extend(entries);
-            return Ok(out);
+            if asking.is_some() || !was_known {
+                break;
+            }
+            asking = self.asks_for_listing(handle.dir);
+            // Whoever has waited once, and still does not know it, asks as well: it is not to be kept.
+            if asking.is_none() {
+                was_known = !self.listing_arrives(handle.dir, patience).await?;
+            }
         }
         if offset == 0 {
             // A fresh start sees the directory afresh.
             handle.place().page = None;
         }
-        self.listing_arrives(handle.dir, patience).await?;
-        if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
-            self.walks(handle.dir, false);
-            out.extend(entries);
-            return Ok(out);
-        }
-        let mut offset = offset;
         loop {
-            let page = self.page(&handle, offset, patience).await?;
+            let page = self.page(handle, offset, patience).await?;
+            drop(asking.take());
             if begins {
                 self.walks(handle.dir, false);
             }
             // The page may lack what was done here since it was asked for; and what follows will come from there as well.
-            if let Some(entries) = self.cached_entries(handle.dir, offset, stats) {
-                out.extend(entries);
-                return Ok(out);
+            if let Some(cached) = self.cached_entries(handle.dir, offset, stats) {
+                return Ok(cached);
             }
             let listed = page.behind(offset).unwrap_or_default();
-            out.extend(listed.iter().filter_map(|listed| self.listed_entry(handle.dir, listed, stats)));
+            let shown: Vec<DirEntry> =
+                listed.iter().filter_map(|listed| self.listed_entry(handle.dir, listed, stats)).collect();
             match listed.last() {
                 // Nothing of it is left, and no entries would mean the end.
-                Some(last) if out.is_empty() => offset = last.cursor().hash,
-                _ => return Ok(out),
+                Some(last) if shown.is_empty() && !page.end => offset = last.cursor().hash,
+                _ => return Ok((shown, page.end)),
             }
         }
     }
@@ -181,8 +215,8 @@ impl Fs {
         out.push(dot(b"..", parent, 2));
     }
 
-    /// From the cache, if the directory is known as a whole.
-    fn cached_entries(&self, dir: Ino, offset: u64, stats: bool) -> Option<Vec<DirEntry>> {
+    /// From the cache, if the directory is known as a whole; and whether nothing follows.
+    fn cached_entries(&self, dir: Ino, offset: u64, stats: bool) -> Option<(Vec<DirEntry>, bool)> {
         let entries = self.cache().listing(self.promises(), dir, offset, CACHED_ENTRIES)?;
         if stats && entries.iter().any(|e| e.attr.is_none()) {
             return None;
@@ -194,7 +228,8 @@ impl Fs {
             stat: e.attr.filter(|_| stats).map(|attr| self.stat(&attr)),
             name: e.name.as_bytes().to_vec(),
         };
-        Some(entries.into_iter().map(shown).collect())
+        let is_end = entries.len() < CACHED_ENTRIES;
+        Some((entries.into_iter().map(shown).collect(), is_end))
     }
 
     /// The page that has what is behind `offset`.

@@ -229,9 +229,7 @@ impl Fs {
             let Some(fs) = Fs::if_there(&fs) else { return };
             // What did not come along, side by side too.
             fs.load_all(&parts);
-            for (ino, answered) in begun {
-                fs.inner.neighbours.asked.end(ino, answered);
-            }
+            drop(begun);
         });
     }
 }
