@@ -5,8 +5,8 @@ use clap::Parser;
 use harness::sim::{Counts, Plan, minimise, run, run_with};
 use proto::planted::Bug;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Runs whole kfs clusters from seeds, with faults, and checks every promise.
@@ -35,6 +35,10 @@ struct Args {
     #[arg(long)]
     keep_going: bool,
 }
+
+/// A seed that takes longer hangs: most take a fiftieth of a second. It cannot be ended from outside, so the
+/// process is.
+const SEED_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -81,16 +85,20 @@ fn many(args: &Args) -> ExitCode {
     let (next, failed) = (AtomicU64::new(args.from), Mutex::new(Vec::new()));
     let total = Mutex::new(Counts::default());
     let end = args.from + args.seeds;
+    let under_way = watched(jobs);
     std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
+        for mine in under_way.iter() {
+            let (next, failed, total, begun) = (&next, &failed, &total, &begun);
+            scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let is_over = !args.keep_going && !failed.lock().expect("nobody panics here").is_empty();
                     if seed >= end || is_over {
                         return;
                     }
+                    *mine.lock().expect("nobody panics here") = Some((seed, Instant::now()));
                     let report = run(&Plan::draw(seed), false);
+                    *mine.lock().expect("nobody panics here") = None;
                     total.lock().expect("nobody panics here").add(&report.counts);
                     if let Some(violation) = report.violation {
                         println!("seed {seed}: VIOLATION: {violation}");
@@ -119,6 +127,29 @@ fn many(args: &Args) -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The seed that a thread is at, and since when.
+type UnderWay = Mutex<Option<(u64, Instant)>>;
+
+/// A place for each thread to say which seed it is at; a seed that hangs ends the process.
+fn watched(jobs: usize) -> Arc<Vec<UnderWay>> {
+    let under_way: Arc<Vec<UnderWay>> = Arc::new((0..jobs).map(|_| Mutex::default()).collect());
+    let watched = under_way.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            for seed in watched.iter() {
+                if let Some((seed, since)) = *seed.lock().expect("nobody panics here")
+                    && since.elapsed() > SEED_TIMEOUT
+                {
+                    println!("seed {seed}: VIOLATION: it has not ended within {} s", SEED_TIMEOUT.as_secs());
+                    std::process::exit(1);
+                }
+            }
+        }
+    });
+    under_way
 }
 
 /// Looks for each planted bug, seed after seed.

@@ -353,6 +353,9 @@ fn linearizable(
         let wrong = |reason: String| {
             Err(format!("client {} was given a wrong answer to `{}`: {reason}", operation.client, operation.text))
         };
+        // A name may be this mount's alone, and what it names not; or the other way round.
+        let since = |ino: u64| whose_since(&[Whose::Inode(ino), Whose::Client(operation.client)], &highest);
+        let apart = || find_places(model, &operation.found, since, to).filter(|_| to > heard);
         let place = match &operation.found {
             Found::Nothing | Found::Counted(_) => None,
             Found::Changed(result) => {
@@ -373,11 +376,7 @@ fn linearizable(
                 result.is_ok().then_some(*at)
             }
             Found::Written { ino, wrote } => written(view, model, by_id, operation, *ino, wrote)?,
-            found => match find_place(model, found, from, to).or_else(|| {
-                // A name may be this mount's alone, and what it names not.
-                let since = |ino: u64| whose_since(&[Whose::Inode(ino), Whose::Client(operation.client)], &highest);
-                find_places(model, found, since, to).filter(|_| to > heard)
-            }) {
+            found => match find_place(model, found, from, to).or_else(|| apart().map(|apart| apart.first())) {
                 Some(at) => Some(at),
                 None => {
                     return wrong(format!(
@@ -389,8 +388,16 @@ fn linearizable(
             },
         };
         let Some(place) = place else { continue };
-        // That it stands ahead of the log says nothing about what else its client sees.
-        for whose in whose().filter(|whose| place <= heard || matches!(whose, Whose::Inode(_))) {
+        let apart = if place > heard { apart() } else { None };
+        for whose in whose() {
+            let place = match (whose, &apart) {
+                // That it stands ahead of the log says nothing about what else its client sees, nor that the directory of
+                // its name does, or the other way round.
+                (Whose::Client(_), _) if place > heard => continue,
+                (Whose::Inode(ino), Some(apart)) if ino == apart.dir.0 => apart.dir.1,
+                (Whose::Inode(ino), Some(apart)) if ino == apart.inode.0 => apart.inode.1,
+                _ => place,
+            };
             let places = returned.entry(whose).or_default();
             let before = places.last().map_or(Position::default(), |(_, place)| *place);
             places.push((end, before.max(place)));
@@ -522,8 +529,20 @@ fn find_place(model: &Model, found: &Found, from: Position, to: Position) -> Opt
     places.into_iter().find(|at| matches(model, found, *at))
 }
 
-/// The same of a name and of what it names, each at a place of its own; gives the first.
-fn find_places(model: &Model, found: &Found, from: impl Fn(u64) -> Position, to: Position) -> Option<Position> {
+/// Where a directory had a name, and where what it names was what was found.
+struct Apart {
+    dir: (u64, Position),
+    inode: (u64, Position),
+}
+
+impl Apart {
+    fn first(&self) -> Position {
+        self.dir.1.min(self.inode.1)
+    }
+}
+
+/// The same of a name and of what it names, each at a place of its own.
+fn find_places(model: &Model, found: &Found, from: impl Fn(u64) -> Position, to: Position) -> Option<Apart> {
     let Found::Entry { dir, name, entry: Some(entry) } = found else { return None };
     let is_named = |at: Position| model.version(*dir, at).is_some_and(|dir| dir.entries.get(name) == Some(&entry.ino));
     let from_dir = from(*dir);
@@ -531,7 +550,8 @@ fn find_places(model: &Model, found: &Found, from: impl Fn(u64) -> Position, to:
     let named =
         [from_dir].into_iter().chain(versions.filter(|at| *at > from_dir && *at <= to)).find(|at| is_named(*at))?;
     let inode = Found::Inode { ino: entry.ino, entry: Some(entry.clone()) };
-    Some(named.min(find_place(model, &inode, from(entry.ino), to)?))
+    let at = find_place(model, &inode, from(entry.ino), to)?;
+    Some(Apart { dir: (*dir, named), inode: (entry.ino, at) })
 }
 
 fn concerned(found: &Found) -> Vec<u64> {
