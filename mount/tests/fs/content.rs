@@ -389,22 +389,21 @@ fn an_append_that_waits_for_room_asks_where_the_file_ends_by_then() {
         let (ino, log) = make(&fs, "log", CreateHow { append: true, exclusive: false }).await;
         let (_, big) = make(&fs, "big", CreateHow::default()).await;
         let theirs = other.open(ino, true, &patience()).await.expect("opens").handle;
+        let (most, much) = (vec![5; 63 << 20], vec![6; 48 << 20]);
         // The buffer is nearly full when a little is appended, and must be nearly empty for the next part. By then
         // the little one has left, and somebody else has appended, so nothing says where the file ends.
-        let most = fs.write(big, 0, &bytes(5, 63 << 20), &patience()).await.expect("writes");
-        assert_eq!(most, 63 << 20, "the buffer is empty");
+        assert_eq!(fs.write(big, 0, &most, &patience()).await.expect("writes") as usize, most.len());
         write_all(&fs, log, 0, b"a little, ").await;
-        let much = bytes(6, 48 << 20);
-        let (fs2, data) = (fs.clone(), much.clone());
-        let append = tokio::spawn(async move { fs2.write(log, 0, &data, &patience()).await });
+        let (appending, len) = (fs.clone(), much.len());
+        let append = tokio::spawn(async move { appending.write(log, 0, &much, &patience()).await });
         write_all(&other, theirs, 0, b"theirs").await;
         close(&other, theirs).await;
         let Ok(written) = tokio::time::timeout(Duration::from_secs(60), append).await else { return false };
-        assert_eq!(written.expect("does not panic").expect("writes") as usize, much.len());
+        assert_eq!(written.expect("does not panic").expect("writes") as usize, len);
         close(&fs, log).await;
         close(&fs, big).await;
         let read = read_all(&other, ino).await;
-        assert_eq!(read.len(), b"a little, theirs".len() + much.len());
+        assert_eq!(read.len(), b"a little, theirs".len() + len);
         true
     });
     runtime.shutdown_background();
