@@ -81,6 +81,9 @@ pub enum Seen<'a> {
         payload: &'a Bytes,
         result: &'a Result<Outcome, Refusal>,
     },
+    /// A machine lets an admitted change wait for what others have been delegated. With its session that may end,
+    /// and the change comes once more.
+    Waits { sent: Time, op: &'a Op },
     /// What a namespace holds and has reserved after a record.
     Room {
         at: Position,

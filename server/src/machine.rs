@@ -107,8 +107,9 @@ pub struct Machine {
     waiting_bytes: u64,
     /// Something that requests may wait for has been given back in this turn.
     is_freed: bool,
-    /// Nothing has shown yet that the log is the one that this state comes from.
-    is_unproven: bool,
+    /// Nothing has shown yet that the log is the one that this state comes from; what is to show it is a further record
+    /// of one of these incarnations.
+    unproven: Option<BTreeSet<IncarnationId>>,
 }
 
 /// The part of the state that lives in memory.
@@ -206,6 +207,11 @@ enum Stop {
         by: ServerId,
         from: [u8; 32],
     },
+    /// An epoch that begins where nothing shows that the log is the one that was applied.
+    Unproven {
+        epoch: Epoch,
+        by: ServerId,
+    },
 }
 
 impl Machine {
@@ -256,15 +262,17 @@ impl Machine {
             delegated: Delegated::default(),
             waiting_bytes: 0,
             is_freed: false,
-            is_unproven: false,
+            unproven: None,
         }
     }
 
     /// The same where the record before the next one has been trimmed: that the log goes on from here, nobody can say
-    /// before more has been applied. An epoch that begins there from this very state may stand there a second time, from
-    /// being sent again, and have begun before.
+    /// before a server of this epoch is seen to go on in it. What clients send shows nothing, since it may come late. An
+    /// epoch that begins there may have begun before, and this be another attempt or the same record once more; so no
+    /// epoch is followed, even if it is said to begin from this very state.
     pub fn on_unproven_log(self) -> Machine {
-        Machine { is_unproven: true, ..self }
+        let known = self.live.incarnations.keys().copied().collect();
+        Machine { unproven: Some(known), ..self }
     }
 
     /// The in-memory part as it is now, to be kept with the rows as they are now.
@@ -325,7 +333,6 @@ impl Machine {
             applied.effects.extend(effects);
             applied.skipped = applied.skipped.or(skipped);
         }
-        self.is_unproven = false;
         Ok(applied)
     }
 
@@ -372,6 +379,7 @@ impl Machine {
             Err(Stop::OtherState { epoch, by, from }) => {
                 Err(NotApplied::OtherState { at, epoch, by, from, here: self.live.hash })
             }
+            Err(Stop::Unproven { epoch, by }) => Err(NotApplied::Unproven { at, epoch, by }),
         }
     }
 

@@ -207,11 +207,15 @@ pub enum NotApplied {
     )]
     NotBegun { at: Position, epoch: Epoch },
     #[error(
-        "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}, or cannot \
-         tell whether the epoch began before: take a snapshot of that server with `kfs-server bootstrap`",
+        "the epoch {} begins at {at} from the state {} of the server {by}, this server has the state {}: \
+         take a snapshot of that server with `kfs-server bootstrap`",
         .epoch.0, short(.from), short(.here)
     )]
     OtherState { at: Position, epoch: Epoch, by: ServerId, from: [u8; 32], here: [u8; 32] },
+    #[error(
+        "the epoch {} begins at {at} by the server {by}, and this server cannot tell whether the log before that is what          it has applied, since that was trimmed: take a snapshot of that server with `kfs-server bootstrap`", .epoch.0
+    )]
+    Unproven { at: Position, epoch: Epoch, by: ServerId },
 }
 
 /// As much of a hash as a person compares.

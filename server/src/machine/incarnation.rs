@@ -52,7 +52,10 @@ impl Machine {
                 if header.number != 0 || opens {
                     return Err(Stop::Skip("an epoch that is not a new one"));
                 }
-                if let Some(from) = from.filter(|from| *from != self.live.hash || self.is_unproven) {
+                if self.unproven.is_some() {
+                    return Err(Stop::Unproven { epoch: header.epoch, by: server });
+                }
+                if let Some(from) = from.filter(|from| *from != self.live.hash) {
                     return Err(Stop::OtherState { epoch: header.epoch, by: server, from });
                 }
                 self.begin_epoch(turn, header.epoch, append_time, volatile);
@@ -77,6 +80,9 @@ impl Machine {
         }
         incarnation.last_number = header.number;
         incarnation.last_offset = turn.at.offset;
+        if self.unproven.as_ref().is_some_and(|known| known.contains(&id)) {
+            self.unproven = None;
+        }
         self.numbered_record(turn, id, frame, record, append_time_ms)
     }
 

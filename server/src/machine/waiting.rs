@@ -77,6 +77,8 @@ impl Machine {
             asked.payload = Bytes::copy_from_slice(&asked.payload);
             asked
         };
+        #[cfg(feature = "simulation")]
+        proto::simulation::seen(&proto::simulation::Seen::Waits { sent: asked.sent, op: &asked.op });
         let change = is_kept(&asked.op).then(|| copied(asked));
         let bytes = change.as_ref().map_or(0, Asked::bytes);
         if !self.may_park(to.session) || self.waiting_bytes + bytes > MAX_WAITING_BYTES {

@@ -346,7 +346,7 @@ impl Apply {
         }
         let applied = match partition.apply(&record, now, !by_server) {
             // Of an attempt of our own that was not finished.
-            Err(ServerError::NotApplied(NotApplied::OtherState { by, .. }))
+            Err(ServerError::NotApplied(NotApplied::OtherState { by, .. } | NotApplied::Unproven { by, .. }))
                 if self.opening.new_epoch && by == self.opening.server =>
             {
                 partition.pass(&record, now);

@@ -76,7 +76,7 @@ pub fn check(history: &Inner, known: &Known<'_>) -> Result<(), String> {
     views.iter().try_for_each(|view| {
         let model = replay(view, known)?;
         let by_id = exactly_once(view)?;
-        in_order(view, &by_id, known.journal)?;
+        in_order(view, &by_id, &history.waited, known.journal)?;
         linearizable(view, &model, &Ahead::of(view, &by_id, &history.lives), &by_id, known.fresh)?;
         if known.kept.is_none() { nothing_lost(view, &by_id, history, known.power_goes) } else { Ok(()) }
     })
@@ -249,7 +249,12 @@ fn exactly_once(view: &View<'_>) -> Result<BTreeMap<ChangeId, Position>, String>
 
 /// One client's changes take effect in the order in which it entered them, and of
 /// those of a life that was cut short the first ones.
-fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool) -> Result<(), String> {
+fn in_order(
+    view: &View<'_>,
+    by_id: &BTreeMap<ChangeId, Position>,
+    waited: &BTreeSet<ChangeId>,
+    journal: bool,
+) -> Result<(), String> {
     // By client; without a journal by its life too, since what the one before had on its way comes whenever it comes.
     let mut last: BTreeMap<(u32, usize), (Position, ChangeId)> = BTreeMap::new();
     // By client and life, the first change that never came to the server.
@@ -272,8 +277,9 @@ fn in_order(view: &View<'_>, by_id: &BTreeMap<ChangeId, Position>, journal: bool
                 "client {client}'s change of {before:?} is missing, though a later one took effect at {at}"
             ));
         }
-        // It had to wait for what others were delegated: nothing that was entered since depends on it.
-        if at.effect() > 0 {
+        // It had to wait for what others were delegated, maybe until its session's end, and then came once more: nothing
+        // that was entered since depends on it.
+        if waited.contains(&entered.id) {
             continue;
         }
         let life = if journal { 0 } else { entered.life };

@@ -9,7 +9,7 @@ use proto::message::{FileKind, Op, Outcome, Quota, Refusal, Upload};
 use proto::simulation::Seen;
 use proto::{Position, SessionId, Time};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 thread_local! {
@@ -31,6 +31,8 @@ pub struct Inner {
     /// Counts everything that is told here.
     moment: u64,
     pub applied: BTreeMap<Position, Applied>,
+    /// Changes that have waited in a machine.
+    pub waited: BTreeSet<ChangeId>,
     pub hashes: BTreeMap<Position, [u8; 32]>,
     pub operations: Vec<Operation>,
     /// How many virtual microseconds one of them took that has ended, and which one.
@@ -229,6 +231,9 @@ impl History {
                     result: (*result).clone(),
                 };
                 inner.applied.insert(*at, applied);
+            }
+            Seen::Waits { sent, op } => {
+                inner.waited.insert(ChangeId::of(*sent, op));
             }
             Seen::Room { at, quota, bytes_used, inodes_used, reserved, is_free, .. } => {
                 let (bytes_used, inodes_used, reserved) = (*bytes_used, *inodes_used, *reserved);

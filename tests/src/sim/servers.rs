@@ -334,8 +334,12 @@ impl Servers {
         self.bus.trace(format_args!("server {number}: {}", self.said(number, error)));
         self.kill(number);
         // A log that has all since the epoch began lets any state start, and stops it there.
-        let other_state =
-            matches!(error, ServerError::NotApplied(NotApplied::OtherState { .. } | NotApplied::NotBegun { .. }));
+        let other_state = matches!(
+            error,
+            ServerError::NotApplied(
+                NotApplied::OtherState { .. } | NotApplied::Unproven { .. } | NotApplied::NotBegun { .. }
+            )
+        );
         self.start_from(number, other_state && self.needs_snapshot(number, error))
     }
 

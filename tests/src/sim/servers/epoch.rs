@@ -44,7 +44,9 @@ fn concerns_the_log(error: &ServerError) -> bool {
             | ServerError::EndLost { .. }
             | ServerError::RecordsGone { .. }
             | ServerError::EpochOver { .. }
-            | ServerError::NotApplied(NotApplied::OtherState { .. } | NotApplied::NotBegun { .. })
+            | ServerError::NotApplied(
+                NotApplied::OtherState { .. } | NotApplied::Unproven { .. } | NotApplied::NotBegun { .. }
+            )
     )
 }
 
