@@ -56,7 +56,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::TrimUningested, 148),
     (Bug::NeverTakesOver, 20),
     (Bug::NeverYields, 58),
-    (Bug::TakeoverSaysNothing, 3626),
+    (Bug::TakeoverSaysNothing, 4160),
     (Bug::DeregisterByClock, 2),
     (Bug::VersionTooEarly, 51),
     (Bug::VersionInOnePartition, 43),
