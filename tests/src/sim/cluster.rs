@@ -39,6 +39,9 @@ const FRESH: usize = 99;
 /// Virtual time within which everything ends after the last fault and the last step.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(900);
 
+/// How the violation begins that says so.
+pub(super) const NO_END: &str = "no end";
+
 /// A crash that is to hit a client at work waits no longer for it to have some.
 const BUSY_WITHIN_US: u64 = 5_000_000;
 
@@ -295,7 +298,7 @@ impl<'a> World<'a> {
                 if now_us > until_us {
                     let waiting = self.waiting();
                     return Err(format!(
-                        "no end within {} s after the last fault: {waiting}",
+                        "{NO_END} within {} s after the last fault: {waiting}",
                         CONVERGES_WITHIN.as_secs()
                     ));
                 }
