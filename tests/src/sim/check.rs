@@ -113,7 +113,10 @@ fn quota(history: &Inner) -> Result<(), String> {
             if room.quota.bytes.is_some_and(|quota| is > quota.max(was)) {
                 return Err(format!("at {at} more is used and reserved than the quota allows: {before:?}, {room:?}"));
             }
-            if room.quota.inodes.is_some_and(|quota| room.inodes_used > quota.max(before.inodes_used)) {
+            // What a mount answered before it heard of a limit is let in.
+            let is_local = history.applied.get(at).is_some_and(|applied| applied.local);
+            let is_over = |limit: u64| room.inodes_used > limit.max(before.inodes_used) && !is_local;
+            if room.quota.inodes.is_some_and(is_over) {
                 return Err(format!("at {at} there are more inodes than the quota allows: {before:?}, {room:?}"));
             }
         }
@@ -384,6 +387,7 @@ fn linearizable(
             Found::Written { ino, wrote } => written(view, model, by_id, operation, *ino, wrote)?,
             found => match find_place(model, found, from, to).or_else(|| apart().map(|apart| apart.first())) {
                 Some(at) => Some(at),
+                None if is_of_many_moments(view, model, operation.client, found, from, to) => None,
                 None => {
                     return wrong(format!(
                         "{}, which is nowhere between {from} and {to}; {}",
@@ -533,6 +537,30 @@ fn find_place(model: &Model, found: &Found, from: Position, to: Position) -> Opt
     }
     places.sort_unstable();
     places.into_iter().find(|at| matches(model, found, *at))
+}
+
+/// Whether a listing, while which its own mount changed the directory, has of each name what stood there at some moment of it.
+/// No more is promised then: what is added or removed meanwhile may be in it or not (POSIX, readdir).
+fn is_of_many_moments(
+    view: &View<'_>,
+    model: &Model,
+    client: usize,
+    found: &Found,
+    from: Position,
+    to: Position,
+) -> bool {
+    let Found::Names { dir, names } = found else { return false };
+    let Some(versions) = model.versions.get(dir) else { return false };
+    let places: Vec<Position> = versions.iter().map(|(at, _)| *at).filter(|at| *at > from && *at <= to).collect();
+    let is_own = |at: &Position| view.applied.get(at).is_some_and(|applied| applied.id.client() as usize == client);
+    if !places.iter().any(is_own) {
+        return false;
+    }
+    let moments: Vec<_> = [from].iter().chain(&places).filter_map(|at| model.version(*dir, *at)).collect();
+    let all = moments.iter().flat_map(|moment| moment.entries.keys()).chain(names.keys());
+    all.collect::<BTreeSet<_>>()
+        .into_iter()
+        .all(|name| moments.iter().any(|moment| moment.entries.get(name) == names.get(name)))
 }
 
 /// Where a directory had a name, and where what it names was what was found.
