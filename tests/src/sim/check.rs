@@ -308,9 +308,15 @@ fn linearizable(
     fresh: usize,
 ) -> Result<(), String> {
     let mut by_operation: BTreeMap<usize, Vec<Position>> = BTreeMap::new();
+    let is_change = |operation: &Operation| matches!(operation.found, Found::Changed(_));
+    let changes: BTreeSet<usize> =
+        view.operations.iter().filter(|(_, operation)| is_change(operation)).map(|(number, _)| *number).collect();
     for entered in view.entered {
         if let (Some(operation), Some(at)) = (entered.operation, by_id.get(&entered.id)) {
-            by_operation.entry(operation).or_default().push(*at);
+            // What was written and had to go first is not the change itself, which may have been refused before it was sent.
+            if entered.writes.is_none() || !changes.contains(&operation) {
+                by_operation.entry(operation).or_default().push(*at);
+            }
         }
     }
     // When each place came into being, in order of both.
