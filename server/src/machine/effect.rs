@@ -213,7 +213,8 @@ pub enum NotApplied {
     )]
     OtherState { at: Position, epoch: Epoch, by: ServerId, from: [u8; 32], here: [u8; 32] },
     #[error(
-        "the epoch {} begins at {at} by the server {by}, and this server cannot tell whether the log before that is what          it has applied, since that was trimmed: take a snapshot of that server with `kfs-server bootstrap`", .epoch.0
+        "the epoch {} begins at {at} by the server {by}, and this server cannot tell whether the log before that is what \
+         it has applied, since that was trimmed: take a snapshot of that server with `kfs-server bootstrap`", .epoch.0
     )]
     Unproven { at: Position, epoch: Epoch, by: ServerId },
 }
