@@ -24,7 +24,7 @@ pub(super) struct Asked {
     pub op: Op,
     pub payload: Bytes,
     /// The client's own time, and the one that counts.
-    pub(super) sent: Time,
+    pub sent: Time,
     time: Time,
     pub stands: Position,
     /// Its program has been answered already.

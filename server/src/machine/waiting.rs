@@ -77,13 +77,15 @@ impl Machine {
             asked.payload = Bytes::copy_from_slice(&asked.payload);
             asked
         };
-        #[cfg(feature = "simulation")]
-        proto::simulation::seen(&proto::simulation::Seen::Waits { sent: asked.sent, op: &asked.op });
         let change = is_kept(&asked.op).then(|| copied(asked));
         let bytes = change.as_ref().map_or(0, Asked::bytes);
         if !self.may_park(to.session) || self.waiting_bytes + bytes > MAX_WAITING_BYTES {
             // As if it had waited already: that is no program's business, and what it asks for is being given back.
             return self.answer(turn, to, Err(Refusal::Again), Bytes::new(), is_change);
+        }
+        #[cfg(feature = "simulation")]
+        if let Some(asked) = &change {
+            proto::simulation::seen(&proto::simulation::Seen::Waits { sent: asked.sent, op: &asked.op });
         }
         let order = self.live.next_waiting;
         self.live.next_waiting += 1;

@@ -20,7 +20,6 @@ use proto::message::{Quota, UserName};
 use proto::simulation::Node;
 use server::admin::{Admin, epoch_of};
 use server::data::{DataError, Identity};
-use server::machine::effect::NotApplied;
 use server::replica::Rules;
 use server::snapshot::take::take;
 use server::{ServerConfig, ServerError, Tasks};
@@ -334,13 +333,7 @@ impl Servers {
         self.bus.trace(format_args!("server {number}: {}", self.said(number, error)));
         self.kill(number);
         // A log that has all since the epoch began lets any state start, and stops it there.
-        let other_state = matches!(
-            error,
-            ServerError::NotApplied(
-                NotApplied::OtherState { .. } | NotApplied::Unproven { .. } | NotApplied::NotBegun { .. }
-            )
-        );
-        self.start_from(number, other_state && self.needs_snapshot(number, error))
+        self.start_from(number, epoch::is_of_another_state(error) && self.needs_snapshot(number, error))
     }
 
     fn snapshot_taken(&mut self, number: usize, taken: Result<(), String>) -> Result<(), String> {

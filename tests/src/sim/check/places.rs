@@ -5,6 +5,12 @@ use crate::sim::model::Model;
 use proto::Position;
 use std::collections::BTreeSet;
 
+/// Where an inode became another one behind `from`, up to `to`.
+fn changes(model: &Model, ino: u64, from: Position, to: Position) -> impl Iterator<Item = Position> {
+    let versions = model.versions.get(&ino).into_iter().flatten();
+    versions.map(|(at, _)| *at).filter(move |at| *at > from && *at <= to)
+}
+
 /// The first place of those allowed where the model has what was found.
 pub fn find_place(model: &Model, found: &Found, from: Position, to: Position) -> Option<Position> {
     if matches(model, found, from) {
@@ -12,16 +18,14 @@ pub fn find_place(model: &Model, found: &Found, from: Position, to: Position) ->
     }
     let mut places = Vec::new();
     for ino in concerned(found) {
-        let Some(versions) = model.versions.get(&ino) else { continue };
-        places.extend(versions.iter().map(|(at, _)| *at).filter(|at| *at > from && *at <= to));
+        places.extend(changes(model, ino, from, to));
     }
     places.sort_unstable();
     places.into_iter().find(|at| matches(model, found, *at))
 }
 
 /// Whether a listing, while which its own mount changed the directory (`is_own` says which changes are), has of each name
-/// what stood there at some moment of it.
-/// No more is promised then: what is added or removed meanwhile may be in it or not (POSIX, readdir).
+/// what stood there at some moment of it. No more is promised then: what is added or removed meanwhile may be in it or not (POSIX, readdir).
 pub fn is_of_many_moments(
     model: &Model,
     found: &Found,
@@ -30,8 +34,7 @@ pub fn is_of_many_moments(
     to: Position,
 ) -> bool {
     let Found::Names { dir, names } = found else { return false };
-    let Some(versions) = model.versions.get(dir) else { return false };
-    let places: Vec<Position> = versions.iter().map(|(at, _)| *at).filter(|at| *at > from && *at <= to).collect();
+    let places: Vec<Position> = changes(model, *dir, from, to).collect();
     if !places.iter().any(is_own) {
         return false;
     }
@@ -59,9 +62,7 @@ pub fn find_places(model: &Model, found: &Found, from: impl Fn(u64) -> Position,
     let Found::Entry { dir, name, entry: Some(entry) } = found else { return None };
     let is_named = |at: Position| model.version(*dir, at).is_some_and(|dir| dir.entries.get(name) == Some(&entry.ino));
     let from_dir = from(*dir);
-    let versions = model.versions.get(dir).into_iter().flatten().map(|(at, _)| *at);
-    let named =
-        [from_dir].into_iter().chain(versions.filter(|at| *at > from_dir && *at <= to)).find(|at| is_named(*at))?;
+    let named = [from_dir].into_iter().chain(changes(model, *dir, from_dir, to)).find(|at| is_named(*at))?;
     let inode = Found::Inode { ino: entry.ino, entry: Some(entry.clone()) };
     let at = find_place(model, &inode, from(entry.ino), to)?;
     Some(Apart { dir: (*dir, named), inode: (entry.ino, at) })

@@ -44,9 +44,16 @@ fn concerns_the_log(error: &ServerError) -> bool {
             | ServerError::EndLost { .. }
             | ServerError::RecordsGone { .. }
             | ServerError::EpochOver { .. }
-            | ServerError::NotApplied(
-                NotApplied::OtherState { .. } | NotApplied::Unproven { .. } | NotApplied::NotBegun { .. }
-            )
+    ) || is_of_another_state(error)
+}
+
+/// Whether an epoch has stopped the server, since its log is not the one that the server has applied.
+pub(super) fn is_of_another_state(error: &ServerError) -> bool {
+    matches!(
+        error,
+        ServerError::NotApplied(
+            NotApplied::OtherState { .. } | NotApplied::Unproven { .. } | NotApplied::NotBegun { .. }
+        )
     )
 }
 
