@@ -141,7 +141,8 @@ impl Packs {
     /// Keeps content that has come in a request; a name that is kept already changes
     /// nothing. Waits while there is twice as much as would make a pack.
     pub fn keep(&self, name: ChunkName, content: Bytes) -> Result<(), PackError> {
-        let buffers = self.room(Buffers::is_overfull)?;
+        let mut buffers = self.room(Buffers::is_overfull)?;
+        buffers.note_kept(&name);
         self.keep_in(buffers, name, content)
     }
 

@@ -42,6 +42,9 @@ pub(super) struct Buffers {
     reached: Ingested,
     /// What records of a partition have freed since its last cut.
     freed: BTreeMap<u32, Vec<ChunkName>>,
+    /// What requests have brought behind a partition's last checkpoint, as an earlier run has kept it,
+    /// and what has been applied since does not hold: of at most what is applied between two checkpoints.
+    ahead: BTreeMap<u32, BTreeSet<ChunkName>>,
     /// Counts what has been added; it is safe up to `safe`.
     added: u64,
     safe: u64,
@@ -181,6 +184,25 @@ impl Buffers {
     /// A record of this partition has freed a chunk.
     pub fn note_freed(&mut self, partition: u32, name: ChunkName) {
         self.freed.entry(partition).or_default().push(name);
+    }
+
+    /// An earlier run has kept these, which came in a partition's requests behind its last checkpoint.
+    pub fn note_ahead(&mut self, partition: u32, names: BTreeSet<ChunkName>) {
+        self.ahead.insert(partition, names);
+    }
+
+    /// The log holds this one still.
+    pub fn note_kept(&mut self, name: &ChunkName) {
+        if let Some(ahead) = self.ahead.get_mut(&name.partition) {
+            ahead.remove(name);
+        }
+    }
+
+    /// The log, as it was at the start, has been applied: what is left is of records that it has lost.
+    pub fn note_replayed(&mut self, partition: u32) {
+        for name in self.ahead.remove(&partition).into_iter().flatten() {
+            self.note_freed(partition, name);
+        }
     }
 
     /// All that has been freed in a partition was freed before this. Says whether anything was.

@@ -7,6 +7,9 @@
 //!   so nothing can ask for the chunk again; after some grace (`limits.rs`) it is dropped.
 //! * After a crash, what was cut off and covered goes on; what was cut off before a
 //!   checkpoint that never came to be is forgotten: it will be freed again.
+//! * A log may lose its end, and records with it that were applied here. What those
+//!   brought is in the index and nothing frees it: what an earlier run has kept behind
+//!   the last checkpoint, and the replay does not bring again, counts as freed.
 //! * What was uploaded and never quoted is found by its session: the index lists
 //!   fresh uploads, and somebody who knows the state looks at those whose session is
 //!   over (`keeper.rs`).
@@ -15,6 +18,7 @@ use super::buffers::Chore;
 use super::{Cut, PackError, Packs};
 use crate::limits::limits;
 use proto::chunk::ChunkName;
+use proto::log::REQUEST_PARTITIONS;
 use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
@@ -44,7 +48,8 @@ impl Packs {
     }
 
     /// At a start: what was cut off before these checkpoints, one for each partition
-    /// that has any, goes on; what was cut off later is forgotten.
+    /// that has any, goes on; what was cut off later is forgotten. What is kept of
+    /// requests behind a checkpoint is remembered until [`Packs::replayed`].
     pub fn recover(&self, checkpoints: &BTreeMap<u32, (Epoch, u64)>, now: Instant) -> Result<(), PackError> {
         for cut in self.shared.index.cuts()? {
             if checkpoints.get(&cut.partition).is_some_and(|reached| (cut.epoch, cut.upto) <= *reached) {
@@ -53,7 +58,17 @@ impl Packs {
                 self.want(Chore::Forget(cut))?;
             }
         }
+        for partition in 0..REQUEST_PARTITIONS {
+            let (epoch, offset) = checkpoints.get(&partition).copied().unwrap_or_default();
+            let ahead = self.shared.index.of_requests(partition, epoch, offset)?;
+            self.shared.lock().note_ahead(partition, ahead);
+        }
         Ok(())
+    }
+
+    /// All that the partition's log had at the start is applied.
+    pub fn replayed(&self, partition: u32) {
+        self.shared.lock().note_replayed(partition);
     }
 
     /// Drops chunks whose time has come, at most `limit` or a few more. Gives how many.

@@ -15,7 +15,7 @@ use super::buffers::{Notes, Reached};
 use super::snapshot::Listed;
 use crate::disk::Disk;
 use bytes::Bytes;
-use keys::{freed_key, fresh_key, next_session, split_fresh};
+use keys::{freed_key, fresh_key, next_session, requests_at, requests_key, split_fresh};
 use proto::chunk::ChunkName;
 use proto::{Epoch, LogTime, NamespaceId, SessionId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
@@ -168,6 +168,34 @@ impl Index {
             names.iter().map(of).collect()
         })?;
         Ok((listed, end))
+    }
+
+    /// What came in a partition's requests from this offset of this epoch on, and in later epochs.
+    pub fn of_requests(&self, partition: u32, epoch: Epoch, offset: u64) -> Result<BTreeSet<ChunkName>, PackError> {
+        let names = self.read(|read| {
+            let (chunks, tail) = (read.open_table(CHUNKS)?, read.open_table(TAIL)?);
+            let mut found = Vec::new();
+            for table in [chunks, tail] {
+                let mut from = Some((epoch, offset));
+                // An epoch's partition after the other, leaving out what lies between.
+                while let Some((epoch, offset)) = from.take() {
+                    for row in table.range(requests_key(epoch, partition, offset).as_slice()..)? {
+                        let (name, _) = row?;
+                        match requests_at(name.value()) {
+                            Some((at, of)) if (at, of) == (epoch, partition) => found.push(name.value().to_vec()),
+                            Some((at, of)) => {
+                                let passed = at == epoch || of > partition;
+                                from = at.0.checked_add(passed.into()).map(|next| (Epoch(next), 0));
+                                break;
+                            }
+                            None => break,
+                        }
+                    }
+                }
+            }
+            Ok(found)
+        })?;
+        names.iter().map(|name| self.name(name)).collect()
     }
 
     pub fn ingested(&self) -> Result<BTreeMap<u32, Reached>, PackError> {

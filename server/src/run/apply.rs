@@ -440,6 +440,8 @@ impl Apply {
     fn own_record_applied(&mut self, partition: u32, number: u64, now: Instant) {
         let at = &mut self.partitions[partition as usize];
         if number == 0 {
+            // Before the epoch's first checkpoint, which hides what is behind the last one.
+            self.packs.replayed(partition);
             at.opened = true;
             // A new epoch is made to last before anything is named by it.
             at.checkpoint_soon(now);

@@ -1,6 +1,7 @@
 //! How places, cuts and sessions' uploads are written in the index.
 
 use proto::chunk::ChunkName;
+use proto::log::Topic;
 use proto::{Epoch, SessionId};
 
 /// Where a chunk's content stands.
@@ -17,6 +18,20 @@ pub struct Cut {
     pub partition: u32,
     pub epoch: Epoch,
     pub upto: u64,
+}
+
+/// Where the names begin of what came in a partition's requests from an offset of an epoch on.
+pub fn requests_key(epoch: Epoch, partition: u32, offset: u64) -> Vec<u8> {
+    let at = [&[Topic::Requests as u8][..], &epoch.0.to_be_bytes(), &partition.to_be_bytes(), &offset.to_be_bytes()];
+    at.concat()
+}
+
+/// The epoch and partition that a name begins with, if it is of what came in a request.
+pub fn requests_at(name: &[u8]) -> Option<(Epoch, u32)> {
+    let rest = name.strip_prefix(&[Topic::Requests as u8])?;
+    let (epoch, rest) = rest.split_first_chunk()?;
+    let (partition, _) = rest.split_first_chunk()?;
+    Some((Epoch(u32::from_be_bytes(*epoch)), u32::from_be_bytes(*partition)))
 }
 
 pub fn fresh_key(name: &ChunkName) -> Vec<u8> {

@@ -95,6 +95,47 @@ async fn a_crash_before_the_checkpoint_forgets_the_freeing_and_one_after_it_does
     assert_eq!(packs.read(&chunks[1].0).await.expect("reads"), None);
 }
 
+/// As it came in a request.
+fn inline(partition: u32, epoch: u32, offset: u64) -> (ChunkName, Bytes) {
+    let (name, content) = chunk(offset, 100);
+    (ChunkName { topic: Topic::Requests, epoch: Epoch(epoch), partition, ..name }, content)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_in_requests_that_the_log_has_lost_goes_after_the_replay() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let packs = open(dir.path());
+    let covered = [inline(3, 1, 39), inline(2, 1, 70), inline(4, 1, 50)];
+    let ahead = [inline(3, 1, 40), inline(3, 1, 41), inline(3, 2, 5), inline(3, 4, 1), inline(5, 1, 0)];
+    for (name, content) in covered.iter().chain(&ahead) {
+        packs.keep(*name, content.clone()).expect("kept");
+    }
+    packs.flush().expect("flushed");
+    drop(packs);
+
+    let packs = open(dir.path());
+    let now = Instant::now();
+    let checkpoints = BTreeMap::from([(2, (Epoch(1), 71)), (3, (Epoch(1), 40)), (4, (Epoch(1), 51))]);
+    packs.recover(&checkpoints, now).expect("recovers");
+    // Of partition 3 the log has one of them still, and another record where a lost one was.
+    packs.keep(ahead[0].0, ahead[0].1.clone()).expect("kept already");
+    let other = (ChunkName { session: SessionId([2; 16]), ..ahead[1].0 }, ahead[1].1.clone());
+    packs.keep(other.0, other.1.clone()).expect("kept");
+    for partition in 2..=4 {
+        packs.replayed(partition);
+        packs.cut(Cut { partition, epoch: Epoch(5), upto: 60 });
+        packs.covered(Cut { partition, epoch: Epoch(5), upto: 60 }, now);
+    }
+    packs.flush().expect("flushed");
+    assert_eq!(packs.collect(1000, now + limits().grace).expect("collects"), 3);
+    for (name, content) in covered.iter().chain([&ahead[0], &other, &ahead[4]]) {
+        assert_eq!(packs.read(name).await.expect("reads"), Some(content.clone()), "{name}");
+    }
+    for (name, _) in &ahead[1..4] {
+        assert_eq!(packs.read(name).await.expect("reads"), None, "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mostly_dead_packs_are_written_anew() {
     let dir = tempfile::tempdir().expect("a temporary directory");
