@@ -245,13 +245,14 @@ impl Fs {
         Ok(())
     }
 
-    /// The same without anybody who waits: as soon as all that was written is in the stream.
+    /// The same without anybody who waits. That all is in the stream is not enough: a write may have to wait in the
+    /// server until somebody gives back what it is delegated, and an unlock would overtake it.
     fn give_up_behind(&self, file: &Arc<File>, owners: Vec<LockOwner>, range: LockRange) {
         let (fs, file) = (self.clone(), file.clone());
         file.unsettled.send_modify(|count| *count += 1);
         let work = async move {
             // With nobody's patience it ends only with the client, and then the locks have gone too.
-            let _ = fs.all_sent(&file, &Patience::for_ever()).await;
+            let _ = fs.all_answered(&file, &Patience::for_ever()).await;
             for submitted in fs.submit_unlocks(&file, owners, range) {
                 let _ = submitted.await;
             }

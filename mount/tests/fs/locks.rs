@@ -62,6 +62,33 @@ async fn whoever_gets_a_lock_reads_what_was_written_under_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unlock_that_nobody_waits_for_waits_for_what_was_written() {
+    let place = Place::in_memory().await;
+    let ((one, a), (two, b)) = two(&place).await;
+    one.lock(a, of(1, Process), Exclusive, true, &patience()).await.expect("locks");
+    // One more is delegated the content, and gives it back late: so the write waits in the server.
+    let (third, held) = place.fs_held().await;
+    let ino = third.lookup(third.root(), b"f", &patience()).await.expect("looks").ino;
+    let c = third.open(ino, false, &patience()).await.expect("opens").handle;
+    for _ in 0..15 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        third.write(c, 0, b"old", &patience()).await.expect("writes");
+        third.fsync(c, &patience()).await.expect("syncs");
+    }
+    held.send_replace(true);
+    one.write(a, 0, b"new", &patience()).await.expect("writes");
+    let soon = patience().or(Arc::new(|| Box::pin(tokio::time::sleep(Duration::from_millis(100)))));
+    assert!(one.unlock(a, of(1, Process), &soon).await.is_err(), "the write is not answered");
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!try_lock(&two, b, of(2, Process)).await, "the write is still to come");
+    }
+    held.send_replace(false);
+    two.lock(b, of(2, Process), Exclusive, true, &patience()).await.expect("gets it");
+    assert_eq!(two.read(b, 0, 3, &patience()).await.expect("reads")[..], b"new"[..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_interrupted_has_no_lock_and_is_in_nobody_s_way() {
     let place = Place::in_memory().await;
     let ((one, a), (two, b)) = two(&place).await;

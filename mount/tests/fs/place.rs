@@ -1,12 +1,13 @@
 //! A cluster in this process: its log, its data, its server, one user.
 
+use bytes::Bytes;
 use mount::client::{Client, ClientConfig, JournalConfig, Patience, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
 use proto::frame::{Kind, frames};
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
-use proto::log::{Log, Start, Topic};
+use proto::log::{Appended, Log, LogError, Start, Tail, Topic};
 use proto::message::{Quota, UserName};
 use server::admin::Admin;
 use server::admin::users::UserSpec;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -108,8 +110,12 @@ impl Place {
     }
 
     pub async fn client(&self) -> Client {
+        self.client_on(self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka)).await
+    }
+
+    async fn client_on(&self, log: Arc<dyn Log>) -> Client {
         let config = ClientConfig {
-            log: self.broker.as_ref().map_or_else(|| Arc::clone(&self.log), kafka),
+            log,
             brokers: "test".to_owned(),
             prefix: "kfs".to_owned(),
             user: user(),
@@ -140,11 +146,53 @@ impl Place {
         self.fs_made(path, owners, false).await
     }
 
+    /// One whose requests can be held back.
+    pub async fn fs_held(&self) -> (Fs, watch::Sender<bool>) {
+        let (held, is_held) = watch::channel(false);
+        let client = self.client_on(Arc::new(Held { log: Arc::clone(&self.log), is_held })).await;
+        (Place::made_with(client, "/", OWNERS, false).await, held)
+    }
+
     async fn fs_made(&self, path: &str, owners: Owners, relatime: bool) -> Fs {
-        let client = self.client().await;
+        Place::made_with(self.client().await, path, owners, relatime).await
+    }
+
+    async fn made_with(client: Client, path: &str, owners: Owners, relatime: bool) -> Fs {
         let patience = client.patience();
         let config = FsConfig { relatime, ..FsConfig::new(owners) };
         Fs::open_root(client, config, Path::new(path), &patience).await.expect("opens")
+    }
+}
+
+/// A log that brings no request there while it is told so.
+struct Held {
+    log: Arc<dyn Log>,
+    is_held: watch::Receiver<bool>,
+}
+
+impl Log for Held {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
+        if topic != Topic::Requests || !*self.is_held.borrow() {
+            return self.log.append(topic, partition, value);
+        }
+        let (log, mut is_held) = (Arc::clone(&self.log), self.is_held.clone());
+        Box::pin(async move {
+            // Whoever held it back is gone, or lets it pass.
+            let _ = is_held.wait_for(|held| !held).await;
+            log.append(topic, partition, value).await
+        })
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        self.log.read_from(starts)
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        self.log.bounds(topic, partition)
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        self.log.trim(topic, partition, before)
     }
 }
 
