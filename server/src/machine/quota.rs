@@ -148,7 +148,8 @@ impl Machine {
         }
     }
 
-    /// Reserves room, and gives back what the session does not keep.
+    /// Reserves room, and gives back what the session does not keep: unless something was not taken that it believes
+    /// to have used what it had for, which its successor sends again.
     pub(super) fn reserve(
         &mut self,
         turn: &mut Turn,
@@ -157,6 +158,7 @@ impl Machine {
         (need, extra): (u64, u64),
         part: bool,
     ) -> Outcome {
+        let goes_on = !self.is_broken_off(to.session);
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
         let namespace = session.namespace;
         let row: Option<NamespaceRow> = turn.get(&namespace_key(namespace));
@@ -164,10 +166,13 @@ impl Machine {
             return Outcome::Reserved { bytes: need.saturating_add(extra), more: false };
         };
         let had = turn.room.own;
-        let is_new = std::mem::take(&mut session.unlimited);
+        let is_new = goes_on && std::mem::take(&mut session.unlimited);
         // What writes that wait will use is used up already for whoever sent them.
         let keep = keep.saturating_add(self.waiting_reserved(to.session));
-        let keeps = keep.min(if is_new { MAX_UNRESERVED } else { had });
+        let keeps = match goes_on {
+            true => keep.min(if is_new { MAX_UNRESERVED } else { had }),
+            false => had,
+        };
 
         let others = turn.room.all - had;
         let free = quota.saturating_sub(used).saturating_sub(others).saturating_sub(keeps);

@@ -262,3 +262,43 @@ fn a_write_that_waits_for_a_delegation_keeps_its_reserve() {
     assert!(matches!(written, Some(Ok(Outcome::Entry(_)))), "{written:?}");
     world.assert_replayable();
 }
+
+/// What was not taken is sent again by its successor, and was reserved or needed not to be.
+#[test]
+fn a_session_of_which_something_was_not_taken_gives_nothing_back() {
+    for has_heard in [false, true] {
+        let mut world = World::new();
+        let (mut a, mut b) = (world.open(DELEGABLE), world.open(1));
+        let file = world.mkfile(&mut a, ROOT, "a");
+        if has_heard {
+            set(&mut world, Some(100), None);
+            assert_eq!(reserved(world.call(&mut a, reserve(0, 60))), (60, false));
+        }
+        // It is away while somebody else comes, and loses what it was delegated.
+        world.send(&mut b, create(ROOT, "b", FileKind::File));
+        world.pass_ms(10_000);
+        if !has_heard {
+            set(&mut world, Some(100), None);
+        }
+        let effects = world.send_local(&mut a, create(ROOT, "x", FileKind::File));
+        assert_eq!(answer_of(&effects, &a).expect("answered").result, Err(Refusal::NotDelegated));
+        assert_eq!(world.call_with(&mut a, put(file, 0, 60, true), b"abcd"), Err(Refusal::NotDelegated));
+        // It has heard of the quota by now, and believes to have used what it had reserved.
+        world.call(&mut a, reserve(0, 0)).expect("nothing to keep");
+        let other = world.mkfile(&mut b, ROOT, "c");
+        let rest = if has_heard { 40 } else { 100 };
+        assert_eq!(reserved(world.call(&mut b, reserve(0, rest))), (rest, false));
+        world.send_with(&mut b, put(other, 0, rest as u32, true), b"abcd");
+
+        let mut successor = world.open_ticket(&world.ticket(4), &[a.id]);
+        world.send_with(&mut successor, put(file, 0, 60, true), b"abcd");
+        assert_eq!(used(&mut world, &mut b), (100, 60 + rest), "its writer was told so");
+        assert_eq!(world.machine.activity().reserved_bytes, 0);
+        world.call(&mut successor, reserve(0, 0)).expect("nothing to keep");
+        let more = world.call_with(&mut successor, put(file, 60, 1, true), b"abcd");
+        assert_eq!(more, Err(Refusal::QuotaExceeded));
+        world.restart();
+        world.assert_replayable();
+        super::audit::audit(&world);
+    }
+}
