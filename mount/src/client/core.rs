@@ -358,6 +358,7 @@ impl<W: Waiter> Core<W> {
         match answer.result {
             Ok(Outcome::Waiting) => self.park(now_ms, number, flight.entry, out),
             Err(Refusal::Again) => self.ask_again(flight.entry),
+            _ if self.ordered.may_show_later(&flight, answer.at) => self.ask_again(flight.entry),
             _ => self.finish_in_order(now_ms, number, flight.entry, (answer, payload), out),
         }
         self.release_held(now_ms, out);
@@ -438,6 +439,9 @@ impl<W: Waiter> Core<W> {
         }
         if let Some(flight) = self.flight.get_mut(&number) {
             flight.append = offset.map_or(Append::Failed, Append::Done);
+            if flight.sends == 1 {
+                flight.first_at = offset;
+            }
             let due_ms = match offset {
                 Some(_) => flight.sent_ms + backoff_ms(flight.sends),
                 None => now_ms + RESEND_FIRST_MS,
@@ -612,6 +616,7 @@ impl<W: Waiter> Core<W> {
         let waits = !entry.answered || entry.journaled.is_none();
         out.push(Action::Send { number, frame: record.clone(), journaled: entry.journaled, again: false, waits });
         let hash = proto::frame::record_hash(&record);
+        self.ordered.number(&entry);
         let flight = Flight {
             entry,
             record,
@@ -620,6 +625,7 @@ impl<W: Waiter> Core<W> {
             sent_ms: now_ms,
             sends: 1,
             append: Append::Queued,
+            first_at: None,
             overtaken: false,
         };
         self.flight.insert(number, flight);

@@ -16,6 +16,8 @@ pub(super) struct Flight<W> {
     pub(super) sent_ms: u64,
     pub(super) sends: u32,
     pub(super) append: Append,
+    /// The offset of the first copy, if the log has told it before there was another one.
+    pub(super) first_at: Option<u64>,
     /// A later request has been answered, so this one has been applied.
     pub(super) overtaken: bool,
 }

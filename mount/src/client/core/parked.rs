@@ -78,10 +78,10 @@ impl<W: Waiter> Core<W> {
         }
     }
 
-    /// What others were delegated has been given back: the request is entered once more, before all that waits here.
+    /// The request is entered once more, before all that waits here: what others were delegated has been given back, or
+    /// its answer may be of a later moment than it should be.
     pub(super) fn ask_again(&mut self, mut entry: Entry<W>) {
-        self.entered += 1;
-        (entry.order, entry.asked_again) = (self.entered, true);
+        (entry.order, entry.asked_again) = (self.ordered.next(), true);
         self.waiting.push_front(entry);
     }
 

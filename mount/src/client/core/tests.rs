@@ -679,3 +679,49 @@ fn an_idle_session_stays_alive_with_few_records() {
     let sent = (sim.offset - records) - (sim.server_number - ticks);
     assert!((15..45).contains(&sent), "{sent} records in 400 s");
 }
+
+/// What a program was told of stands in the log between the two copies of a view; its answer would show it twice.
+#[test]
+fn a_view_that_was_sent_again_shows_nothing_that_was_entered_after_it() {
+    let at = |offset| Position { epoch: EPOCH, partition: PARTITION, offset, index: 0 };
+    let absent = |offset| Answer::bare(at(offset), PushNo(0), Err(Refusal::NotFound));
+    let view = || Op::View(View::Lookup { dir: root(), name: Name::new(b"a").expect("valid") });
+    for (answered_at, is_first) in [(at(20).offset, true), (at(22).offset, false)] {
+        let mut sim = Sim::new(3, 1, QUIET);
+        sim.call(0, create("other")).expect("created");
+        let mut out = Vec::new();
+        let core = &mut sim.clients[0].core;
+        let mut now = sim.now_ms;
+        let entry =
+            |op, answered| Entry { waiter: Some(Token(1)), answered, local: answered, ..Entry::own(op, sim.now_ms) };
+        let first = core.submit(now, entry(view(), false), &mut out);
+        let number = core.flight.last_key_value().map(|(number, _)| *number).expect("sent");
+        let session = core.session().expect("is open");
+        core.appended(now, session, number, Some(20));
+        let change = core.submit(now, entry(create("a"), true), &mut out);
+        now += RESEND_FIRST_MS;
+        core.poll(now, &mut out);
+        assert_eq!(core.flight[&number].sends, 2);
+        out.clear();
+        core.answer(now, number, absent(answered_at), Bytes::new(), &mut out);
+        let told = told_order(&out);
+        if is_first {
+            assert_eq!(told, Some(first));
+            continue;
+        }
+        assert_eq!(told, None, "it may have been made between the two");
+        let again = core.flight.last_key_value().map(|(number, _)| *number).expect("sent");
+        out.clear();
+        core.answer(now, again, absent(30), Bytes::new(), &mut out);
+        let order = told_order(&out);
+        assert!(order.is_some_and(|order| order >= change), "{order:?}");
+    }
+}
+
+/// The order as of which somebody has been told that there is nothing.
+fn told_order(out: &[Action<Token>]) -> Option<u64> {
+    out.iter().find_map(|action| match action {
+        Action::Done { result: Err(CallError::Refused { order, .. }), .. } => Some(*order),
+        _ => None,
+    })
+}
