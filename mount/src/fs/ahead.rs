@@ -86,6 +86,10 @@ impl Asked {
         }
     }
 
+    pub fn is_under_way(&self, ino: Ino) -> bool {
+        self.table().contains_key(&ino)
+    }
+
     /// Waits for it, if it is under way. Whether it was.
     pub async fn arrives(&self, ino: Ino, patience: &Patience) -> Result<bool, FsError> {
         let asked = self.table().get(&ino).cloned();
@@ -254,6 +258,12 @@ impl Walk {
         }
         due
     }
+
+    /// Those that come next and are listed, or on their way, at most so many.
+    fn coming(&self, most: usize) -> Vec<Ino> {
+        let listed = self.next.range(&self.at..).filter(|(_, (_, is_asked))| *is_asked);
+        listed.take(most).map(|(_, (dir, _))| *dir).collect()
+    }
 }
 
 pub(super) struct Ahead {
@@ -349,6 +359,11 @@ impl Fs {
             walk.looks_into(dir, self.parent(dir));
         }
         self.walk_on(dir);
+    }
+
+    /// Directories that a program is thought to come to next, and that have been asked for, at most so many.
+    pub(super) fn coming(&self, most: usize) -> Vec<Ino> {
+        self.inner.ahead.walk().coming(most)
     }
 
     fn parent(&self, dir: Ino) -> Option<Ino> {

@@ -12,10 +12,10 @@ use super::prefetch::Sequence;
 use super::stamps::Life;
 use super::writeback::Sent;
 use super::{Caller, Fs, Stat};
-use crate::client::Patience;
+use crate::client::{Patience, Submitted};
 use crate::error::FsError;
 use bytes::Bytes;
-use proto::message::{Attr, FileKind, Outcome, Refusal, View};
+use proto::message::{Attr, FileKind, Op, Outcome, Refusal, View};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, SessionId, Time};
 use std::collections::{BTreeMap, VecDeque};
@@ -292,10 +292,11 @@ impl Fs {
         let ino = self.ino(ino);
         // Before asking, so that the server's "its last name is gone" finds it open.
         let file = self.hold(ino);
-        let known = self.known_version(ino);
-        self.read_neighbours(ino, known.is_none());
-        let version = match known {
-            Some(version) => Ok(version),
+        let version = match self.known_version(ino) {
+            Some(version) => {
+                self.read_neighbours(ino, false);
+                Ok(version)
+            }
             None => self.awaited_version(ino, patience).await,
         };
         match version {
@@ -317,16 +318,31 @@ impl Fs {
 
     /// The version of a file's content, from what is being asked ahead about it, or by asking.
     async fn awaited_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
-        self.neighbour_arrives(ino, patience).await?;
-        match self.known_version(ino) {
-            Some(version) => Ok(version),
-            None => self.content_version(ino, patience).await,
-        }
+        // What a program waits for goes first, by itself.
+        let asked = (!self.is_neighbour_asked(ino)).then(|| self.ask_version(ino));
+        self.read_neighbours(ino, true);
+        let asked = match asked {
+            Some(asked) => asked,
+            None => {
+                self.neighbour_arrives(ino, patience).await?;
+                if let Some(version) = self.known_version(ino) {
+                    return Ok(version);
+                }
+                self.ask_version(ino)
+            }
+        };
+        self.content_version(asked, patience).await
     }
 
     /// Asks for it, and for what comes along.
-    async fn content_version(&self, ino: Ino, patience: &Patience) -> Result<Position, FsError> {
-        let reply = self.view(content_view(ino), patience).await?;
+    fn ask_version(&self, ino: Ino) -> Submitted {
+        let asked = self.inner.client.submit(Op::View(content_view(ino)), Bytes::new());
+        self.inner.client.somebody_waits();
+        asked
+    }
+
+    async fn content_version(&self, asked: Submitted, patience: &Patience) -> Result<Position, FsError> {
+        let reply = patience.wait(asked).await??;
         let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };
         let version = attr.version;
         self.learn_extents(0, reply);

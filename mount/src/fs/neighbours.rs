@@ -6,11 +6,12 @@
 //! * Nothing is asked for twice, and what is asked for is what a reader of the whole
 //!   directory asks for anyway.
 //! * Only in a directory that is known as a whole, so that this itself asks for nothing.
+//! * Who has read through a directory goes on in the next ones, as far as they are listed (`ahead.rs`).
 //! * How many may be ahead of what is opened is learnt from how many of them were opened, over all directories: from
 //!   [`BATCH_FIRST`] to [`UNREAD_MAX`]. Who reads here and there is left alone for longer and longer.
 
 use super::Fs;
-use super::ahead::Asked;
+use super::ahead::{Asked, Asking};
 use super::cache::CachedEntry;
 use super::file::content_view;
 use crate::client::Patience;
@@ -18,7 +19,7 @@ use crate::error::FsError;
 use crate::inline;
 use lru::LruCache;
 use proto::Ino;
-use proto::chunk::INLINE_BYTES;
+use proto::chunk::CHUNK_BYTES;
 use proto::message::{Attr, FileKind};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,16 @@ const UNREAD_MAX: usize = 128;
 const MAX_DIRS: usize = 64;
 /// Of a directory with more entries the order in which they were made is not looked at.
 const MAX_SORTED: usize = 4096;
+/// So many opened as expected, less those that were not: then what comes next is asked for over all directories.
+const TRUSTED: usize = BATCH_MAX / 2;
+/// Directories that are looked at for that.
+const MAX_COMING: usize = 32;
+/// Asked for with one record: the first ones are not to wait for the last ones.
+const AT_ONCE: usize = 16;
+/// Of so much content as one chunk can hold a file is small; and of those with one record no more than this is fetched, in
+/// bytes, unless it comes along.
+const SMALL_BYTES: u64 = CHUNK_BYTES as u64;
+const AT_ONCE_BYTES: u64 = 1 << 20;
 
 /// Who opens what. Pure.
 #[derive(Debug)]
@@ -55,8 +66,9 @@ struct Walk {
     /// Of the unread ones, and how many were asked for the last time.
     ahead: usize,
     batch: usize,
-    /// How far into the listing has been looked.
+    /// How far into the listing has been looked, and whether that is all of it.
     after: u64,
+    is_done: bool,
     /// How often a file was opened that was made after the one before, of how many.
     later: u32,
     opens: u32,
@@ -95,13 +107,22 @@ impl Reads {
             walk.later += u32::from(ino > last);
         }
         walk.ahead = walk.ahead.saturating_sub(usize::from(was_ahead));
+        if waited && !was_ahead && walk.is_done {
+            // What was known is not any more.
+            (walk.after, walk.is_done) = (0, false);
+        }
         // While half of the last ones are being read the next ones come.
-        let is_due = (was_ahead || waited) && walk.ahead <= walk.batch / 2;
-        let batch = if walk.batch == 0 { BATCH_FIRST } else { (walk.batch * 2).min(BATCH_MAX) };
-        if !is_due || self.waited < self.begin_after {
+        let is_due_here = walk.ahead <= walk.batch / 2;
+        let mut batch = if walk.batch == 0 { BATCH_FIRST } else { (walk.batch * 2).min(BATCH_MAX) };
+        let most = (BATCH_FIRST + 2 * self.score).min(UNREAD_MAX);
+        let is_due_anywhere = self.is_trusted() && self.unread.len() <= most / 2;
+        if !(was_ahead || waited) || !(is_due_here || is_due_anywhere) || self.waited < self.begin_after {
             return 0;
         }
-        let room = (BATCH_FIRST + 2 * self.score).min(UNREAD_MAX).saturating_sub(self.unread.len());
+        if is_due_anywhere {
+            batch = BATCH_MAX;
+        }
+        let room = most.saturating_sub(self.unread.len());
         if room == 0 && waited && !was_ahead {
             self.was_in_vain();
         }
@@ -110,6 +131,11 @@ impl Reads {
             self.dir(dir).batch = batch;
         }
         more
+    }
+
+    /// Whoever opens files goes through a tree.
+    fn is_trusted(&self) -> bool {
+        self.score >= TRUSTED
     }
 
     /// As many as may be ahead are not opened.
@@ -150,6 +176,11 @@ pub struct Neighbours {
 }
 
 impl Fs {
+    /// Whether something about a file is being asked ahead.
+    pub(super) fn is_neighbour_asked(&self, ino: Ino) -> bool {
+        self.inner.neighbours.asked.is_under_way(ino)
+    }
+
     /// Waits for what has been asked ahead about a file, if something has.
     pub(super) async fn neighbour_arrives(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
         self.inner.neighbours.asked.arrives(ino, patience).await.map(|_| ())
@@ -163,35 +194,53 @@ impl Fs {
         if wanted == 0 {
             return;
         }
+        let next = self.next_in(&mut reads, dir, ino, wanted);
+        let mut next = reads.asks(dir, next);
+        if reads.is_trusted() && next.len() < wanted {
+            for coming in self.coming(MAX_COMING) {
+                let more = self.next_listed(reads.dir(coming), coming, ino, wanted - next.len());
+                next.extend(reads.asks(coming, more));
+                if next.len() >= wanted {
+                    break;
+                }
+            }
+        }
+        drop(reads);
+        self.ask_ahead(next);
+    }
+
+    /// So many that come next in the directory in which this one is opened.
+    fn next_in(&self, reads: &mut Reads, dir: Ino, ino: Ino, wanted: usize) -> Vec<Ino> {
         let walk = reads.dir(dir);
         let all = if walk.is_by_age() { self.cache().listing(self.promises(), dir, 0, MAX_SORTED) } else { None };
-        let next = match all {
+        match all {
             Some(mut all) if all.len() < MAX_SORTED => {
                 all.sort_unstable_by_key(|entry| entry.ino);
                 let from = walk.made_upto.max(ino);
                 let later = all.partition_point(|entry| entry.ino <= from);
                 // From the first one on again: some may have been left out.
-                let round = all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry));
+                let round = all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry, ino));
                 let next: Vec<Ino> = round.take(wanted).map(|entry| entry.ino).collect();
                 walk.made_upto = next.last().copied().unwrap_or(from);
                 next
             }
-            _ => self.next_listed(walk, dir, wanted),
-        };
-        let next = reads.asks(dir, next);
-        drop(reads);
-        self.ask_ahead(next);
+            _ => self.next_listed(walk, dir, ino, wanted),
+        }
     }
 
     /// So many that come next in the listing.
-    fn next_listed(&self, walk: &mut Walk, dir: Ino, wanted: usize) -> Vec<Ino> {
+    fn next_listed(&self, walk: &mut Walk, dir: Ino, but: Ino, wanted: usize) -> Vec<Ino> {
         let mut next = Vec::new();
         while next.len() < wanted
+            && !walk.is_done
             && let Some(entries) = self.cache().listing(self.promises(), dir, walk.after, BATCH_MAX)
-            && let Some(last) = entries.last()
         {
+            let Some(last) = entries.last() else {
+                walk.is_done = true;
+                break;
+            };
             walk.after = last.hash;
-            for entry in entries.iter().filter(|entry| self.is_ahead(entry)) {
+            for entry in entries.iter().filter(|entry| self.is_ahead(entry, but)) {
                 if next.len() == wanted {
                     walk.after = entry.hash - 1;
                     break;
@@ -202,28 +251,40 @@ impl Fs {
         next
     }
 
-    /// A small file whose content is not known.
-    fn is_ahead(&self, entry: &CachedEntry) -> bool {
-        let is_small = |attr: &Attr| attr.size > 0 && attr.size <= INLINE_BYTES as u64;
+    /// A small file whose content is not known; `but` is being opened, and asked for by itself.
+    fn is_ahead(&self, entry: &CachedEntry, but: Ino) -> bool {
+        let is_small = |attr: &Attr| attr.size > 0 && attr.size <= SMALL_BYTES;
         entry.kind == FileKind::File
+            && entry.ino != but
             && entry.attr.as_ref().is_some_and(is_small)
             && self.known_version(entry.ino).is_none()
     }
 
     fn ask_ahead(&self, inos: Vec<Ino>) {
         let begin = |ino: Ino| Some((ino, self.inner.neighbours.asked.begin(ino)?));
-        let begun: Vec<_> = inos.into_iter().filter_map(begin).collect();
+        let mut begun: Vec<_> = inos.into_iter().filter_map(begin).collect();
+        while !begun.is_empty() {
+            let later = begun.split_off(begun.len().min(AT_ONCE));
+            self.ask_together(begun);
+            begun = later;
+        }
+    }
+
+    fn ask_together(&self, begun: Vec<(Ino, Asking)>) {
         let submitted = self.inner.client.look_ahead(begun.iter().map(|(ino, _)| content_view(*ino)).collect());
         let (fs, patience) = (Arc::downgrade(&self.inner), self.ahead_patience());
         inline::start(&self.inner.runtime, async move {
-            let mut parts = Vec::new();
+            let (mut parts, mut bytes) = (Vec::new(), 0);
             for ((ino, _), submitted) in begun.iter().zip(submitted) {
                 let reply = Fs::had_ahead(submitted, &patience).await;
                 let Some(fs) = Fs::if_there(&fs) else { return };
                 if let Some(reply) = reply {
                     fs.learn_extents(0, reply);
-                    let content = fs.cache().content(fs.promises(), *ino, 0, INLINE_BYTES as u64);
-                    parts.extend(content.and_then(|content| content.parts.ok()).unwrap_or_default());
+                    let content = fs.cache().content(fs.promises(), *ino, 0, SMALL_BYTES);
+                    if let Some(content) = content.filter(|content| bytes + content.size <= AT_ONCE_BYTES) {
+                        bytes += content.size;
+                        parts.extend(content.parts.unwrap_or_default());
+                    }
                 }
             }
             let Some(fs) = Fs::if_there(&fs) else { return };

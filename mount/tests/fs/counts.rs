@@ -270,3 +270,46 @@ async fn walk(fs: &Fs, dir: u64) -> usize {
     }
     count
 }
+
+/// As grep -r does: each file is asked for once, and hardly any is waited for, small though the directories are.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_through_a_tree_waits_for_few_of_its_files() {
+    const DIRS: usize = 30;
+    const FILES: usize = 6;
+    let place = Place::in_memory().await;
+    let maker = place.fs().await;
+    let top = maker.mkdir(ME, ROOT, b"top", 0o755, &patience()).await.expect("makes").ino;
+    for number in 0..DIRS {
+        let name = format!("dir {number}");
+        let dir = maker.mkdir(ME, top, name.as_bytes(), 0o755, &patience()).await.expect("makes").ino;
+        for number in 0..FILES {
+            let (name, how) = (format!("small {number}"), CreateHow::default());
+            let (_, opened) = maker.create(ME, dir, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
+            maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
+            maker.flush(opened.handle, &patience()).await.expect("closes");
+            maker.release(opened.handle).expect("closes");
+        }
+    }
+    maker.client().drain(Duration::from_secs(60)).await;
+
+    let fs = place.fs().await;
+    let top = fs.lookup(ROOT, b"top", &patience()).await.expect("is there").ino;
+    let waits = || fs.client().status().counters.waits;
+    let before = waits();
+    let (files, cost) = cost(&fs, async {
+        let mut files = 0;
+        for dir in entries(&fs, top).await {
+            for file in entries(&fs, dir.ino).await {
+                let opened = fs.open(file.ino, false, &patience()).await.expect("opens");
+                let content = fs.read(opened.handle, 0, 1000, &patience()).await.expect("reads");
+                assert_eq!(content[..], file.name[..]);
+                fs.release(opened.handle).expect("closes");
+                files += 1;
+            }
+        }
+        files
+    })
+    .await;
+    assert_eq!((files, cost.requests as usize, cost.reads), (DIRS * FILES, 1 + DIRS + DIRS * FILES, 0));
+    assert!(waits() - before <= 20, "{} waits", waits() - before);
+}
