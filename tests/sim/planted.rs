@@ -75,7 +75,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::WriteUnreserved, 58),
     (Bug::JournalForgetsSending, 11),
     (Bug::JournalResendsAll, 11),
-    (Bug::LeaseForever, 298),
+    (Bug::LeaseForever, 544),
     (Bug::AbsentForEver, 2),
     (Bug::AttributesForEver, 191),
     (Bug::ContentForEver, 8),
@@ -84,7 +84,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::CloseDoesNotWait, 1),
     (Bug::UnlockDoesNotWait, 8),
     (Bug::OlderWriteWins, 10),
-    (Bug::LeaseFromAnswer, 298),
+    (Bug::LeaseFromAnswer, 544),
     (Bug::GiveBackKeeps, 74),
     (Bug::ReadMissesWritten, 34),
 ];
