@@ -66,7 +66,7 @@ struct Walk {
     /// Of the unread ones, and how many were asked for the last time.
     ahead: usize,
     batch: usize,
-    /// How far into the listing has been looked, and whether that is all of it.
+    /// How far into the listing has been looked, and whether nothing is left to be asked for.
     after: u64,
     is_done: bool,
     /// How often a file was opened that was made after the one before, of how many.
@@ -212,6 +212,9 @@ impl Fs {
     /// So many that come next in the directory in which this one is opened.
     fn next_in(&self, reads: &mut Reads, dir: Ino, ino: Ino, wanted: usize) -> Vec<Ino> {
         let walk = reads.dir(dir);
+        if walk.is_done {
+            return Vec::new();
+        }
         let all = if walk.is_by_age() { self.cache().listing(self.promises(), dir, 0, MAX_SORTED) } else { None };
         match all {
             Some(mut all) if all.len() < MAX_SORTED => {
@@ -222,6 +225,7 @@ impl Fs {
                 let round = all[later..].iter().chain(&all[..later]).filter(|entry| self.is_ahead(entry, ino));
                 let next: Vec<Ino> = round.take(wanted).map(|entry| entry.ino).collect();
                 walk.made_upto = next.last().copied().unwrap_or(from);
+                walk.is_done = next.is_empty();
                 next
             }
             _ => self.next_listed(walk, dir, ino, wanted),
