@@ -334,13 +334,14 @@ impl Fs {
         self.content_version(asked, patience).await
     }
 
-    /// Asks for it, and for what comes along.
+    /// Asks for it, and for what comes along; somebody waits for that.
     fn ask_version(&self, ino: Ino) -> Submitted {
         let asked = self.inner.client.submit(Op::View(content_view(ino)), Bytes::new());
         self.inner.client.somebody_waits();
         asked
     }
 
+    /// Takes in the answer.
     async fn content_version(&self, asked: Submitted, patience: &Patience) -> Result<Position, FsError> {
         let reply = patience.wait(asked).await??;
         let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };

@@ -47,6 +47,17 @@ async fn costs_nothing(fs: &Fs, work: impl AsyncFn()) {
     panic!("it costs something each time");
 }
 
+/// Makes so many small files, each with its name as its content.
+async fn make_small(maker: &Fs, dir: u64, count: usize) {
+    for number in 0..count {
+        let (name, how) = (format!("small {number}"), CreateHow::default());
+        let (_, opened) = maker.create(ME, dir, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
+        maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
+        maker.flush(opened.handle, &patience()).await.expect("closes");
+        maker.release(opened.handle).expect("closes");
+    }
+}
+
 /// All entries of a directory, as a listing brings them.
 async fn entries(fs: &Fs, dir: u64) -> Vec<DirEntry> {
     let handle = fs.opendir(dir);
@@ -150,13 +161,7 @@ async fn small_files_are_there_before_they_are_opened() {
     const NAMES: usize = 60;
     let place = Place::in_memory().await;
     let maker = place.fs().await;
-    for number in 0..NAMES {
-        let (name, how) = (format!("small {number}"), CreateHow::default());
-        let (_, opened) = maker.create(ME, ROOT, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
-        maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
-        maker.flush(opened.handle, &patience()).await.expect("closes");
-        maker.release(opened.handle).expect("closes");
-    }
+    make_small(&maker, ROOT, NAMES).await;
     let fs = place.fs().await;
     let handle = fs.opendir(ROOT);
     let mut entries = Vec::new();
@@ -282,13 +287,7 @@ async fn reading_through_a_tree_waits_for_few_of_its_files() {
     for number in 0..DIRS {
         let name = format!("dir {number}");
         let dir = maker.mkdir(ME, top, name.as_bytes(), 0o755, &patience()).await.expect("makes").ino;
-        for number in 0..FILES {
-            let (name, how) = (format!("small {number}"), CreateHow::default());
-            let (_, opened) = maker.create(ME, dir, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
-            maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
-            maker.flush(opened.handle, &patience()).await.expect("closes");
-            maker.release(opened.handle).expect("closes");
-        }
+        make_small(&maker, dir, FILES).await;
     }
     maker.client().drain(Duration::from_secs(60)).await;
 

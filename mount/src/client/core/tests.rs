@@ -686,7 +686,7 @@ fn a_view_that_was_sent_again_shows_nothing_that_was_entered_after_it() {
     let at = |offset| Position { epoch: EPOCH, partition: PARTITION, offset, index: 0 };
     let absent = |offset| Answer::bare(at(offset), PushNo(0), Err(Refusal::NotFound));
     let view = || Op::View(View::Lookup { dir: root(), name: Name::new(b"a").expect("valid") });
-    for (answered_at, is_first) in [(at(20).offset, true), (at(22).offset, false)] {
+    for (answered_at, is_first) in [(20, true), (22, false)] {
         let mut sim = Sim::new(3, 1, QUIET);
         sim.call(0, create("other")).expect("created");
         let mut out = Vec::new();
