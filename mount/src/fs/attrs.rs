@@ -49,7 +49,7 @@ pub enum SetTime {
 impl Fs {
     pub async fn getattr(&self, ino: u64, patience: &Patience) -> Result<Stat, FsError> {
         let attr = self.attr(self.ino(ino), patience).await?;
-        Ok(self.stat(&attr))
+        self.shown(&attr, patience).await
     }
 
     /// The attributes as they are now.
@@ -132,6 +132,16 @@ impl Fs {
             false if number == own => Ok(Owner::Namespace),
             false => Err(FsError::Owner),
         }
+    }
+
+    /// The same as [`Fs::stat`], after the answer to what was written here, if that is no longer the newest there is.
+    pub(super) async fn shown(&self, found: &Attr, patience: &Patience) -> Result<Stat, FsError> {
+        if let FileKind::File = found.kind
+            && let Some(file) = self.inner.files.get(found.ino)
+        {
+            self.not_overtaken(&file, patience).await?;
+        }
+        Ok(self.stat(found))
     }
 
     /// What a program is shown of an inode that has been found: what is known of it by now, and over that what is still

@@ -193,8 +193,17 @@ impl Fs {
             ino: stat.ino,
             kind: stat.kind,
             offset: listed.cursor().hash,
-            stat: stats.then_some(stat),
+            stat: stats.then(|| self.listed_stat(stat)),
         })
+    }
+
+    /// What is listed of an inode with its name. What an answer has to be waited for is asked for again when it is needed.
+    fn listed_stat(&self, stat: Stat) -> Stat {
+        let file = self.inner.files.get(self.ino(stat.ino)).filter(|_| stat.kind == FileKind::File);
+        match file.and_then(|file| self.overtaken(&file)) {
+            Some(_) => Stat { covering: None, ..stat },
+            None => stat,
+        }
     }
 
     fn dots(&self, dir: Ino, offset: u64, out: &mut Vec<DirEntry>) {
@@ -225,7 +234,7 @@ impl Fs {
             ino: self.shown_ino(e.ino),
             kind: e.kind,
             offset: e.hash,
-            stat: e.attr.filter(|_| stats).map(|attr| self.stat(&attr)),
+            stat: e.attr.filter(|_| stats).map(|attr| self.listed_stat(self.stat(&attr))),
             name: e.name.as_bytes().to_vec(),
         };
         let is_end = entries.len() < CACHED_ENTRIES;

@@ -372,8 +372,8 @@ impl Fs {
             }
             Err(error) if error.is(Refusal::Exists) && !how.exclusive => {
                 let attr: Attr = self.lookup_attr(self.ino(dir), &Name::new(name)?, patience).await?;
-                let opened = self.open(self.shown_ino(attr.ino), how.append, patience).await?;
-                Ok((self.stat(&attr), opened))
+                let stat = self.shown(&attr, patience).await?;
+                Ok((stat, self.open(self.shown_ino(attr.ino), how.append, patience).await?))
             }
             Err(error) => Err(error),
         }

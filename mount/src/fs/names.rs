@@ -28,7 +28,7 @@ pub struct NewNode {
 impl Fs {
     pub async fn lookup(&self, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
         let attr = self.lookup_attr(self.ino(dir), &Name::new(name)?, patience).await?;
-        Ok(self.stat(&attr))
+        self.shown(&attr, patience).await
     }
 
     pub(super) async fn lookup_attr(&self, dir: Ino, name: &Name, patience: &Patience) -> Result<Attr, FsError> {

@@ -604,18 +604,20 @@ impl Fs {
     /// Before what was written here is read back: what has left may stand in the log by now, and others' content behind
     /// it, unless what was promised when it left still is. Otherwise its answer is awaited.
     pub(super) async fn not_overtaken(&self, file: &File, patience: &Patience) -> Result<(), FsError> {
-        let last = {
-            let state = file.state();
-            // Most files that are read have nothing on its way, and then the promise need not be looked up.
-            if state.packs.is_empty() {
-                return Ok(());
-            }
-            state.overtaken(self.cache().content_life(self.promises(), file.ino))
-        };
-        match last {
+        match self.overtaken(file) {
             Some(last) => self.reach(file, last, patience, Progress::is_answered).await,
             None => Ok(()),
         }
+    }
+
+    /// The last pack of a file that others' changes may stand behind.
+    pub(super) fn overtaken(&self, file: &File) -> Option<u64> {
+        let state = file.state();
+        // Most files have nothing on its way, and then the promise need not be looked up.
+        if state.packs.is_empty() {
+            return None;
+        }
+        state.overtaken(self.cache().content_life(self.promises(), file.ino))
     }
 
     /// Before content is changed or asked about in the file's map: all that was written is answered for.

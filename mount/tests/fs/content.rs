@@ -5,6 +5,7 @@ use mount::client::Patience;
 use mount::fs::{CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
 use proto::Time;
 use proto::message::{AclKind, FallocateHow, XattrHow};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -325,6 +326,27 @@ async fn two_mounts_with_one_file_open_append_without_loss() {
         let lines: Vec<&str> = here.lines().filter(|line| line.starts_with(who)).collect();
         assert_eq!(lines, (0..40).map(|i| format!("{who} {i:05}")).collect::<Vec<_>>());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_cut_elsewhere_is_not_shown_longer_while_an_answer_is_lost() {
+    let (place, losing) = Place::losing().await;
+    let (one, two) = (place.fs().await, place.fs().await);
+    let (ino, handle) = make(&one, "f", CreateHow::default()).await;
+    write_all(&one, handle, 0, b"first").await;
+    one.fsync(handle, &patience()).await.expect("syncs");
+    losing
+        .loses_while(async {
+            write_all(&one, handle, 5, b", and more").await;
+            // Delegated, it does not wait for the answer.
+            let soon = patience().or(Arc::new(|| Box::pin(tokio::time::sleep(Duration::from_millis(100)))));
+            let _ = one.flush(handle, &soon).await;
+        })
+        .await;
+    let set = SetAttr { size: Some(3), ..SetAttr::default() };
+    assert_eq!(two.setattr(ino, set, &patience()).await.expect("cuts").size, 3);
+    assert_eq!(one.lookup(one.root(), b"f", &patience()).await.expect("looks").size, 3);
+    assert_eq!(one.getattr(ino, &patience()).await.expect("looks").size, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

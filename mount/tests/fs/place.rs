@@ -14,7 +14,7 @@ use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -37,13 +37,22 @@ pub struct Place {
 
 impl Place {
     pub async fn in_memory() -> Place {
-        Place::with(Arc::new(MemoryLog::new()), None, ServerConfig::embedded).await
+        let log = Arc::new(MemoryLog::new());
+        Place::with(log.clone(), log, None, ServerConfig::embedded).await
+    }
+
+    /// One whose server's answers can be lost.
+    pub async fn losing() -> (Place, Arc<Losing>) {
+        let log = Arc::new(MemoryLog::new());
+        let losing = Arc::new(Losing { log: log.clone(), loses: AtomicBool::new(false), lost: AtomicUsize::new(0) });
+        (Place::with(log, losing.clone(), None, ServerConfig::embedded).await, losing)
     }
 
     /// With a log that is taken for one that lasts, as Kafka's, so with its windows. It stamps nothing.
     pub async fn lasting() -> Place {
         let config = |data| ServerConfig { append_time: false, ..ServerConfig::new(data) };
-        Place::with(Arc::new(MemoryLog::new()), None, config).await
+        let log = Arc::new(MemoryLog::new());
+        Place::with(log.clone(), log, None, config).await
     }
 
     /// Clients' requests that are in the log.
@@ -59,12 +68,13 @@ impl Place {
 
     pub async fn on_broker() -> Place {
         let broker = EmbeddedBroker::start("kfs").expect("a broker starts");
-        let log = kafka(&broker);
-        Place::with(log, Some(broker), ServerConfig::embedded).await
+        let (log, server_log) = (kafka(&broker), kafka(&broker));
+        Place::with(log, server_log, Some(broker), ServerConfig::embedded).await
     }
 
     async fn with(
         log: Arc<dyn Log>,
+        server_log: Arc<dyn Log>,
         broker: Option<EmbeddedBroker>,
         config: impl FnOnce(PathBuf) -> ServerConfig + Send + 'static,
     ) -> Place {
@@ -74,7 +84,6 @@ impl Place {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let data = dir.path().join("data");
         data::init(&data, &dir.path().join("recovery.key")).expect("initialises");
-        let server_log = broker.as_ref().map_or_else(|| log.clone(), kafka);
         let server = tokio::task::spawn_blocking({
             let data = data.clone();
             move || {
@@ -181,6 +190,53 @@ impl Log for Held {
             let _ = is_held.wait_for(|held| !held).await;
             log.append(topic, partition, value).await
         })
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        self.log.read_from(starts)
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        self.log.bounds(topic, partition)
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        self.log.trim(topic, partition, before)
+    }
+}
+
+/// A log that takes answers and forgets them while it is told so.
+pub struct Losing {
+    log: Arc<dyn Log>,
+    loses: AtomicBool,
+    lost: AtomicUsize,
+}
+
+impl Losing {
+    /// Loses every answer from now on until one has been.
+    pub async fn loses_while(&self, work: impl Future<Output = ()>) {
+        let before = self.lost.load(Ordering::SeqCst);
+        self.loses.store(true, Ordering::SeqCst);
+        work.await;
+        let lost = async {
+            while self.lost.load(Ordering::SeqCst) == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(WAIT, lost).await.expect("there is an answer to lose");
+        self.loses.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Log for Losing {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
+        let is_answer =
+            || frames(value.clone()).is_ok_and(|all| all.iter().all(|one| one.header().kind == Kind::Answer));
+        if topic == Topic::Replies && self.loses.load(Ordering::SeqCst) && is_answer() {
+            self.lost.fetch_add(1, Ordering::SeqCst);
+            return Box::pin(async { Ok(0) });
+        }
+        self.log.append(topic, partition, value)
     }
 
     fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {

@@ -179,6 +179,8 @@ pub struct Entry {
     pub kind: FileKind,
     pub mode: u32,
     pub nlink: u32,
+    /// Of a file, if nothing that is written here may be shown in it before the server has it.
+    pub size: Option<u64>,
 }
 
 impl Found {

@@ -117,13 +117,19 @@ impl Kernel {
         state.inodes.clear();
     }
 
-    /// One call that writes to an inode, changes its attributes or reserves or copies content: only one at a time.
+    /// One call that writes to an inode, changes its attributes or reserves or copies content: only one at a time. It
+    /// keeps no attributes of it then.
     pub fn alone<T>(&self, ino: u64, call: impl Future<Output = T>) -> impl Future<Output = T> {
         let call = Box::pin(call);
         let lock = self.state().locks.entry(ino).or_default().clone();
+        let kernel = self.clone();
         async move {
             let _alone = lock.lock().await;
-            call.await
+            let done = call.await;
+            let mut state = kernel.state();
+            state.changes += 1;
+            state.inodes.remove(&ino);
+            done
         }
     }
 

@@ -43,8 +43,12 @@ impl Inode {
         }
     }
 
-    pub fn entry(&self, ino: u64) -> Entry {
-        Entry { ino, kind: self.kind, mode: self.mode, nlink: self.nlink }
+    /// Whether these are its attributes.
+    pub fn is_shown_as(&self, entry: &Entry) -> bool {
+        self.kind == entry.kind
+            && self.mode == entry.mode
+            && self.nlink == entry.nlink
+            && entry.size.is_none_or(|size| size == self.content.len() as u64)
     }
 }
 

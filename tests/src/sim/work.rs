@@ -240,9 +240,10 @@ impl Work {
         let text = format!("lookup {}/{}", true_dir, String::from_utf8_lossy(name));
         let patience = Patience::within(PATIENCE);
         let looking = self.kernel.lookup(&self.fs, dir, name, &patience);
+        let own = self.all_own();
         self.operation(text, looking, |result| match result {
             Ok(found) => {
-                let entry = found.as_ref().map(|stat| self.entry(stat));
+                let entry = found.as_ref().map(|stat| self.entry(stat, &own));
                 Found::Entry { dir: true_dir, name: name.to_vec(), entry }
             }
             Err(_) => Found::Nothing,
@@ -251,16 +252,21 @@ impl Work {
         .flatten()
     }
 
-    fn entry(&self, stat: &Stat) -> Entry {
-        Entry { ino: self.true_ino(stat.ino), kind: stat.kind, mode: stat.mode, nlink: stat.nlink }
+    /// What was shown, while `own` was this mount's own when it was asked for.
+    fn entry(&self, stat: &Stat, own: &BTreeMap<u64, Own>) -> Entry {
+        let own = own.get(&stat.ino).copied().unwrap_or_default();
+        let is_shared = stat.kind == FileKind::File && own.now == 0 && own == self.own(stat.ino);
+        let (ino, size) = (self.true_ino(stat.ino), is_shared.then_some(stat.size));
+        Entry { ino, kind: stat.kind, mode: stat.mode, nlink: stat.nlink, size }
     }
 
     pub async fn stat(&self, ino: u64) {
         let true_ino = self.true_ino(ino);
         let text = format!("stat {true_ino}");
         let patience = Patience::within(PATIENCE);
+        let own = self.all_own();
         self.operation(text, self.kernel.getattr(&self.fs, ino, &patience), |result| match result {
-            Ok(stat) => Found::Inode { ino: true_ino, entry: Some(self.entry(stat)) },
+            Ok(stat) => Found::Inode { ino: true_ino, entry: Some(self.entry(stat, &own)) },
             Err(error) => match refusal(error) {
                 Some(Refusal::Stale) => Found::Inode { ino: true_ino, entry: None },
                 _ => Found::Nothing,
@@ -563,6 +569,10 @@ impl Work {
         if let Some(own) = own.get_mut(&ino) {
             own.now -= 1;
         }
+    }
+
+    fn all_own(&self) -> BTreeMap<u64, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn own(&self, ino: u64) -> Own {

@@ -86,7 +86,7 @@ fn matches(model: &Model, found: &Found, at: Position) -> bool {
             match (named, entry) {
                 (None, None) => true,
                 (Some(ino), Some(entry)) => {
-                    *ino == entry.ino && model.version(*ino, at).is_some_and(|inode| inode.entry(*ino) == *entry)
+                    *ino == entry.ino && model.version(*ino, at).is_some_and(|inode| inode.is_shown_as(entry))
                 }
                 _ => false,
             }
@@ -94,7 +94,7 @@ fn matches(model: &Model, found: &Found, at: Position) -> bool {
         Found::Inode { ino, entry } => {
             let inode = model.version(*ino, at);
             match entry {
-                Some(entry) => inode.is_some_and(|inode| inode.entry(*ino) == *entry),
+                Some(entry) => inode.is_some_and(|inode| inode.is_shown_as(entry)),
                 None => inode.is_none_or(|inode| inode.nlink == 0),
             }
         }
