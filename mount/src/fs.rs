@@ -48,6 +48,7 @@ pub use names::NewNode;
 
 use crate::client::{CallError, Client, Forget, Patience, Reply, Since, Terms};
 use crate::error::FsError;
+use crate::tier::Tier;
 use accessed::Accessed;
 use blocks::Blocks;
 use budget::Budget;
@@ -95,6 +96,8 @@ pub struct FsConfig {
     pub close_timeout: Duration,
     /// Whether reading moves atime, as relatime has it.
     pub relatime: bool,
+    /// Where downloaded content is kept on this machine's disk, if it is.
+    pub tier: Option<Arc<Tier>>,
 }
 
 impl FsConfig {
@@ -108,6 +111,7 @@ impl FsConfig {
             dirty_bytes: FsConfig::DIRTY_BYTES,
             close_timeout: Duration::from_secs(30),
             relatime: false,
+            tier: None,
         }
     }
 }
@@ -273,6 +277,10 @@ impl Fs {
 
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    pub fn tier(&self) -> Option<&Tier> {
+        self.inner.config.tier.as_deref()
     }
 
     /// Where the kernel is told what it must not keep any longer; only the first one counts.

@@ -10,7 +10,6 @@
 mod convert;
 mod forgetter;
 mod invalidator;
-mod worker;
 
 use crate::client::Patience;
 use crate::error::FsError;

@@ -12,6 +12,8 @@ mod logs;
 mod mounted;
 pub mod program;
 pub mod sys;
+pub mod tier;
+mod worker;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -21,6 +21,7 @@ use crate::sys::mountinfo::MountIdentity;
 use crate::sys::options::MountOptions;
 use crate::sys::signals::{Signals, Stop};
 use crate::sys::users_of::users_of;
+use crate::tier::Tier;
 use anyhow::Context;
 use serde_json::json;
 use std::ffi::OsStr;
@@ -221,7 +222,8 @@ impl Controlled for Control {
     fn status(&self) -> serde_json::Value {
         let client = self.fs.client().status();
         let users: Vec<String> = users_of(&self.identity).iter().map(ToString::to_string).collect();
-        json!({ "client": client, "dirty_bytes": self.fs.dirty_bytes(), "used_by": users })
+        let tier = self.fs.tier().map(Tier::status);
+        json!({ "client": client, "dirty_bytes": self.fs.dirty_bytes(), "tier": tier, "used_by": users })
     }
 
     fn drain(&self, progress: mpsc::Sender<Pending>) -> Draining {

@@ -17,6 +17,7 @@ use crate::sys::helper::{self, Helper, MountCall};
 use crate::sys::options::{MountOptions, Source};
 use crate::sys::signals::Signals;
 use crate::sys::umount;
+use crate::tier::{Tier, TierConfig};
 use anyhow::Context;
 use clap::Parser;
 use proto::config::{Config, Options};
@@ -25,6 +26,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Mount what kfs stores as a directory. Returns when it is usable.
 #[derive(Parser)]
@@ -174,6 +176,8 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
     layer.mount.timeout = call.options.timeout;
     layer.mount.hard = call.options.hard.then_some(true);
     layer.mount.cache = call.options.cache_bytes;
+    layer.mount.cache_dir = call.options.cache_dir.clone();
+    layer.mount.cache_dir_size = call.options.cache_dir_bytes;
     layer.mount.journal = call.options.journal_bytes;
     layer.mount.umount_timeout = call.options.umount_timeout;
     let config = Config::load(&layer)?;
@@ -183,7 +187,14 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
             .context("neither XDG_STATE_HOME nor HOME is set: no place for the journal (journal=0 does without)")?;
         login.journal = Some(JournalConfig { dir, max_bytes: config.mount.journal });
     }
+    // Said to whoever mounts, before there is a daemon.
+    tier_config(&config).map_or(Ok(()), |tier| tier.prepare())?;
     Ok(Prepared { source, dir, login, config })
+}
+
+fn tier_config(config: &Config) -> Option<TierConfig> {
+    let dir = config.mount.cache_dir.clone()?;
+    Some(TierConfig { dir, max_bytes: config.mount.cache_dir_size })
 }
 
 /// Where journals are kept: `$XDG_STATE_HOME/kfs`; where that is not set
@@ -297,6 +308,7 @@ async fn open(config: &Config, options: &MountOptions, login: Login, source: &So
         cache_bytes: usize::try_from(config.mount.cache).unwrap_or(usize::MAX),
         close_timeout: config.mount.timeout,
         relatime: !options.noatime && !options.is_read_only(),
+        tier: tier_config(config).map(|tier| Tier::start(&tier)).transpose()?.map(Arc::new),
         ..FsConfig::new(owners(options, client.owner_ids()))
     };
     let opened = Fs::open_root(client.clone(), fs_config, Path::new(&source.path), &client.patience()).await;

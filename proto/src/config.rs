@@ -52,6 +52,8 @@ pub struct MountOptions {
     pub timeout: Option<Duration>,
     pub hard: Option<bool>,
     pub cache: Option<u64>,
+    pub cache_dir: Option<PathBuf>,
+    pub cache_dir_size: Option<u64>,
     pub journal: Option<u64>,
     pub umount_timeout: Option<Duration>,
 }
@@ -102,6 +104,10 @@ pub struct MountConfig {
     pub hard: bool,
     /// Bytes of content cached in memory. Default 256 MiB.
     pub cache: u64,
+    /// Where downloaded content is kept on disk, if it is.
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes of that. Default 4 GiB.
+    pub cache_dir_size: u64,
     /// Bytes that the journal may take; 0 switches it off. Default 256 MiB.
     pub journal: u64,
     /// How long an unmount waits for what is pending. Default 60 s.
@@ -211,10 +217,12 @@ impl Options {
         let ServerOptions { data, key_file } = server;
         take(&mut self.server.data, data);
         take(&mut self.server.key_file, key_file);
-        let MountOptions { timeout, hard, cache, journal, umount_timeout } = mount;
+        let MountOptions { timeout, hard, cache, cache_dir, cache_dir_size, journal, umount_timeout } = mount;
         take(&mut self.mount.timeout, timeout);
         take(&mut self.mount.hard, hard);
         take(&mut self.mount.cache, cache);
+        take(&mut self.mount.cache_dir, cache_dir);
+        take(&mut self.mount.cache_dir_size, cache_dir_size);
         take(&mut self.mount.journal, journal);
         take(&mut self.mount.umount_timeout, umount_timeout);
     }
@@ -233,6 +241,8 @@ impl Options {
                 timeout: self.mount.timeout.unwrap_or(Duration::from_secs(30)),
                 hard: self.mount.hard.unwrap_or(false),
                 cache: self.mount.cache.unwrap_or(256 * MIB),
+                cache_dir: self.mount.cache_dir,
+                cache_dir_size: self.mount.cache_dir_size.unwrap_or(4096 * MIB),
                 journal: self.mount.journal.unwrap_or(256 * MIB),
                 umount_timeout: self.mount.umount_timeout.unwrap_or(Duration::from_secs(60)),
             },

@@ -35,6 +35,7 @@ mod secured;
 mod servers;
 mod suites;
 mod takeover;
+mod tier;
 
 use harness::{Cluster, Mount};
 use std::sync::OnceLock;

@@ -75,6 +75,19 @@ fn show(connection: &mut Connection, as_json: bool) -> anyhow::Result<String> {
             }
         }
     }
+    if let tier @ Value::Object(_) = &status["tier"] {
+        let (hits, misses) = (number(&tier["hits"]), number(&tier["misses"]));
+        lines.push(format!(
+            "  disk cache: {} of {}, in {}; had {hits} of {} pieces",
+            indicatif::BinaryBytes(number(&tier["bytes"])),
+            indicatif::BinaryBytes(number(&tier["max_bytes"])),
+            tier["dir"].as_str().unwrap_or("?"),
+            hits + misses
+        ));
+        if let Some(why) = tier["broken"].as_str() {
+            lines.push(format!("  the disk cache does not keep what comes: {why}"));
+        }
+    }
     if let Some(error) = client["last_log_error"].as_str() {
         lines.push(format!("  Kafka said last: {error}"));
     }

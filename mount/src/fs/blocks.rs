@@ -95,9 +95,31 @@ impl Drop for Waiting<'_> {
 }
 
 impl Fs {
-    /// The plain content of an extent's chunk, from memory or from the server.
+    /// The plain content of an extent's chunk, from memory, from this machine's disk or from the server.
     pub(super) async fn block(&self, extent: &Extent, patience: &Patience) -> Result<Bytes, FsError> {
-        self.block_from(extent, self.inner.client.download(&extent.chunk, patience), patience).await
+        self.block_from(extent, self.sealed(&extent.chunk, patience), patience).await
+    }
+
+    async fn sealed(&self, name: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
+        if let Some(tier) = &self.inner.config.tier
+            && let Some(sealed) = tier.get(name).await
+        {
+            return Ok(sealed);
+        }
+        self.kept(name, self.inner.client.download(name, patience)).await
+    }
+
+    /// What is downloaded, which is then kept on this machine's disk.
+    pub(super) async fn kept(
+        &self,
+        name: &ChunkName,
+        download: impl Future<Output = Result<Bytes, CallError>>,
+    ) -> Result<Bytes, CallError> {
+        let sealed = download.await?;
+        if let Some(tier) = &self.inner.config.tier {
+            tier.put(name, &sealed);
+        }
+        Ok(sealed)
     }
 
     /// Likewise, from a download that may have begun.

@@ -7,6 +7,7 @@ use super::extents::{Extent, Part};
 use super::file::FileHandle;
 use crate::client::Patience;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// What is kept on its way before a sequential reader, in bytes; the client's
 /// window bounds it further.
@@ -100,14 +101,38 @@ impl Fs {
         }
         let slots: Vec<_> =
             missing.iter().map_while(|_| self.inner.prefetches.clone().try_acquire_owned().ok()).collect();
-        missing.truncate(slots.len());
-        let names: Vec<_> = missing.iter().map(|extent| extent.chunk).collect();
+        let missing: Vec<_> = missing.into_iter().cloned().zip(slots).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let Some(tier) = self.inner.config.tier.clone() else { return self.download_all(missing) };
+        let fs = self.clone();
+        proto::task::spawn_on(&self.inner.runtime, async move {
+            let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
+            let mut seen = tier.seen(&names).await.into_iter();
+            let (here, there): (Vec<_>, _) = missing.into_iter().partition(|_| seen.next().unwrap_or(false));
+            for (extent, slot) in here {
+                let each = fs.clone();
+                proto::task::spawn_on(&fs.inner.runtime, async move {
+                    let patience = Patience::within(each.inner.config.close_timeout);
+                    let _ = each.block(&extent, &patience).await;
+                    drop(slot);
+                });
+            }
+            fs.download_all(there);
+        });
+    }
+
+    /// Asks the server for all of these with as few records as they fit in.
+    fn download_all(&self, missing: Vec<(Extent, OwnedSemaphorePermit)>) {
+        let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
         let downloads = self.inner.client.download_all(&names);
-        for ((extent, download), slot) in missing.into_iter().cloned().zip(downloads).zip(slots) {
+        for ((extent, slot), download) in missing.into_iter().zip(downloads) {
             let fs = self.clone();
             proto::task::spawn_on(&self.inner.runtime, async move {
                 let patience = Patience::within(fs.inner.config.close_timeout);
-                let _ = fs.block_from(&extent, fs.inner.client.downloaded(download, &patience), &patience).await;
+                let download = fs.kept(&extent.chunk, fs.inner.client.downloaded(download, &patience));
+                let _ = fs.block_from(&extent, download, &patience).await;
                 drop(slot);
             });
         }

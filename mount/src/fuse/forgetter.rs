@@ -4,8 +4,8 @@
 //! What stands under a name is not dropped, it is only asked for again: dropping it would take mounts away that stand
 //! there. fuser has no words for that, so this writes the kernel's (`fuse_notify_inval_entry_out` of linux/fuse.h).
 
-use super::worker::{Tasks, Worker};
 use crate::fs::KernelForget;
+use crate::worker::{Tasks, Worker};
 use fuser::{INodeNo, Notifier};
 use std::collections::VecDeque;
 use std::fs::File;

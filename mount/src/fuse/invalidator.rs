@@ -2,7 +2,7 @@
 //! its own: the kernel lets the caller wait for pages that are just being read, so
 //! no operation and no promise's confirmation may wait for it.
 
-use super::worker::{Tasks, Worker};
+use crate::worker::{Tasks, Worker};
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeMap;
 use std::io;

@@ -24,11 +24,13 @@ pub const JOURNAL_BYTES_DEFAULT: u64 = 1 << 30;
 
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 const CACHE_BYTES_MIN: u64 = 1 << 20;
+const CACHE_DIR_BYTES_MIN: u64 = 16 << 20;
 const SIZE_BYTES_MAX: u64 = 1 << 44;
 
 /// Every option that does something, as an error message and `--help` list them.
 pub const KNOWN: &str = "ro, rw, uid=, gid=, umask=, allow_other, default_permissions, nonempty, exec, noexec, suid, \
-                         nosuid, dev, nodev, noatime, timeout=, hard, umount_timeout=, cache=, journal=, \
+                         nosuid, dev, nodev, noatime, timeout=, hard, umount_timeout=, cache=, cache_dir=, \
+                         cache_dir_size=, journal=, \
                          password_file=, credential=, config=, remount";
 
 /// The mount options of one call, each as given; `None` or `false` where nothing was said.
@@ -62,6 +64,10 @@ pub struct MountOptions {
     pub umount_timeout: Option<Duration>,
     /// `cache=`: bytes of file content kept in memory, 1 MiB to 16 TiB.
     pub cache_bytes: Option<u64>,
+    /// `cache_dir=`, absolute: where file content is kept on disk, too.
+    pub cache_dir: Option<PathBuf>,
+    /// `cache_dir_size=`: bytes of that, 16 MiB to 16 TiB.
+    pub cache_dir_bytes: Option<u64>,
     /// `journal=`: bytes, at most 16 TiB; 0 means that close() waits for the answer instead.
     pub journal_bytes: Option<u64>,
     /// `password_file=`, absolute.
@@ -155,6 +161,11 @@ impl MountOptions {
             b"cache" => {
                 let allowed = "SIZE from 1M to 16T, like 256M";
                 self.cache_bytes = Some(size("cache", value, CACHE_BYTES_MIN, allowed)?);
+            }
+            b"cache_dir" => self.cache_dir = Some(path("cache_dir", value)?),
+            b"cache_dir_size" => {
+                let allowed = "SIZE from 16M to 16T, like 4G";
+                self.cache_dir_bytes = Some(size("cache_dir_size", value, CACHE_DIR_BYTES_MIN, allowed)?);
             }
             b"journal" => {
                 let allowed = "SIZE up to 16T, like 1G, or 0 for none";

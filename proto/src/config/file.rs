@@ -12,7 +12,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 const TOP: &[&str] = &["brokers", "prefix", "user", "password_file", "credential", "[kafka]", "[server]", "[mount]"];
 const SERVER: &[&str] = &["data", "key_file"];
-const MOUNT: &[&str] = &["timeout", "hard", "cache", "journal", "umount_timeout"];
+const MOUNT: &[&str] = &["timeout", "hard", "cache", "cache_dir", "cache_dir_size", "journal", "umount_timeout"];
 
 /// Reads a file into a layer. Relative paths in it count from its directory.
 pub(super) fn read(file: &Path) -> Result<Options, ConfigError> {
@@ -59,6 +59,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Options, ConfigError> {
                         "timeout" => mount.timeout = Some(entry.parsed("a duration", value::parse_duration)?),
                         "hard" => mount.hard = Some(entry.flag()?),
                         "cache" => mount.cache = Some(entry.parsed("a size", value::parse_size)?),
+                        "cache_dir" => mount.cache_dir = Some(entry.path()?),
+                        "cache_dir_size" => mount.cache_dir_size = Some(entry.parsed("a size", value::parse_size)?),
                         "journal" => mount.journal = Some(entry.parsed("a size", value::parse_size)?),
                         "umount_timeout" => {
                             mount.umount_timeout = Some(entry.parsed("a duration", value::parse_duration)?);

@@ -33,6 +33,8 @@ fn every_key_is_read() {
         timeout = "500ms"
         hard = true
         cache = "512M"
+        cache_dir = "pieces"
+        cache_dir_size = "2G"
         journal = 1048576
         umount_timeout = 90
     "#;
@@ -51,6 +53,8 @@ fn every_key_is_read() {
     assert_eq!(options.mount.timeout, Some(Duration::from_millis(500)));
     assert_eq!(options.mount.hard, Some(true));
     assert_eq!((options.mount.cache, options.mount.journal), (Some(512 << 20), Some(1 << 20)));
+    assert_eq!(options.mount.cache_dir, Some("/there/pieces".into()));
+    assert_eq!(options.mount.cache_dir_size, Some(2 << 30));
     assert_eq!(options.mount.umount_timeout, Some(Duration::from_secs(90)));
 }
 

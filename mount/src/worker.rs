@@ -4,12 +4,12 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The thread, which ends when this is dropped. `T` is what is still to be done, and bounds it.
-pub(super) struct Worker<T: Default> {
+pub(crate) struct Worker<T: Default> {
     queue: Arc<Queue<T>>,
 }
 
 /// The end that others write to.
-pub(super) struct Tasks<T> {
+pub(crate) struct Tasks<T> {
     queue: Arc<Queue<T>>,
 }
 
