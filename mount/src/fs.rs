@@ -227,8 +227,6 @@ impl Statfs {
 
 /// Chunks sealed and uploaded at once; with what is being sealed this is 16 MiB of memory.
 const UPLOADS: usize = 16;
-/// Chunks read ahead at once.
-const PREFETCHES: usize = 64;
 
 impl Fs {
     /// For work that goes on by itself and must not keep a filesystem that nobody uses any more.
@@ -262,7 +260,7 @@ impl Fs {
                 budget: Budget::new(config.dirty_bytes),
                 lying: std::sync::Mutex::default(),
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
-                prefetches: Arc::new(tokio::sync::Semaphore::new(PREFETCHES)),
+                prefetches: Arc::new(tokio::sync::Semaphore::new(prefetch::PAGES)),
                 neighbours: neighbours::Neighbours::default(),
                 ahead: ahead::Ahead::default(),
                 statfs: std::sync::Mutex::new(None),

@@ -47,6 +47,9 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Between uploads of a chunk whose append failed.
 const UPLOAD_AGAIN: Duration = Duration::from_millis(500);
 
+/// Chunks that are asked for with one record at least, where so many wait.
+const TOGETHER: usize = 8;
+
 /// Reads remembered for their answers' sake, at most; older ones' answers are passed over.
 const MAX_READS: usize = 4096;
 
@@ -318,7 +321,10 @@ impl Transfers {
         let room = (link.window_bytes as usize / SEALED_MAX_BYTES).max(1);
         loop {
             let (mut chunks, mut are_repeated) = (Vec::new(), true);
-            while downloads.under_way < room
+            // Where many wait, what comes makes room for some before more are asked for, or each would have a record.
+            let together = downloads.queue.len().min(TOGETHER).min(room.div_ceil(2));
+            while (!chunks.is_empty() || downloads.under_way + together <= room)
+                && downloads.under_way < room
                 && chunks.len() < message::Download::MAX_CHUNKS
                 && let Some(name) = downloads.queue.pop_front()
             {

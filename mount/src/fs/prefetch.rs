@@ -12,6 +12,11 @@ use tokio::sync::OwnedSemaphorePermit;
 /// What is kept on its way before a sequential reader, in bytes; the client's
 /// window bounds it further.
 pub const AHEAD_BYTES: u64 = 20 << 20;
+/// Content on its way ahead, in pages, at most: 32 MiB.
+pub const PAGES: usize = (32 << 20) / PAGE_BYTES;
+const PAGE_BYTES: usize = 4096;
+/// What a chunk counts for at least: little of it may be wanted, but all of it comes.
+const PAGES_MIN: usize = 4;
 /// The least worth asking for, in bytes.
 const AHEAD_MIN_BYTES: u64 = 1 << 20;
 /// How much further than it has read a sequential reader is trusted to go on, as a multiple.
@@ -88,7 +93,7 @@ impl Fs {
     }
 
     /// Sets every chunk of these parts on its way that is not in memory, all with one
-    /// record, as far as slots are free.
+    /// record, as far as there is room for them.
     pub(super) fn load_all(&self, parts: &[Part]) {
         let mut missing: Vec<&Extent> = Vec::new();
         for part in parts {
@@ -99,8 +104,7 @@ impl Fs {
                 missing.push(extent);
             }
         }
-        let slots: Vec<_> =
-            missing.iter().map_while(|_| self.inner.prefetches.clone().try_acquire_owned().ok()).collect();
+        let slots: Vec<_> = missing.iter().map_while(|extent| self.room_ahead(extent.len as usize)).collect();
         let missing: Vec<_> = missing.into_iter().cloned().zip(slots).collect();
         if missing.is_empty() {
             return;
@@ -121,6 +125,12 @@ impl Fs {
             }
             fs.download_all(there);
         });
+    }
+
+    /// Room for so many bytes on their way ahead.
+    fn room_ahead(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let pages = bytes.div_ceil(PAGE_BYTES).max(PAGES_MIN);
+        self.inner.prefetches.clone().try_acquire_many_owned(pages as u32).ok()
     }
 
     /// Asks the server for all of these with as few records as they fit in.

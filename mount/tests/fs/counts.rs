@@ -3,6 +3,7 @@
 use crate::place::{ME, Place};
 use mount::client::Patience;
 use mount::fs::{CreateHow, DirEntry, Fs, NewNode, ROOT};
+use proto::log::Topic;
 use proto::message::{FileKind, Refusal};
 use std::time::Duration;
 
@@ -49,10 +50,14 @@ async fn costs_nothing(fs: &Fs, work: impl AsyncFn()) {
 
 /// Makes so many small files, each with its name as its content.
 async fn make_small(maker: &Fs, dir: u64, count: usize) {
+    make_files(maker, dir, count, |name| name.as_bytes().to_vec()).await;
+}
+
+async fn make_files(maker: &Fs, dir: u64, count: usize, content: impl Fn(&str) -> Vec<u8>) {
     for number in 0..count {
         let (name, how) = (format!("small {number}"), CreateHow::default());
         let (_, opened) = maker.create(ME, dir, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
-        maker.write(opened.handle, 0, name.as_bytes(), &patience()).await.expect("writes");
+        maker.write(opened.handle, 0, &content(&name), &patience()).await.expect("writes");
         maker.flush(opened.handle, &patience()).await.expect("closes");
         maker.release(opened.handle).expect("closes");
     }
@@ -311,4 +316,40 @@ async fn reading_through_a_tree_waits_for_few_of_its_files() {
     .await;
     assert_eq!((files, cost.requests as usize, cost.reads), (DIRS * FILES, 1 + DIRS + DIRS * FILES, 0));
     assert!(waits() - before <= 20, "{} waits", waits() - before);
+}
+
+/// Content that does not get smaller.
+fn noise(name: &[u8]) -> Vec<u8> {
+    let mut content = vec![0; 16 << 10];
+    blake3::Hasher::new().update(name).finalize_xof().fill(&mut content);
+    content
+}
+
+/// What is too large to come along with the answer to an open is fetched ahead too, however much of it is under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_some_pages_are_fetched_many_with_one_record() {
+    const FILES: usize = 400;
+    let place = Place::lasting().await;
+    let maker = place.fs().await;
+    make_files(&maker, ROOT, FILES, |name| noise(name.as_bytes())).await;
+    maker.client().drain(Duration::from_secs(60)).await;
+
+    // Nothing comes before all are open.
+    let (fs, held) = place.fs_held(Topic::Reads).await;
+    let (_, cost) = cost(&fs, async {
+        held.send_replace(true);
+        let mut open = Vec::new();
+        for file in entries(&fs, ROOT).await {
+            let opened = fs.open(file.ino, false, &patience()).await.expect("opens");
+            open.push((opened.handle, noise(&file.name)));
+        }
+        held.send_replace(false);
+        for (handle, expected) in open {
+            let content = fs.read(handle, 0, 100_000, &patience()).await.expect("reads");
+            assert!(content[..] == expected[..]);
+            fs.release(handle).expect("closes");
+        }
+    })
+    .await;
+    assert!(cost.reads <= FILES as u64 / 8, "{cost:?}");
 }

@@ -5,6 +5,7 @@ use crate::place::{ME, Place};
 use mount::client::Patience;
 use mount::error::FsError;
 use mount::fs::{CreateHow, Fs, LockCall};
+use proto::log::Topic;
 use proto::message::LockKind::{Flock, OpenFile, Process};
 use proto::message::LockMode::{Exclusive, Shared};
 use proto::message::{LockKind, LockRange, Refusal};
@@ -67,7 +68,7 @@ async fn an_unlock_that_nobody_waits_for_waits_for_what_was_written() {
     let ((one, a), (two, b)) = two(&place).await;
     one.lock(a, of(1, Process), Exclusive, true, &patience()).await.expect("locks");
     // One more is delegated the content, and gives it back late: so the write waits in the server.
-    let (third, held) = place.fs_held().await;
+    let (third, held) = place.fs_held(Topic::Requests).await;
     let ino = third.lookup(third.root(), b"f", &patience()).await.expect("looks").ino;
     let c = third.open(ino, false, &patience()).await.expect("opens").handle;
     for _ in 0..15 {

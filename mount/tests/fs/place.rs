@@ -155,10 +155,10 @@ impl Place {
         self.fs_made(path, owners, false).await
     }
 
-    /// One whose requests can be held back.
-    pub async fn fs_held(&self) -> (Fs, watch::Sender<bool>) {
+    /// One whose records on a topic can be held back.
+    pub async fn fs_held(&self, topic: Topic) -> (Fs, watch::Sender<bool>) {
         let (held, is_held) = watch::channel(false);
-        let client = self.client_on(Arc::new(Held { log: Arc::clone(&self.log), is_held })).await;
+        let client = self.client_on(Arc::new(Held { log: Arc::clone(&self.log), topic, is_held })).await;
         (Place::made_with(client, "/", OWNERS, false).await, held)
     }
 
@@ -173,15 +173,16 @@ impl Place {
     }
 }
 
-/// A log that brings no request there while it is told so.
+/// A log that brings no record of a topic there while it is told so.
 struct Held {
     log: Arc<dyn Log>,
+    topic: Topic,
     is_held: watch::Receiver<bool>,
 }
 
 impl Log for Held {
     fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
-        if topic != Topic::Requests || !*self.is_held.borrow() {
+        if topic != self.topic || !*self.is_held.borrow() {
             return self.log.append(topic, partition, value);
         }
         let (log, mut is_held) = (Arc::clone(&self.log), self.is_held.clone());
