@@ -27,6 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Files that are opened and waited for before others are thought to follow, at first and at most.
 const BEGIN_AFTER: u32 = 3;
 const BEGIN_AFTER_MAX: u32 = 192;
+/// So many files of a directory are opened and waited for, and none of those that were thought to come next: these do not.
+const MISSED_MAX: u32 = 4;
 /// Files asked for at once, at first and at most.
 const BATCH_FIRST: usize = 8;
 const BATCH_MAX: usize = 64;
@@ -66,6 +68,8 @@ struct Walk {
     /// Of the unread ones, and how many were asked for the last time.
     ahead: usize,
     batch: usize,
+    /// Files that were opened and waited for since one was that had been asked for ahead.
+    missed: u32,
     /// How far into the listing has been looked, and whether nothing is left to be asked for.
     after: u64,
     is_done: bool,
@@ -107,6 +111,11 @@ impl Reads {
             walk.later += u32::from(ino > last);
         }
         walk.ahead = walk.ahead.saturating_sub(usize::from(was_ahead));
+        walk.missed = if was_ahead { 0 } else { walk.missed + u32::from(waited) };
+        if walk.ahead > 0 && walk.missed >= MISSED_MAX {
+            self.is_not_coming(dir);
+            return 0;
+        }
         if waited && !was_ahead && walk.is_done {
             // What was known is not any more.
             (walk.after, walk.is_done) = (0, false);
@@ -136,6 +145,20 @@ impl Reads {
     /// Whoever opens files goes through a tree.
     fn is_trusted(&self) -> bool {
         self.score >= TRUSTED
+    }
+
+    /// What was asked for of a directory is not what is opened in it.
+    fn is_not_coming(&mut self, dir: Ino) {
+        let of_dir: Vec<Ino> = self.unread.iter().filter(|(_, of)| **of == dir).map(|(ino, _)| *ino).collect();
+        self.score = self.score.saturating_sub(of_dir.len());
+        for ino in of_dir {
+            self.unread.pop(&ino);
+        }
+        let walk = self.dir(dir);
+        (walk.ahead, walk.batch, walk.missed) = (0, 0, 0);
+        if self.score == 0 {
+            (self.waited, self.begin_after) = (0, (self.begin_after * 2).min(BEGIN_AFTER_MAX));
+        }
     }
 
     /// As many as may be ahead are not opened.
@@ -356,6 +379,21 @@ mod tests {
         // What is known already needs nobody's help.
         let mut reads = Reads::default();
         assert!((0..100).all(|ino| open(&mut reads, (1, ino), false, 0) == 0));
+    }
+
+    #[test]
+    fn a_wrong_guess_is_soon_given_up() {
+        let mut reads = Reads::default();
+        for ino in 1..3 {
+            open(&mut reads, (1, ino), true, 0);
+        }
+        assert_eq!(open(&mut reads, (1, 3), true, 1000), BATCH_FIRST as u64, "and these are never opened");
+        let mut end = 4;
+        for ino in 4..100 {
+            end = end.max(ino + 1);
+            end += open(&mut reads, (1, ino), ino + 1 == end, end);
+        }
+        assert!(end > 100 + BATCH_MAX as u64 / 2, "{end}");
     }
 
     #[test]
