@@ -195,6 +195,8 @@ bugs! {
     OlderWriteWins,
     /// fs: what was written and not sent is not read
     ReadMissesWritten,
+    /// fs: what was cut or copied here is read before the answer says what there is
+    ReadMissesCut,
 }
 
 /// Whether this bug is planted on this thread.

@@ -113,7 +113,7 @@ impl Fs {
     ) -> Result<Option<u64>, FsError> {
         let handle = self.inner.handles.file(handle)?;
         self.all_answered(&handle.file, patience).await?;
-        self.copied(handle.file.ino, patience).await?;
+        self.reshaped(handle.file.ino, patience).await?;
         let mut at = offset;
         loop {
             let (size, parts) =

@@ -9,7 +9,7 @@
 //! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
 
 use super::cache::{Found, Local};
-use super::extents::Part;
+use super::extents::{ExtentMap, Part};
 use super::file::State;
 use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use proto::message::{
     Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
 };
+use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -48,8 +49,9 @@ struct Unanswered {
 struct Progress {
     /// The orders of the changes that are under way, rising.
     orders: VecDeque<u64>,
-    /// The last of them that has copied into a file, by file: nobody here knows what is there before it is answered for.
-    copies: BTreeMap<Ino, u64>,
+    /// The last of them that has copied into a file or cut it, by file: what is known of its content lacks that before it
+    /// is answered for.
+    reshaped: BTreeMap<Ino, u64>,
 }
 
 impl Progress {
@@ -58,31 +60,48 @@ impl Progress {
         self.orders.front().is_none_or(|first| *first > upto)
     }
 
-    fn begin(&mut self, order: u64, copied: Option<&Copied>) {
+    fn begin(&mut self, order: u64, reshaped: Option<&Reshaped>) {
         self.orders.push_back(order);
-        self.copies.extend(copied.map(|copied| (copied.to, order)));
+        self.reshaped.extend(reshaped.map(|reshaped| (reshaped.ino, order)));
     }
 
-    fn end(&mut self, order: u64, copied: Option<&Copied>) {
+    fn end(&mut self, order: u64, reshaped: Option<&Reshaped>) {
         self.orders.pop_front();
-        if let Some(copied) = copied
-            && self.copies.get(&copied.to) == Some(&order)
+        if let Some(reshaped) = reshaped
+            && self.reshaped.get(&reshaped.ino) == Some(&order)
         {
-            self.copies.remove(&copied.to);
+            self.reshaped.remove(&reshaped.ino);
         }
     }
 }
 
-/// A range of a file whose content is another file's.
-struct Copied {
-    to: Ino,
-    range: Range<u64>,
+/// A file whose content has changed otherwise than by a write.
+struct Reshaped {
+    ino: Ino,
+    how: How,
+}
+
+enum How {
+    /// Another file's content is in this range now.
+    Copied(Range<u64>),
+    /// It ends here.
+    Cut(u64),
+}
+
+impl Reshaped {
+    /// Brings what is known of the content up to the change.
+    fn apply(&self, map: &mut ExtentMap) {
+        match &self.how {
+            How::Copied(range) => map.forget(range.start, range.end),
+            How::Cut(size) => map.truncate(*size),
+        }
+    }
 }
 
 struct Sent {
     submitted: Submitted,
     touched: Touched,
-    copied: Option<Copied>,
+    reshaped: Option<Reshaped>,
     /// Whoever waits because the journal does not have it.
     waits: Option<oneshot::Sender<Result<(), FsError>>>,
     slot: OwnedSemaphorePermit,
@@ -111,7 +130,7 @@ struct Plan<T> {
     inodes: Vec<(Ino, Effect)>,
     names: Vec<(Ino, Name, Target)>,
     made: Option<Attr>,
-    copied: Option<Copied>,
+    reshaped: Option<Reshaped>,
     value: T,
 }
 
@@ -135,7 +154,7 @@ impl Locals {
 /// keep.
 async fn take_answers(fs: Weak<Inner>) {
     loop {
-        let Sent { submitted, touched, copied, waits, slot } = {
+        let Sent { submitted, touched, reshaped, waits, slot } = {
             let Some(fs) = Fs::if_there(&fs) else { return };
             let mut unanswered = fs.inner.locals.sent();
             let Some(sent) = unanswered.sent.pop_front() else {
@@ -149,7 +168,7 @@ async fn take_answers(fs: Weak<Inner>) {
         let Some(fs) = Fs::if_there(&fs) else { return };
         let result = match answer {
             Ok(reply) => {
-                fs.settle(order, &reply, &touched, copied.as_ref());
+                fs.settle(order, &reply, &touched, reshaped.as_ref());
                 Ok(())
             }
             Err(error) => {
@@ -163,7 +182,7 @@ async fn take_answers(fs: Weak<Inner>) {
             let _ = waits.send(result);
         }
         drop(slot);
-        fs.inner.locals.progress.send_modify(|progress| progress.end(order, copied.as_ref()));
+        fs.inner.locals.progress.send_modify(|progress| progress.end(order, reshaped.as_ref()));
     }
 }
 
@@ -184,16 +203,17 @@ impl Fs {
         Ok(())
     }
 
-    /// What was copied into a file here is answered for, so that its content can be known.
-    pub(super) async fn copied(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
-        let Some(order) = self.last_copy(ino) else { return Ok(()) };
+    /// What was copied into a file here, or cut off, is answered for, so that its content can be known.
+    pub(super) async fn reshaped(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
+        let last = self.last_reshaped(ino).filter(|_| !planted(Bug::ReadMissesCut));
+        let Some(order) = last else { return Ok(()) };
         self.inner.client.somebody_waits();
         self.settled(order, patience).await
     }
 
-    /// The order of the last change that has copied into a file and is not answered for.
-    pub(super) fn last_copy(&self, ino: Ino) -> Option<u64> {
-        self.inner.locals.progress.borrow().copies.get(&ino).copied()
+    /// The order of the last change that has copied into a file or cut it, and is not answered for.
+    pub(super) fn last_reshaped(&self, ino: Ino) -> Option<u64> {
+        self.inner.locals.progress.borrow().reshaped.get(&ino).copied()
     }
 
     /// Whether what is written to a file may be answered for before the server has it.
@@ -219,7 +239,7 @@ impl Fs {
                 inodes: vec![(dir, Effect::Entry { time, links: i32::from(is_dir) })],
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: Some(attr.clone()),
-                copied: None,
+                reshaped: None,
                 value: attr,
             }))
         })
@@ -250,7 +270,7 @@ impl Fs {
                 inodes: vec![(dir, Effect::Entry { time, links: 0 }), (ino, effect)],
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: None,
-                copied: None,
+                reshaped: None,
                 value: attr,
             }))
         })
@@ -288,7 +308,7 @@ impl Fs {
                 ],
                 names: vec![(dir, name.clone(), None)],
                 made: None,
-                copied: None,
+                reshaped: None,
                 value: (),
             }))
         })
@@ -338,7 +358,7 @@ impl Fs {
                 inodes,
                 names: vec![(from_dir, source, None), (to_dir, target, Some((moved.ino, moved.kind)))],
                 made: None,
-                copied: None,
+                reshaped: None,
                 value: (),
             }))
         })
@@ -352,7 +372,7 @@ impl Fs {
         len: u64,
     ) -> Option<Result<Done<u64>, FsError>> {
         // Under a quota room would have to be reserved for it.
-        if from == to || self.inner.client.is_limited() || self.last_copy(from).is_some() {
+        if from == to || self.inner.client.is_limited() || self.last_reshaped(from).is_some() {
             return None;
         }
         self.locally(|_, local, time| {
@@ -362,43 +382,52 @@ impl Fs {
             let len = content.size.saturating_sub(offset).min(len);
             let end = to_offset.checked_add(len).filter(|end| *end <= Upload::MAX_FILE_BYTES)?;
             let extents = content.parts.ok()?;
-            let data = extents.iter().filter_map(|part| match part {
-                Part::Data(extent) => Some(u64::from(extent.len)),
-                Part::Hole { .. } => None,
-            });
             if len == 0 || to_offset < target.size || extents.len() >= Upload::MAX_CLONED {
                 return None;
             }
             let range = proto::message::Range { ino: from, offset, len };
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Clone { from: range, to, to_offset }),
-                inodes: vec![(to, Effect::Copied { end, bytes: data.sum(), time })],
+                inodes: vec![(to, Effect::Copied { end, bytes: data_bytes(&extents), time })],
                 names: Vec::new(),
                 made: None,
-                copied: Some(Copied { to, range: to_offset..end }),
+                reshaped: Some(Reshaped { ino: to, how: How::Copied(to_offset..end) }),
                 value: len,
             }))
         })
     }
 
-    /// All but sizes. What was written before is in the stream.
+    /// What was written before is in the stream; where the size changes it is answered for, or this is not answered here.
     pub(super) fn set_locally(&self, ino: Ino, change: &AttrChange) -> Option<Result<Done<Attr>, FsError>> {
-        if change.size.is_some() {
+        let file = self.inner.files.get(ino);
+        // A cut under a lock is made in its session or not at all, so the server answers for it.
+        if change.size.is_some() && file.as_ref().is_some_and(|file| file.owners().session().is_some()) {
             return None;
         }
-        let file = self.inner.files.get(ino);
+        let is_reshaped = self.last_reshaped(ino).is_some();
         // Before the cache's lock.
         let state = file.as_ref().map(|file| file.state());
         self.locally(|_, local, time| {
             let mut attr = with_written(local, ino, state.as_deref())?;
-            let effect = Effect::Set { change: change.clone(), time };
-            effect.apply(&mut attr);
+            let mut effects = Vec::new();
+            if let Some(size) = change.size {
+                local.file(ino).filter(|_| state.as_ref().is_none_or(|state| state.is_clean()))?;
+                let allocated = match size {
+                    0 => 0,
+                    size if size >= attr.size => attr.allocated,
+                    // What is known of the content tells what stays of it.
+                    size => data_bytes(&local.content(ino, 0, size).filter(|_| !is_reshaped)?.parts.ok()?),
+                };
+                effects.push(Effect::Resized { size, allocated, time });
+            }
+            effects.push(Effect::Set { change: change.clone(), time });
+            effects.iter().for_each(|effect| effect.apply(&mut attr));
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Setattr { ino, change: change.clone() }),
-                inodes: vec![(ino, effect)],
+                inodes: effects.into_iter().map(|effect| (ino, effect)).collect(),
                 names: Vec::new(),
                 made: None,
-                copied: None,
+                reshaped: change.size.map(|size| Reshaped { ino, how: How::Cut(size) }),
                 value: attr,
             }))
         })
@@ -415,7 +444,7 @@ impl Fs {
         let slot = self.inner.locals.slots.clone().try_acquire_owned().ok()?;
         let done = self.cache().locally(self.promises(), |local| {
             let time = self.inner.client.now();
-            let Plan { op, inodes, names, made, copied, value } = match plan(self, local, time)? {
+            let Plan { op, inodes, names, made, reshaped, value } = match plan(self, local, time)? {
                 Ok(plan) => plan,
                 Err(refusal) => return Some(Err(FsError::refused(refusal))),
             };
@@ -444,8 +473,8 @@ impl Fs {
                 }
             };
             // Under the lock, so that the task has them in their order.
-            self.inner.locals.progress.send_modify(|progress| progress.begin(order, copied.as_ref()));
-            self.inner.locals.sent().sent.push_back(Sent { submitted, touched, copied, waits, slot });
+            self.inner.locals.progress.send_modify(|progress| progress.begin(order, reshaped.as_ref()));
+            self.inner.locals.sent().sent.push_back(Sent { submitted, touched, reshaped, waits, slot });
             Some(Ok(Done { value, answer }))
         });
         let begins = {
@@ -459,33 +488,43 @@ impl Fs {
     }
 
     /// A change that was answered here has taken effect.
-    fn settle(&self, order: u64, reply: &Reply, touched: &Touched, copied: Option<&Copied>) {
+    fn settle(&self, order: u64, reply: &Reply, touched: &Touched, reshaped: Option<&Reshaped>) {
         let (mut made, mut before) = (None, None);
         self.cache().settle(self.promises(), order, reply, touched, |l| match &reply.outcome {
+            Outcome::Entry(attr) | Outcome::Cloned { to: attr, .. } if let Some(reshaped) = reshaped => {
+                before = l.content_changed(attr, |map| reshaped.apply(map));
+            }
             Outcome::Entry(attr) => {
                 l.attr(attr);
                 made = l.is_of(attr);
             }
             Outcome::Removed(attr) => l.attr(attr),
-            Outcome::Cloned { to, .. } => {
-                before = l.content_changed(to, |map| {
-                    copied.iter().for_each(|copied| map.forget(copied.range.start, copied.range.end));
-                });
-            }
             Outcome::Renamed { moved, other } => {
                 l.attr(moved);
                 other.iter().for_each(|other| l.attr(other));
             }
             _ => {}
         });
-        if let (Some(before), Outcome::Entry(attr)) = (made, &reply.outcome) {
-            self.inner.files.pages_follow(attr.ino, Some(before), attr.version);
-        }
-        if let Outcome::Cloned { to, .. } = &reply.outcome {
-            // The kernel has dropped its pages of the range itself.
-            self.inner.files.pages_follow(to.ino, before, to.version);
+        match &reply.outcome {
+            // The kernel has dropped its pages of what changed itself.
+            Outcome::Entry(attr) | Outcome::Cloned { to: attr, .. } if reshaped.is_some() => {
+                self.inner.files.pages_follow(attr.ino, before, attr.version);
+            }
+            Outcome::Entry(attr) if made.is_some() => {
+                self.inner.files.pages_follow(attr.ino, made, attr.version);
+            }
+            _ => {}
         }
     }
+}
+
+/// How much of a file's parts is no hole.
+fn data_bytes(parts: &[Part]) -> u64 {
+    let data = parts.iter().filter_map(|part| match part {
+        Part::Data(extent) => Some(u64::from(extent.len)),
+        Part::Hole { .. } => None,
+    });
+    data.sum()
 }
 
 /// The attributes of an inode that may be answered for here. What is being written has moved the times, which from now on

@@ -19,6 +19,12 @@ pub enum Effect {
         change: AttrChange,
         time: Time,
     },
+    /// It ends somewhere else, and so much of its content takes room.
+    Resized {
+        size: u64,
+        allocated: u64,
+        time: Time,
+    },
     /// One of the directory's entries has changed, and so many of them are directories more.
     Entry {
         time: Time,
@@ -52,6 +58,9 @@ impl Effect {
         match self {
             Effect::Made => {}
             Effect::Set { change, time } => attr.set(change, *time),
+            Effect::Resized { size, allocated, time } => {
+                (attr.size, attr.allocated, attr.mtime) = (*size, *allocated, *time);
+            }
             Effect::Entry { time, links } => {
                 (attr.mtime, attr.ctime) = (*time, *time);
                 attr.nlink = attr.nlink.saturating_add_signed(*links);

@@ -37,7 +37,7 @@ impl Fs {
         if !handle.keeps_atime() {
             self.accessed(ino);
         }
-        self.copied(ino, patience).await?;
+        self.reshaped(ino, patience).await?;
         self.not_overtaken(&handle.file, patience).await?;
         // First what was written here: what leaves it meanwhile is in the map by then.
         let (overlay, written_end) = handle.file.overlay(offset, u64::from(len));

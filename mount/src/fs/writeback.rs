@@ -119,7 +119,7 @@ impl Fs {
                 Tried::Written(written) => return Ok(written),
                 Tried::BufferFull => {}
                 Tried::EndUnknown => {
-                    self.copied(handle.file.ino, patience).await?;
+                    self.reshaped(handle.file.ino, patience).await?;
                     end = Some(self.attr(handle.file.ino, patience).await?.size);
                     continue;
                 }
@@ -202,10 +202,10 @@ impl Fs {
         Ok(Tried::Written(data.len() as u32))
     }
 
-    /// Where what is appended stands, as far as is known here; `known_end` is what was asked for. What a copy has
-    /// left is not known before that is answered for.
+    /// Where what is appended stands, as far as is known here; `known_end` is what was asked for. What a copy or a
+    /// cut has left is not known before that is answered for.
     fn end_to_append_at(&self, file: &File, state: &State, known_end: Option<u64>) -> Option<u64> {
-        if self.last_copy(file.ino).is_some() {
+        if self.last_reshaped(file.ino).is_some() {
             return None;
         }
         let known = self.cache().content(self.promises(), file.ino, 0, 0).map(|c| c.size).or(known_end);
@@ -640,11 +640,15 @@ async fn take_answers(fs: Weak<Inner>, file: Arc<File>) {
                 }
             }
         };
-        let answer = match sent.answer {
-            Waiting::For(submitted) => submitted.await.map_err(FsError::from),
-            Waiting::Nothing(error) => Err(error),
+        let (order, answer) = match sent.answer {
+            Waiting::For(submitted) => (submitted.order(), submitted.await.map_err(FsError::from)),
+            Waiting::Nothing(error) => (0, Err(error)),
         };
         let Some(fs) = Fs::if_there(&fs) else { return };
+        // The answer to what has cut the file before is here, and may still be being taken in on another thread.
+        if fs.last_reshaped(file.ino).is_some() && fs.settled(order, &Patience::for_ever()).await.is_err() {
+            return;
+        }
         let (last, start) = (sent.last, sent.start);
         let mut failure = match answer {
             Ok(reply) => fs.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),

@@ -290,6 +290,69 @@ async fn a_large_file_is_copied_without_waiting() {
     assert!(other.read(opened, 0, 400_000, p).await.expect("reads")[..] == expected[..]);
 }
 
+/// As a shell does with `>` onto a file that is there, and an editor that cuts what was longer before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_cut_and_written_anew_without_waiting() {
+    const BYTES: usize = 1_300_000;
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let (top, p) = (own_dir(&fs, "top").await, &patience());
+    let (stat, opened) = fs.create(ME, top, b"file", 0o600, CreateHow::default(), p).await.expect("makes");
+    let size = |size: usize| SetAttr { size: Some(size as u64), ..SetAttr::default() };
+    let other = place.fs().await;
+    for (round, cut) in [0, 700_001, 0, 90, 0, BYTES + 5].into_iter().enumerate() {
+        let bytes: Vec<u8> = (0..BYTES).map(|at| ((at + round) % 251) as u8).collect();
+        fs.write(opened.handle, 0, &bytes, p).await.expect("writes");
+        fs.flush(opened.handle, p).await.expect("closes");
+        // All of it is answered for, and its content known.
+        sent(&fs).await;
+        let mut expected = bytes.clone();
+        assert_eq!(fs.read(opened.handle, 0, 2_000_000, p).await.expect("reads").len(), BYTES);
+        expected.resize(cut, 0);
+        let ((), (_, waits)) = cost(&fs, async {
+            let cut = fs.setattr(stat.ino, size(cut), p).await.expect("cuts");
+            assert_eq!(fs.getattr(stat.ino, p).await.expect("is there"), cut);
+            fs.write(opened.handle, 40, b"new", p).await.expect("writes");
+            fs.flush(opened.handle, p).await.expect("closes");
+        })
+        .await;
+        assert_eq!(waits, 0, "cut to {cut}");
+        expected.resize(cut.max(43), 0);
+        expected[40..43].copy_from_slice(b"new");
+        assert_eq!(fs.getattr(stat.ino, p).await.expect("is there").size, expected.len() as u64);
+        assert!(fs.read(opened.handle, 0, 2_000_000, p).await.expect("reads")[..] == expected[..], "cut to {cut}");
+        sent(&fs).await;
+        let here = fs.getattr(stat.ino, p).await.expect("is there");
+        let data = if cut == 0 { 3 } else { cut.clamp(43, BYTES) as u64 };
+        assert_eq!(here.blocks, data.div_ceil(512), "cut to {cut}");
+        if round == 5 {
+            assert_eq!(other.getattr(stat.ino, p).await.expect("is there"), here);
+            let there = other.open(stat.ino, false, p).await.expect("opens").handle;
+            assert!(other.read(there, 0, 2_000_000, p).await.expect("reads")[..] == expected[..]);
+        }
+    }
+}
+
+/// What another mount asks for sees the cut that it was not told of before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_here_is_cut_for_others() {
+    let place = Place::lasting().await;
+    let (fs, other) = (place.fs().await, place.fs().await);
+    let (top, p) = (own_dir(&fs, "top").await, &patience());
+    let (stat, opened) = fs.create(ME, top, b"file", 0o600, CreateHow::default(), p).await.expect("makes");
+    for round in 0_u8..10 {
+        fs.write(opened.handle, 0, &[round + 1; 5000], p).await.expect("writes");
+        fs.flush(opened.handle, p).await.expect("closes");
+        fs.setattr(stat.ino, SetAttr { size: Some(7), ..SetAttr::default() }, p).await.expect("cuts");
+        assert_eq!(other.getattr(stat.ino, p).await.expect("is there").size, 7);
+        let there = other.open(stat.ino, false, p).await.expect("opens").handle;
+        assert_eq!(other.read(there, 0, 100, p).await.expect("reads")[..], [round + 1; 7]);
+        other.release(there).expect("closes");
+        // So long that it becomes this mount's again.
+        tokio::time::sleep(Duration::from_millis(if round % 2 == 0 { 0 } else { 1100 })).await;
+    }
+}
+
 /// git makes each of its objects under another name, links it and takes the first name away.
 #[tokio::test(flavor = "multi_thread")]
 async fn links_are_made_and_taken_away_without_waiting() {
