@@ -26,7 +26,8 @@ fn daemon(source: &str, mountpoint: &Path, how: &str, facts: &Path) -> Command {
     command
 }
 
-fn facts(file: &Path) -> (i32, i32) {
+/// The daemon's process and its guardian's, once it has written them.
+pub fn facts(file: &Path) -> (i32, i32) {
     assert!(eventually(5, || std::fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n'))));
     let text = std::fs::read_to_string(file).expect("written");
     let (daemon, guardian) = text.trim().split_once(' ').expect("two numbers");

@@ -97,8 +97,7 @@ fn kill_9(dir: &Path) {
     let home = own_dir(dir, "home");
     with_dev_fuse(dir, 0o666, || {
         assert_eq!(stderr(daemon("h:1", &at, "", &home.join("f"))), "");
-        let facts = std::fs::read_to_string(home.join("f")).expect("written");
-        let pid: i32 = facts.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+        let (pid, _) = crate::lifecycle::facts(&home.join("f"));
         // SAFETY: a process of this test's own pid namespace.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
         assert!(eventually(5, || entry_at(&at).is_none()));
