@@ -364,13 +364,13 @@ impl Client {
     /// Downloads sealed content; its hash is verified. Asks for the same chunk at
     /// the same time are one; bytes under way are bounded.
     pub async fn download(&self, chunk: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
-        let started = self.download_all(std::slice::from_ref(chunk)).pop();
+        let started = transfer::download(&self.inner, std::slice::from_ref(chunk), true).pop();
         self.downloaded(started.ok_or(CallError::Closed)?, patience).await
     }
 
-    /// Begins to download several chunks, in as few records as they fit in.
+    /// Begins to download several chunks that nobody waits for yet, in as few records as they fit in.
     pub fn download_all(&self, chunks: &[ChunkName]) -> Vec<Download> {
-        transfer::download(&self.inner, chunks)
+        transfer::download(&self.inner, chunks, false)
     }
 
     /// What a download gives.

@@ -188,7 +188,10 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
         login.journal = Some(JournalConfig { dir, max_bytes: config.mount.journal });
     }
     // Said to whoever mounts, before there is a daemon.
-    tier_config(&config).map_or(Ok(()), |tier| tier.prepare())?;
+    if let Some(tier) = tier_config(&config) {
+        tier.prepare()?;
+        tier.is_outside(&dir)?;
+    }
     Ok(Prepared { source, dir, login, config })
 }
 

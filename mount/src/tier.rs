@@ -7,7 +7,8 @@
 //! * Bounded in bytes, by [`MAX_PIECES`], and by a tenth of the disk, which stays free. Each mount counts what it adds,
 //!   and looks at the whole directory again after a sixteenth of the limit: so much more each of them can let it grow.
 //! * What was not used for longest goes first. A use is noted in the piece's mtime, once an hour.
-//! * Nobody waits for what is kept: a thread writes it, and what comes too fast or cannot be written is left out.
+//! * Nobody waits for what is kept: a thread writes it, and what comes too fast or cannot be written is left out. Nor
+//!   does anybody wait for a disk that hangs: what it does not give within [`PATIENCE`] is asked of the server.
 
 use crate::worker::{Tasks, Worker};
 use bytes::Bytes;
@@ -15,13 +16,15 @@ use proto::chunk::{ChunkName, SEALED_MAX_BYTES};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use serde::Serialize;
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Semaphore;
 
 /// Files in one directory, at most: what makes room has all of their names in memory.
 const MAX_PIECES: usize = 262_144;
@@ -35,11 +38,18 @@ const FREE_PART: u64 = 10;
 /// A use this soon after the last one is not noted.
 const NOTED_EVERY: Duration = Duration::from_secs(3600);
 
+/// Between two times that room is made for others.
+const GIVES_WAY_EVERY: Duration = Duration::from_secs(60);
+
 /// What a mount that was killed was just writing is taken away after this time.
 const LEFTOVER: Duration = Duration::from_secs(3600);
 
 /// What a file takes of its disk is a multiple of this, in bytes.
 const BLOCK_BYTES: u64 = 4096;
+
+/// Pieces that are read at once, at most: a disk that hangs must not take all threads that may block.
+const READS: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The directory within the given one, so that nothing else that stands there is ever looked at.
 const INSIDE: &str = "kfs-content";
@@ -61,6 +71,8 @@ pub enum TierError {
     Unusable { dir: PathBuf, reason: io::Error },
     #[error("cannot keep content in {}: it belongs to uid {owner}, and only one's own is trusted; name another directory with cache_dir=", dir.display())]
     NotOwn { dir: PathBuf, owner: u32 },
+    #[error("cannot keep content in {}: that is within what is to be mounted; name another directory with cache_dir=", dir.display())]
+    Within { dir: PathBuf },
 }
 
 /// A disk tier at one moment.
@@ -79,6 +91,7 @@ pub struct TierStatus {
 
 pub struct Tier {
     shelf: Arc<Shelf>,
+    reads: Arc<Semaphore>,
     _worker: Worker<Waiting>,
     tasks: Tasks<Waiting>,
 }
@@ -133,14 +146,26 @@ impl Waiting {
 }
 
 impl TierConfig {
+    /// Fails where the directory would be covered by a mount on `mountpoint`: each look at it would end there.
+    pub fn is_outside(&self, mountpoint: &Path) -> Result<(), TierError> {
+        let unusable = |reason| TierError::Unusable { dir: self.dir.clone(), reason };
+        match self.dir.canonicalize().map_err(unusable)?.starts_with(mountpoint) {
+            true => Err(TierError::Within { dir: self.dir.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the directory. Begins nothing, so this may come before a daemon is one.
     pub fn prepare(&self) -> Result<(), TierError> {
         let unusable = |reason| TierError::Unusable { dir: self.dir.clone(), reason };
         let inside = self.dir.join(INSIDE);
         DirBuilder::new().recursive(true).mode(0o700).create(&inside).map_err(unusable)?;
-        let owner = fs::symlink_metadata(&inside).map_err(unusable)?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(TierError::NotOwn { dir: self.dir.clone(), owner });
+        // Whoever else may change what stands in either could lead this astray.
+        for dir in [&self.dir, &inside] {
+            let owner = fs::metadata(dir).map_err(unusable)?.uid();
+            if owner != rustix::process::geteuid().as_raw() {
+                return Err(TierError::NotOwn { dir: self.dir.clone(), owner });
+            }
         }
         OpenOptions::new().create(true).append(true).mode(0o600).open(inside.join("lock")).map_err(unusable)?;
         Ok(())
@@ -166,16 +191,16 @@ impl Tier {
             is_warned: AtomicBool::new(false),
             broken: Mutex::default(),
         });
-        let mut writer = Writer { shelf: shelf.clone(), pieces: 0, added: 0, number: 0 };
+        let mut writer = Writer { shelf: shelf.clone(), pieces: 0, added: 0, gave_way: None };
         let started = Worker::start("kfs-tier", Waiting::next, move |task| writer.work(task));
         let (worker, tasks) = started.map_err(|reason| TierError::Unusable { dir: config.dir.clone(), reason })?;
-        Ok(Tier { shelf, _worker: worker, tasks })
+        Ok(Tier { shelf, reads: Arc::new(Semaphore::new(READS)), _worker: worker, tasks })
     }
 
     /// Sealed content that is here, and is what its name says.
     pub async fn get(&self, name: &ChunkName) -> Option<Bytes> {
         let (shelf, hash) = (self.shelf.clone(), name.hash);
-        let found = proto::task::offload(move || shelf.read(&hash)).await.ok().flatten();
+        let found = self.ask(move || shelf.read(&hash)).await.flatten();
         let count = if found.is_some() { &self.shelf.hits } else { &self.shelf.misses };
         count.fetch_add(1, Ordering::Relaxed);
         found
@@ -185,7 +210,21 @@ impl Tier {
     pub async fn seen(&self, names: &[ChunkName]) -> Vec<bool> {
         let (shelf, hashes) = (self.shelf.clone(), names.iter().map(|name| name.hash).collect::<Vec<_>>());
         let look = move || hashes.iter().map(|hash| shelf.place(hash).exists()).collect();
-        proto::task::offload(look).await.unwrap_or_else(|_| vec![false; names.len()])
+        self.ask(look).await.unwrap_or_else(|| vec![false; names.len()])
+    }
+
+    /// What the disk says, if it says so in time.
+    async fn ask<T: Send + Unpin + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let asking = async {
+            let turn = self.reads.clone().acquire_owned().await.ok()?;
+            let look = move || {
+                let found = look();
+                drop(turn);
+                found
+            };
+            proto::task::offload(look).await.ok()
+        };
+        tokio::time::timeout(PATIENCE, asking).await.ok().flatten()
     }
 
     /// Keeps sealed content, if there is time for it.
@@ -254,15 +293,14 @@ struct Writer {
     pieces: usize,
     /// Bytes since the last look at the whole directory.
     added: u64,
-    /// Of the next file.
-    number: u64,
+    gave_way: Option<Instant>,
 }
 
 impl Writer {
     fn work(&mut self, task: Task) {
         let shelf = self.shelf.clone();
         let done = match &task {
-            Task::Look => self.make_room(),
+            Task::Look => self.make_room(shelf.max_bytes),
             Task::Keep(piece) => self.keep(piece),
         };
         let why = done.err().map(|error| error.to_string());
@@ -279,21 +317,21 @@ impl Writer {
 
     fn keep(&mut self, piece: &Piece) -> io::Result<()> {
         if self.added > self.shelf.max_bytes / 16 || self.pieces > MAX_PIECES {
-            self.make_room()?;
+            self.make_room(self.shelf.max_bytes)?;
         }
         let place = self.shelf.place(&piece.hash);
         if place.exists() {
             return Ok(());
         }
-        if self.shelf.is_disk_full()? {
+        if self.shelf.is_disk_full()? && !self.gives_way()? {
             let why = format!("less than 1/{} of the disk is free", self.shelf.free_part);
             return Err(io::Error::new(ErrorKind::StorageFull, why));
         }
-        self.number += 1;
-        let unfinished = self.shelf.dir.join(format!("{UNFINISHED}{}-{}", std::process::id(), self.number));
-        let written = write(&unfinished, &piece.sealed).and_then(|()| move_to(&unfinished, &place));
+        let number = u64::from_le_bytes(proto::seal::random());
+        let unfinished = self.shelf.dir.join(format!("{UNFINISHED}{number:016x}"));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        let written = file.write_all(&piece.sealed).and_then(|()| move_to(&unfinished, &place));
         if written.is_err() {
-            // It may not even have been made.
             let _ = fs::remove_file(&unfinished);
         }
         written?;
@@ -304,8 +342,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Looks at all that is there, and takes away what was not used for longest, if it is too much.
-    fn make_room(&mut self) -> io::Result<()> {
+    /// Makes room for others on a full disk, by an eighth of what is there; at most once a minute, since that may not be
+    /// what fills it. Whether there is room now.
+    fn gives_way(&mut self) -> io::Result<bool> {
+        if self.gave_way.is_some_and(|at| at.elapsed() < GIVES_WAY_EVERY) {
+            return Ok(false);
+        }
+        self.gave_way = Some(Instant::now());
+        self.make_room(self.shelf.bytes.load(Ordering::Relaxed) / 8 * 7)?;
+        Ok(!self.shelf.is_disk_full()?)
+    }
+
+    /// Looks at all that is there, and takes away what was not used for longest, if it is more than that.
+    fn make_room(&mut self, max_bytes: u64) -> io::Result<()> {
         let lock = File::open(self.shelf.dir.join("lock"))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             // Another mount is at it.
@@ -314,13 +363,13 @@ impl Writer {
         }
         let mut pieces = self.all()?;
         let mut bytes: u64 = pieces.iter().map(|(_, bytes, _)| bytes).sum();
-        if bytes > self.shelf.max_bytes || pieces.len() > MAX_PIECES {
+        if bytes > max_bytes || pieces.len() > MAX_PIECES {
             pieces.sort_unstable_by_key(|(used, _, _)| std::cmp::Reverse(*used));
-            while bytes > self.shelf.max_bytes / 8 * 7 || pieces.len() > MAX_PIECES / 8 * 7 {
+            while bytes > max_bytes / 8 * 7 || pieces.len() > MAX_PIECES / 8 * 7 {
                 let Some((_, taken, place)) = pieces.pop() else { break };
-                match fs::remove_file(&place) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => bytes -= taken,
+                // One that cannot be taken away, or that another mount has taken away, is passed over.
+                if fs::remove_file(&place).is_ok() || !place.exists() {
+                    bytes -= taken;
                 }
             }
         }
@@ -334,9 +383,12 @@ impl Writer {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.shelf.dir)? {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
+            if entry.file_type()?.is_dir() && is_hex(&entry.file_name(), 2) {
                 for piece in fs::read_dir(entry.path())? {
                     let piece = piece?;
+                    if !is_hex(&piece.file_name(), 64) {
+                        continue;
+                    }
                     // Another mount may have taken it away.
                     let Ok(metadata) = piece.metadata() else { continue };
                     all.push((metadata.modified()?, taken(metadata.len()), piece.path()));
@@ -352,8 +404,9 @@ impl Writer {
     }
 }
 
-fn write(file: &Path, sealed: &[u8]) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?.write_all(sealed)
+/// Whether a name is so many hexadecimal digits, as ours are.
+fn is_hex(name: &OsStr, len: usize) -> bool {
+    name.len() == len && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
 fn move_to(from: &Path, to: &Path) -> io::Result<()> {

@@ -89,6 +89,11 @@ fn a_directory_that_cannot_be_used_is_named_before_anything_is_mounted() {
     fs::write(scratch.join("file"), b"").unwrap();
     let dir = shared().mountpoint().unwrap();
     let options = format!("cache_dir={}", scratch.join("file").display());
-    let why = shared().mount_command("tier", &options, &dir).refused(1).unwrap();
+    shared().user_add("tier-refused").unwrap();
+    let refused = |options: &str| shared().mount_command("tier-refused", options, &dir).refused(1).unwrap();
+    let why = refused(&options);
     assert!(why.contains("cannot keep content in") && why.contains("cache_dir="), "{why}");
+    // Each look at it would be one at the mount.
+    let why = refused(&format!("nonempty,cache_dir={}", dir.join("inside").display()));
+    assert!(why.contains("within what is to be mounted"), "{why}");
 }

@@ -206,10 +206,10 @@ impl Download {
     }
 }
 
-/// Downloads sealed content. What is asked for together leaves together.
-pub(super) fn download(inner: &Inner, names: &[ChunkName]) -> Vec<Download> {
+/// Downloads sealed content. What is asked for together leaves together; what somebody waits for goes first.
+pub(super) fn download(inner: &Inner, names: &[ChunkName], is_waited_for: bool) -> Vec<Download> {
     let mut downloads = lock(&inner.transfers.downloads);
-    let started = names.iter().map(|name| downloads.want(name)).collect();
+    let started = names.iter().map(|name| downloads.want(name, is_waited_for)).collect();
     let is_asked = downloads.queue.is_empty();
     drop(downloads);
     if !is_asked {
@@ -321,7 +321,7 @@ impl Transfers {
         let room = (link.window_bytes as usize / SEALED_MAX_BYTES).max(1);
         loop {
             let (mut chunks, mut are_repeated) = (Vec::new(), true);
-            // Where many wait, what comes makes room for some before more are asked for, or each would have a record.
+            // Where many are queued, what comes makes room for some before more are asked for, or each would have a record.
             let together = downloads.queue.len().min(TOGETHER).min(room.div_ceil(2));
             while (!chunks.is_empty() || downloads.under_way + together <= room)
                 && downloads.under_way < room
@@ -409,13 +409,21 @@ impl Uploads {
 }
 
 impl Downloads {
-    fn want(&mut self, name: &ChunkName) -> Download {
+    fn want(&mut self, name: &ChunkName, is_waited_for: bool) -> Download {
         let (reader, content) = oneshot::channel();
+        let mut is_new = false;
         let ask = self.chunks.entry(*name).or_insert_with(|| {
-            self.queue.push_back(*name);
+            is_new = true;
             Ask { readers: Vec::new(), asked: None, is_repeated: false, damaged: 0, missing: 0 }
         });
         ask.readers.push(reader);
+        if is_waited_for && ask.asked.is_none() {
+            // What is read ahead bounds the queue.
+            self.queue.retain(|queued| queued != name);
+            self.queue.push_front(*name);
+        } else if is_new {
+            self.queue.push_back(*name);
+        }
         Download(content)
     }
 

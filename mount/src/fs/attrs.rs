@@ -92,8 +92,12 @@ impl Fs {
             self.inner.accessed.forget(ino);
         }
         if let Some(done) = self.set_locally(ino, &change) {
-            let attr = done?.safe(patience).await?;
-            return Ok(self.stat(&attr));
+            let safe = done?.safe(patience).await;
+            if size.is_some() && safe.is_err() {
+                // It is cut none the less, and the kernel keeps what was there.
+                self.inval_pages(ino);
+            }
+            return Ok(self.stat(&safe?));
         }
         let (reply, _changing) = self.change(Op::Upload(Upload::Setattr { ino, change }), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setattr" }) };

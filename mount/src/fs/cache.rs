@@ -554,6 +554,10 @@ impl Lesson<'_> {
         let at = self.at;
         let Some(known) = self.map(attr) else { return };
         if at >= known.version || attr.version == known.version {
+            if attr.version != known.version {
+                // An own change stands before it whose answer is still being taken in: it will not be put on this map.
+                known.map = ExtentMap::default();
+            }
             known.size = attr.size;
             known.version = attr.version;
             known.map.learn(from, extents, end);

@@ -12,7 +12,7 @@ use super::cache::Found;
 use super::{Fs, Stat};
 use crate::client::{Patience, Reply};
 use crate::error::FsError;
-use proto::message::{Cursor, FileKind, Listed, Outcome, View};
+use proto::message::{Attr, Cursor, FileKind, Listed, Outcome, View};
 use proto::{Ino, Name};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -183,7 +183,7 @@ impl Fs {
     /// What by now stands under a name that a page has, as far as that is known: it may have been changed here since.
     fn listed_entry(&self, dir: Ino, listed: &Listed, stats: bool) -> Option<DirEntry> {
         let stat = match self.cache().lookup(self.promises(), dir, &listed.name) {
-            Some(Found::Entry(attr)) => self.stat(&attr),
+            Some(Found::Entry(attr)) => self.listed_stat(&attr),
             Some(Found::Absent) => return None,
             // The kernel is to ask for it again.
             Some(Found::Inode(_)) | None => Stat { covering: None, ..self.stat(&listed.attr) },
@@ -193,16 +193,16 @@ impl Fs {
             ino: stat.ino,
             kind: stat.kind,
             offset: listed.cursor().hash,
-            stat: stats.then(|| self.listed_stat(stat)),
+            stat: stats.then_some(stat),
         })
     }
 
     /// What is listed of an inode with its name. What an answer has to be waited for is asked for again when it is needed.
-    fn listed_stat(&self, stat: Stat) -> Stat {
-        let file = self.inner.files.get(self.ino(stat.ino)).filter(|_| stat.kind == FileKind::File);
+    fn listed_stat(&self, attr: &Attr) -> Stat {
+        let file = self.inner.files.get(attr.ino).filter(|_| attr.kind == FileKind::File);
         match file.and_then(|file| self.overtaken(&file)) {
-            Some(_) => Stat { covering: None, ..stat },
-            None => stat,
+            Some(_) => Stat { covering: None, ..self.stat(attr) },
+            None => self.stat(attr),
         }
     }
 
@@ -234,7 +234,7 @@ impl Fs {
             ino: self.shown_ino(e.ino),
             kind: e.kind,
             offset: e.hash,
-            stat: e.attr.filter(|_| stats).map(|attr| self.listed_stat(self.stat(&attr))),
+            stat: e.attr.filter(|_| stats).map(|attr| self.listed_stat(&attr)),
             name: e.name.as_bytes().to_vec(),
         };
         let is_end = entries.len() < CACHED_ENTRIES;
@@ -317,7 +317,7 @@ fn last_name() -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::message::{Attr, Owner};
+    use proto::message::Owner;
     use proto::{Position, Time};
 
     fn listed(name: &str) -> Listed {

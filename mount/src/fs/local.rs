@@ -203,6 +203,15 @@ impl Fs {
         Ok(())
     }
 
+    /// The same for whoever does not keep the filesystem.
+    pub(super) fn when_settled(&self, upto: u64) -> impl Future<Output = ()> + use<> {
+        let mut progress = self.inner.locals.progress.subscribe();
+        async move {
+            // Or there is no filesystem any more.
+            let _ = progress.wait_for(|progress| progress.is_settled(upto)).await;
+        }
+    }
+
     /// What was copied into a file here, or cut off, is answered for, so that its content can be known.
     pub(super) async fn reshaped(&self, ino: Ino, patience: &Patience) -> Result<(), FsError> {
         let last = self.last_reshaped(ino).filter(|_| !planted(Bug::ReadMissesCut));
@@ -372,11 +381,11 @@ impl Fs {
         len: u64,
     ) -> Option<Result<Done<u64>, FsError>> {
         // Under a quota room would have to be reserved for it.
-        if from == to || self.inner.client.is_limited() || self.last_reshaped(from).is_some() {
+        if from == to || self.inner.client.is_limited() {
             return None;
         }
         self.locally(|_, local, time| {
-            local.file(from)?;
+            local.file(from).filter(|_| self.last_reshaped(from).is_none())?;
             let target = local.file(to)?;
             let content = local.content(from, offset, offset.saturating_add(len))?;
             let len = content.size.saturating_sub(offset).min(len);
@@ -404,7 +413,6 @@ impl Fs {
         if change.size.is_some() && file.as_ref().is_some_and(|file| file.owners().session().is_some()) {
             return None;
         }
-        let is_reshaped = self.last_reshaped(ino).is_some();
         // Before the cache's lock.
         let state = file.as_ref().map(|file| file.state());
         self.locally(|_, local, time| {
@@ -416,7 +424,8 @@ impl Fs {
                     0 => 0,
                     size if size >= attr.size => attr.allocated,
                     // What is known of the content tells what stays of it.
-                    size => data_bytes(&local.content(ino, 0, size).filter(|_| !is_reshaped)?.parts.ok()?),
+                    _ if self.last_reshaped(ino).is_some() => return None,
+                    size => data_bytes(&local.content(ino, 0, size)?.parts.ok()?),
                 };
                 effects.push(Effect::Resized { size, allocated, time });
             }

@@ -68,7 +68,7 @@ struct Walk {
     /// Of the unread ones, and how many were asked for the last time.
     ahead: usize,
     batch: usize,
-    /// Files that were opened and waited for since one was that had been asked for ahead.
+    /// Files that were opened and waited for since others were asked for ahead, or one of those was opened.
     missed: u32,
     /// How far into the listing has been looked, and whether nothing is left to be asked for.
     after: u64,
@@ -179,7 +179,11 @@ impl Reads {
     /// These of a directory are asked for. Gives those that were not yet.
     fn asks(&mut self, dir: Ino, mut inos: Vec<Ino>) -> Vec<Ino> {
         inos.retain(|ino| self.unread.put(*ino, dir).is_none());
-        self.dir(dir).ahead += inos.len();
+        let walk = self.dir(dir);
+        if walk.ahead == 0 {
+            walk.missed = 0;
+        }
+        walk.ahead += inos.len();
         inos
     }
 }
@@ -189,6 +193,11 @@ impl Walk {
     fn is_by_age(&self) -> bool {
         self.opens >= 2 && self.later * 5 >= self.opens * 4
     }
+}
+
+/// Its content may come before it is asked for.
+fn is_small(attr: &Attr) -> bool {
+    attr.size > 0 && attr.size <= SMALL_BYTES
 }
 
 #[derive(Default)]
@@ -211,7 +220,12 @@ impl Fs {
 
     /// Notes that a file has been opened, and sets on its way what will be opened next.
     pub(super) fn read_neighbours(&self, ino: Ino, waited: bool) {
-        let Some(dir) = self.cache().attr_once(ino).and_then(|attr| attr.parent) else { return };
+        let Some((dir, is_small)) = self.cache().attr_once(ino).and_then(|attr| Some((attr.parent?, is_small(&attr))))
+        else {
+            return;
+        };
+        // Others are never asked for ahead, so that one is waited for says nothing.
+        let waited = waited && is_small;
         let mut reads = self.inner.neighbours.reads.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = reads.opened(dir, ino, waited);
         if wanted == 0 {
@@ -280,7 +294,6 @@ impl Fs {
 
     /// A small file whose content is not known; `but` is being opened, and asked for by itself.
     fn is_ahead(&self, entry: &CachedEntry, but: Ino) -> bool {
-        let is_small = |attr: &Attr| attr.size > 0 && attr.size <= SMALL_BYTES;
         entry.kind == FileKind::File
             && entry.ino != but
             && entry.attr.as_ref().is_some_and(is_small)

@@ -15,8 +15,8 @@ pub const AHEAD_BYTES: u64 = 20 << 20;
 /// Content on its way ahead, in pages, at most: 32 MiB.
 pub const PAGES: usize = (32 << 20) / PAGE_BYTES;
 const PAGE_BYTES: usize = 4096;
-/// What a chunk counts for at least: little of it may be wanted, but all of it comes.
-const PAGES_MIN: usize = 4;
+/// What a chunk counts for at least: little of it may be wanted, but all of it comes. So 512 are on their way at most.
+const PAGES_MIN: usize = 16;
 /// The least worth asking for, in bytes.
 const AHEAD_MIN_BYTES: u64 = 1 << 20;
 /// How much further than it has read a sequential reader is trusted to go on, as a multiple.

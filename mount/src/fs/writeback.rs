@@ -644,11 +644,12 @@ async fn take_answers(fs: Weak<Inner>, file: Arc<File>) {
             Waiting::For(submitted) => (submitted.order(), submitted.await.map_err(FsError::from)),
             Waiting::Nothing(error) => (0, Err(error)),
         };
-        let Some(fs) = Fs::if_there(&fs) else { return };
         // The answer to what has cut the file before is here, and may still be being taken in on another thread.
-        if fs.last_reshaped(file.ino).is_some() && fs.settled(order, &Patience::for_ever()).await.is_err() {
-            return;
+        let reshaped = Fs::if_there(&fs).and_then(|fs| Some((fs.last_reshaped(file.ino)?, fs.when_settled(order))));
+        if let Some((_, settled)) = reshaped {
+            settled.await;
         }
+        let Some(fs) = Fs::if_there(&fs) else { return };
         let (last, start) = (sent.last, sent.start);
         let mut failure = match answer {
             Ok(reply) => fs.answered(&file, &reply, sent.at, sent.pieces, sent.hashes, start).err(),
