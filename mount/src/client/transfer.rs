@@ -497,6 +497,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_waited_for_goes_before_what_is_read_ahead() {
+        let (epoch, session) = (proto::Epoch(1), proto::SessionId::default());
+        let name =
+            |offset| ChunkName { topic: Topic::Chunks, epoch, partition: 0, offset, index: 0, session, hash: [0; 32] };
+        let mut downloads = Downloads::default();
+        let mut begun: Vec<Download> = (0..3).map(|offset| downloads.want(&name(offset), false)).collect();
+        begun.extend(
+            [(2, true), (9, true), (9, false), (1, false)].map(|(offset, waits)| downloads.want(&name(offset), waits)),
+        );
+        assert_eq!(downloads.queue.iter().map(|name| name.offset).collect::<Vec<_>>(), [9, 2, 0, 1]);
+        assert_eq!(downloads.chunks[&name(2)].readers.len(), 2, "asked for once");
+        // What is on its way already is not asked for again.
+        downloads.queue.clear();
+        downloads.chunks.get_mut(&name(0)).expect("is there").asked = Some(Instant::now());
+        begun.push(downloads.want(&name(0), true));
+        assert!(downloads.queue.is_empty());
+    }
+
+    #[test]
     fn what_is_only_behind_others_is_not_asked_for_again() {
         let begun = Instant::now();
         let at = |ms: u64| begun + Duration::from_millis(ms);

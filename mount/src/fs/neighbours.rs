@@ -395,6 +395,18 @@ mod tests {
     }
 
     #[test]
+    fn one_file_that_is_none_of_those_ahead_changes_nothing() {
+        let mut reads = Reads::default();
+        for ino in 1..4 {
+            open(&mut reads, (1, ino), true, 4);
+        }
+        open(&mut reads, (1, 900), true, 0);
+        assert_eq!(reads.unread.len(), BATCH_FIRST);
+        assert_eq!(open(&mut reads, (1, 4), false, 1000), 0);
+        assert_eq!((reads.unread.len(), reads.score), (BATCH_FIRST - 1, 1));
+    }
+
+    #[test]
     fn a_wrong_guess_is_soon_given_up() {
         let mut reads = Reads::default();
         for ino in 1..3 {

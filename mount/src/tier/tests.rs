@@ -84,9 +84,13 @@ async fn what_is_damaged_is_thrown_away() {
 async fn it_stays_within_its_bounds_and_what_is_used_stays() {
     const MAX: u64 = 1 << 20;
     let dir = tempfile::tempdir().unwrap();
-    let strange = dir.path().join("cache/notes.txt");
+    let strange = ["notes.txt", "kfs-content/notes.txt", "kfs-content/etc/notes.txt", "kfs-content/ab/notes.txt"];
+    let strange = strange.map(|name| dir.path().join("cache").join(name));
     let tiers = [0, 1].map(|_| tier(dir.path(), MAX));
-    fs::write(&strange, b"not ours").unwrap();
+    for file in &strange {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, b"not ours").unwrap();
+    }
     let used = piece(1_000_000, 32_768);
     put(&tiers[0], std::slice::from_ref(&used)).await;
     for number in 0..200 {
@@ -102,7 +106,21 @@ async fn it_stays_within_its_bounds_and_what_is_used_stays() {
     assert_eq!(tiers[1].get(&used.0).await, Some(used.1), "what others have been used after is older");
     assert_eq!(tiers[1].get(&piece(0, 32_768).0).await, None);
     assert_eq!(tiers[1].get(&piece(199, 32_768).0).await, Some(piece(199, 32_768).1));
-    assert!(strange.exists());
+    assert!(strange.iter().all(|file| file.exists()));
+}
+
+#[tokio::test]
+async fn on_a_full_disk_it_gives_way_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let pieces: Vec<_> = (0..16).map(|number| piece(number, 4096)).collect();
+    let plenty = tier(dir.path(), 1 << 30);
+    put(&plenty, &pieces).await;
+    let count = || pieces.iter().filter(|(name, _)| plenty.shelf.place(&name.hash).exists()).count();
+    assert_eq!(count(), 16);
+    // Never free enough.
+    let why = fails(&Tier::leaving(&config(dir.path(), 1 << 30), 1).unwrap(), || {}).await;
+    assert_eq!(why, "less than 1/1 of the disk is free");
+    assert!((8..16).contains(&count()), "{}", count());
 }
 
 #[tokio::test]
@@ -113,9 +131,6 @@ async fn a_directory_that_cannot_be_used_is_named_with_the_reason() {
     assert!(error.contains("/cache: ") && error.contains("cache_dir="), "{error}");
     fs::remove_file(dir.path().join("cache")).unwrap();
     fails(&tier(dir.path(), 1 << 30), || fs::remove_dir_all(dir.path().join("cache")).unwrap()).await;
-    // As on a disk that is never free enough.
-    let why = fails(&Tier::leaving(&config(dir.path(), 1 << 30), 1).unwrap(), || {}).await;
-    assert_eq!(why, "less than 1/1 of the disk is free");
 }
 
 /// Keeps nothing, and says why.
