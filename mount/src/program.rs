@@ -189,8 +189,8 @@ fn prepare(call: &Call) -> anyhow::Result<Prepared> {
     }
     // Said to whoever mounts, before there is a daemon.
     if let Some(tier) = tier_config(&config) {
-        tier.prepare()?;
         tier.is_outside(&dir)?;
+        tier.prepare()?;
     }
     Ok(Prepared { source, dir, login, config })
 }

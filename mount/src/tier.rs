@@ -148,10 +148,10 @@ impl Waiting {
 impl TierConfig {
     /// Fails where the directory would be covered by a mount on `mountpoint`: each look at it would end there.
     pub fn is_outside(&self, mountpoint: &Path) -> Result<(), TierError> {
-        let unusable = |reason| TierError::Unusable { dir: self.dir.clone(), reason };
-        match self.dir.canonicalize().map_err(unusable)?.starts_with(mountpoint) {
-            true => Err(TierError::Within { dir: self.dir.clone() }),
-            false => Ok(()),
+        // It need not be there yet; what it will stand in is.
+        match self.dir.ancestors().find_map(|dir| dir.canonicalize().ok()) {
+            Some(dir) if dir.starts_with(mountpoint) => Err(TierError::Within { dir: self.dir.clone() }),
+            _ => Ok(()),
         }
     }
 
