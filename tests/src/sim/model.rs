@@ -43,7 +43,7 @@ impl Inode {
         }
     }
 
-    /// Whether these are its attributes.
+    /// Whether these are its attributes; whose they are is the caller's to see.
     pub fn is_shown_as(&self, entry: &Entry) -> bool {
         self.kind == entry.kind
             && self.mode == entry.mode

@@ -94,7 +94,7 @@ fn matches(model: &Model, found: &Found, at: Position) -> bool {
         Found::Inode { ino, entry } => {
             let inode = model.version(*ino, at);
             match entry {
-                Some(entry) => inode.is_some_and(|inode| inode.is_shown_as(entry)),
+                Some(entry) => *ino == entry.ino && inode.is_some_and(|inode| inode.is_shown_as(entry)),
                 None => inode.is_none_or(|inode| inode.nlink == 0),
             }
         }
