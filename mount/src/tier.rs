@@ -337,7 +337,7 @@ impl Writer {
         written?;
         let bytes = taken(piece.sealed.len() as u64);
         self.shelf.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.added = self.added.saturating_add(bytes);
+        self.added += bytes;
         self.pieces += 1;
         Ok(())
     }

@@ -197,10 +197,7 @@ impl Fs {
 
     /// Everything up to this order that was answered here is answered for.
     pub(super) async fn settled(&self, upto: u64, patience: &Patience) -> Result<(), FsError> {
-        let mut progress = self.inner.locals.progress.subscribe();
-        // The sender is this filesystem's own.
-        let _ = patience.wait(progress.wait_for(|progress| progress.is_settled(upto))).await?;
-        Ok(())
+        Ok(patience.wait(self.when_settled(upto)).await?)
     }
 
     /// The same for whoever does not keep the filesystem.
@@ -498,14 +495,14 @@ impl Fs {
 
     /// A change that was answered here has taken effect.
     fn settle(&self, order: u64, reply: &Reply, touched: &Touched, reshaped: Option<&Reshaped>) {
-        let (mut made, mut before) = (None, None);
+        let mut before = None;
         self.cache().settle(self.promises(), order, reply, touched, |l| match &reply.outcome {
             Outcome::Entry(attr) | Outcome::Cloned { to: attr, .. } if let Some(reshaped) = reshaped => {
                 before = l.content_changed(attr, |map| reshaped.apply(map));
             }
             Outcome::Entry(attr) => {
                 l.attr(attr);
-                made = l.is_of(attr);
+                before = l.is_of(attr);
             }
             Outcome::Removed(attr) => l.attr(attr),
             Outcome::Renamed { moved, other } => {
@@ -514,15 +511,11 @@ impl Fs {
             }
             _ => {}
         });
-        match &reply.outcome {
+        if let Outcome::Entry(attr) | Outcome::Cloned { to: attr, .. } = &reply.outcome
+            && (before.is_some() || reshaped.is_some())
+        {
             // The kernel has dropped its pages of what changed itself.
-            Outcome::Entry(attr) | Outcome::Cloned { to: attr, .. } if reshaped.is_some() => {
-                self.inner.files.pages_follow(attr.ino, before, attr.version);
-            }
-            Outcome::Entry(attr) if made.is_some() => {
-                self.inner.files.pages_follow(attr.ino, made, attr.version);
-            }
-            _ => {}
+            self.inner.files.pages_follow(attr.ino, before, attr.version);
         }
     }
 }

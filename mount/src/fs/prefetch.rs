@@ -5,7 +5,7 @@
 use super::Fs;
 use super::extents::{Extent, Part};
 use super::file::FileHandle;
-use crate::client::Patience;
+use crate::client::{Download, Patience};
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -115,14 +115,7 @@ impl Fs {
             let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
             let mut seen = tier.seen(&names).await.into_iter();
             let (here, there): (Vec<_>, _) = missing.into_iter().partition(|_| seen.next().unwrap_or(false));
-            for (extent, slot) in here {
-                let each = fs.clone();
-                proto::task::spawn_on(&fs.inner.runtime, async move {
-                    let patience = Patience::within(each.inner.config.close_timeout);
-                    let _ = each.block(&extent, &patience).await;
-                    drop(slot);
-                });
-            }
+            here.into_iter().for_each(|ahead| fs.load_ahead(ahead, None));
             fs.download_all(there);
         });
     }
@@ -137,15 +130,24 @@ impl Fs {
     fn download_all(&self, missing: Vec<(Extent, OwnedSemaphorePermit)>) {
         let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
         let downloads = self.inner.client.download_all(&names);
-        for ((extent, slot), download) in missing.into_iter().zip(downloads) {
-            let fs = self.clone();
-            proto::task::spawn_on(&self.inner.runtime, async move {
-                let patience = Patience::within(fs.inner.config.close_timeout);
-                let download = fs.kept(&extent.chunk, fs.inner.client.downloaded(download, &patience));
-                let _ = fs.block_from(&extent, download, &patience).await;
-                drop(slot);
-            });
-        }
+        missing.into_iter().zip(downloads).for_each(|(ahead, download)| self.load_ahead(ahead, Some(download)));
+    }
+
+    /// Brings a chunk into memory, from a download that has begun, or as a reader would.
+    fn load_ahead(&self, (extent, slot): (Extent, OwnedSemaphorePermit), download: Option<Download>) {
+        let fs = self.clone();
+        proto::task::spawn_on(&self.inner.runtime, async move {
+            let patience = Patience::within(fs.inner.config.close_timeout);
+            // What cannot be fetched ahead will be asked for, and then says why.
+            let _ = match download {
+                Some(download) => {
+                    let download = fs.kept(&extent.chunk, fs.inner.client.downloaded(download, &patience));
+                    fs.block_from(&extent, download, &patience).await
+                }
+                None => fs.block(&extent, &patience).await,
+            };
+            drop(slot);
+        });
     }
 }
 

@@ -645,8 +645,8 @@ async fn take_answers(fs: Weak<Inner>, file: Arc<File>) {
             Waiting::Nothing(error) => (0, Err(error)),
         };
         // The answer to what has cut the file before is here, and may still be being taken in on another thread.
-        let reshaped = Fs::if_there(&fs).and_then(|fs| Some((fs.last_reshaped(file.ino)?, fs.when_settled(order))));
-        if let Some((_, settled)) = reshaped {
+        let reshaped = Fs::if_there(&fs).filter(|fs| fs.last_reshaped(file.ino).is_some());
+        if let Some(settled) = reshaped.map(|fs| fs.when_settled(order)) {
             settled.await;
         }
         let Some(fs) = Fs::if_there(&fs) else { return };
