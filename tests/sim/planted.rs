@@ -87,6 +87,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::LeaseFromAnswer, 544),
     (Bug::GiveBackKeeps, 74),
     (Bug::ReadMissesWritten, 34),
+    (Bug::ReadMissesCut, 148),
 ];
 
 #[test]
