@@ -14,6 +14,7 @@ mod allocate;
 mod attrs;
 mod blocks;
 mod budget;
+mod bypass;
 mod bytes_lru;
 mod cache;
 mod changing;
@@ -29,6 +30,7 @@ mod neighbours;
 mod pack;
 mod pending;
 mod prefetch;
+mod privileges;
 mod read;
 mod room;
 mod seal;
@@ -39,10 +41,10 @@ mod writeback;
 mod xattrs;
 
 pub use acls::acl_kind;
-pub use allocate::Seek;
+pub use allocate::{COPIED_HERE_BYTES, Seek};
 pub use attrs::{SetAttr, SetTime, Stat};
 pub use dir::DirEntry;
-pub use file::{CreateHow, Opened};
+pub use file::{CreateHow, Opened, Pages};
 pub use locks::LockCall;
 pub use names::NewNode;
 
@@ -52,6 +54,7 @@ use crate::tier::Tier;
 use accessed::Accessed;
 use blocks::Blocks;
 use budget::Budget;
+use bypass::Making;
 use bytes::Bytes;
 use cache::Cache;
 use changing::Changing;
@@ -165,6 +168,7 @@ struct Inner {
     files: Files,
     handles: Handles,
     accessed: Accessed,
+    making: Making,
     locals: Locals,
     budget: Budget,
     lying: std::sync::Mutex<writeback::Lying>,
@@ -257,6 +261,7 @@ impl Fs {
                 files: Files::default(),
                 handles: Handles::default(),
                 accessed: Accessed::default(),
+                making: Making::default(),
                 budget: Budget::new(config.dirty_bytes),
                 lying: std::sync::Mutex::default(),
                 uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),

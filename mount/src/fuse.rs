@@ -14,10 +14,10 @@ mod invalidator;
 use crate::client::Patience;
 use crate::error::FsError;
 use crate::fs::{
-    Caller, CreateHow, DirEntry, Fs, Kernel, KernelForget, LockCall, NewNode, Seek, SetAttr, Stat, acl_kind,
+    Caller, CreateHow, DirEntry, Fs, Kernel, KernelForget, LockCall, NewNode, Pages, Seek, SetAttr, Stat, acl_kind,
 };
 use crate::inline;
-use crate::sys::group::keeps_setgid;
+use crate::sys::group::{keeps_setgid, keeps_setid};
 use crate::sys::interrupt::{Kind, Watcher};
 use crate::sys::lock_call;
 use bytes::Bytes;
@@ -85,6 +85,7 @@ pub fn serve(fs: Fs, fd: OwnedFd) -> io::Result<Serving> {
     let filesystem = KfsFuse {
         fs: fs.clone(),
         forgets_names: forgets_names.clone(),
+        maps_bypassed: false,
         runtime: tokio::runtime::Handle::current(),
         watcher: Watcher::start()?,
     };
@@ -142,6 +143,8 @@ struct KfsFuse {
     fs: Fs,
     /// The kernel can be told to ask for a name again.
     forgets_names: Arc<AtomicBool>,
+    /// What is opened past the kernel's pages can be mapped.
+    maps_bypassed: bool,
     runtime: tokio::runtime::Handle,
     watcher: Watcher,
 }
@@ -183,6 +186,12 @@ fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), umask }
 }
 
+/// Whether the caller may keep setuid and setgid bits of what it changes; to be asked while it waits.
+fn keeps(req: &Request) -> impl FnOnce() -> bool + Send + use<> {
+    let (tid, uid) = (req.pid(), req.uid());
+    move || keeps_setid(tid, uid)
+}
+
 /// What a thread asks of locks; of what the kernel tells, fuser leaves out which kind of lock it is.
 async fn told(tid: u32, owner: LockOwner, pid: u32, range: LockRange) -> LockCall {
     LockCall { owner: owner.0, kind: lock_call::kind(tid).await, pid, range }
@@ -190,8 +199,7 @@ async fn told(tid: u32, owner: LockOwner, pid: u32, range: LockRange) -> LockCal
 
 impl Filesystem for KfsFuse {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not requested: write-back, kernel-side suid
-        // clearing by us, and the automatic invalidation that mtime changes would cause.
+        // Not requested: write-back, and the automatic invalidation that mtime changes would cause.
         for wanted in [
             // The kernel obeys access control lists, and leaves the umask to whoever knows of default ones.
             InitFlags::FUSE_POSIX_ACL,
@@ -201,6 +209,8 @@ impl Filesystem for KfsFuse {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Since Linux 5.11; before, the kernel clears setuid bits itself.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_POSIX_LOCKS,
             InitFlags::FUSE_FLOCK_LOCKS,
         ] {
@@ -210,6 +220,8 @@ impl Filesystem for KfsFuse {
         // Since Linux 6.2.
         let forgets_names = config.add_capabilities(InitFlags::FUSE_HAS_EXPIRE_ONLY).is_ok();
         self.forgets_names.store(forgets_names, Ordering::Relaxed);
+        // Since Linux 6.6: whoever opens what is being written past the pages can map it.
+        self.maps_bypassed = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         let _ = config.set_max_write(MAX_WRITE_BYTES);
         if let Err(most) = config.set_max_readahead(u32::MAX) {
             let _ = config.set_max_readahead(most);
@@ -264,8 +276,11 @@ impl Filesystem for KfsFuse {
     ) {
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        let showing = self.fs.showing();
-        let work = async move { fs.setattr(ino.0, set, &patience).await };
+        let (showing, keeps_setid) = (self.fs.showing(), keeps(req));
+        let work = async move {
+            let set = fs.disarming(ino.0, set, keeps_setid, &patience).await?;
+            fs.setattr(ino.0, set, &patience).await
+        };
         self.answer("setattr", reply, work, move |reply, result| attr_reply(reply, &showing, result));
     }
 
@@ -353,7 +368,7 @@ impl Filesystem for KfsFuse {
             let opened = fs.open(ino.0, append, &patience).await?;
             if keeps_atime {
                 fs.keep_atime(opened.handle);
-            } else if reads && opened.keep_cache {
+            } else if reads && opened.pages == Pages::Keep {
                 fs.opened_to_read(opened.handle);
             }
             Ok(opened)
@@ -376,7 +391,10 @@ impl Filesystem for KfsFuse {
     ) {
         let (fs, name, who) = (self.fs.clone(), name.to_owned(), caller(req, umask));
         let patience = self.patience(req, Kind::Ordinary);
-        let how = CreateHow { exclusive: flags & libc::O_EXCL != 0, append: flags & libc::O_APPEND != 0 };
+        let may_bypass =
+            self.maps_bypassed && flags & (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) == libc::O_WRONLY;
+        let (exclusive, append) = (flags & libc::O_EXCL != 0, flags & libc::O_APPEND != 0);
+        let how = CreateHow { exclusive, append, may_bypass };
         let (showing, made) = (self.fs.showing(), name.clone());
         let work = async move { fs.create(who, parent.0, name.as_bytes(), mode, how, &patience).await };
         self.answer("create", reply, work, move |reply, result| match result {
@@ -408,23 +426,33 @@ impl Filesystem for KfsFuse {
     fn write(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // The common case copies straight from the kernel's buffer.
-        match self.fs.write_now(fh.0, offset, data) {
-            Ok(Some(written)) => return reply.written(written),
-            Err(error) => return reply.error(logged("write", error)),
-            Ok(None) => {}
+        // What was mapped and comes late is no program's write any more.
+        let disarms = !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) && self.fs.is_armed(ino.0);
+        if !disarms {
+            // The common case copies straight from the kernel's buffer.
+            match self.fs.write_now(fh.0, offset, data) {
+                Ok(Some(written)) => return reply.written(written),
+                Err(error) => return reply.error(logged("write", error)),
+                Ok(None) => {}
+            }
         }
         let (fs, data, patience) = (self.fs.clone(), data.to_vec(), self.patience(req, Kind::Ordinary));
-        let work = async move { fs.write(fh.0, offset, &data, &patience).await };
+        let work = async move {
+            if disarms {
+                let keeps_setid = || !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+                fs.disarm(ino.0, keeps_setid, &patience).await?;
+            }
+            fs.write(fh.0, offset, &data, &patience).await
+        };
         self.answer("write", reply, work, |reply, result| match result {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),
@@ -660,7 +688,7 @@ impl Filesystem for KfsFuse {
     fn fallocate(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -668,8 +696,11 @@ impl Filesystem for KfsFuse {
         reply: ReplyEmpty,
     ) {
         let Some(what) = allocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        let work = async move { fs.fallocate(fh.0, offset, length, what, &patience).await };
+        let (fs, patience, keeps_setid) = (self.fs.clone(), self.patience(req, Kind::Ordinary), keeps(req));
+        let work = async move {
+            fs.disarm(ino.0, keeps_setid, &patience).await?;
+            fs.fallocate(fh.0, offset, length, what, &patience).await
+        };
         self.answer("fallocate", reply, work, empty_reply);
     }
 
@@ -692,7 +723,7 @@ impl Filesystem for KfsFuse {
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
@@ -701,8 +732,11 @@ impl Filesystem for KfsFuse {
     ) {
         // What the answer can tell.
         let len = len.min(u64::from(u32::MAX));
-        let (fs, patience) = (self.fs.clone(), self.patience(req, Kind::Ordinary));
-        let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len, &patience).await };
+        let (fs, patience, keeps_setid) = (self.fs.clone(), self.patience(req, Kind::Ordinary), keeps(req));
+        let work = async move {
+            fs.disarm(ino_out.0, keeps_setid, &patience).await?;
+            fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len, &patience).await
+        };
         self.answer("copy_file_range", reply, work, copy_reply);
     }
 }

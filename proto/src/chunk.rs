@@ -30,8 +30,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// The most plain content in one chunk, in bytes.
 pub const CHUNK_BYTES: usize = 512 * 1024;
 
-/// The most plain content that travels inside the request itself, in bytes.
-pub const INLINE_BYTES: usize = 64 * 1024;
+/// The most plain content that travels inside the request itself, in bytes. What is larger is uploaded first, and what
+/// follows on its file waits for that.
+pub const INLINE_BYTES: usize = 256 * 1024;
 
 /// What sealing adds at most: the format byte and the tag.
 pub const SEALED_OVERHEAD_BYTES: usize = 1 + TAG_BYTES;

@@ -104,6 +104,59 @@ fn maps_reads_and_writes_of_one_mount_are_one() {
     assert_eq!(shared.get(0, 8), b"nameless");
 }
 
+/// Of many files that are made one after the other what is written goes past the kernel's pages.
+#[test]
+fn what_is_written_past_the_pages_is_read_and_mapped_meanwhile_and_afterwards() {
+    let mount = mounted("past-pages");
+    let make = |number: usize| {
+        let path = mount.join(format!("file {number}"));
+        (File::create_new(&path).unwrap(), path)
+    };
+    let mut made: Vec<_> = (0..40).map(make).collect();
+    for (round, (file, path)) in made.iter_mut().enumerate().skip(20) {
+        let byte = b'a' + round as u8 % 26;
+        let mut expected = Vec::new();
+        // No whole pages.
+        for part in 0..5 {
+            file.write_all_at(&[byte; 3000], part * 3000).unwrap();
+            expected.extend_from_slice(&[byte; 3000]);
+            assert_eq!(fs::read(&*path).unwrap(), expected);
+        }
+        let reader = OpenOptions::new().read(true).write(true).open(&*path).unwrap();
+        let (mut shared, private) =
+            (Map::of(path, expected.len(), MapFlags::SHARED), Map::of(path, expected.len(), MapFlags::PRIVATE));
+        assert_eq!((shared.get(0, 15_000), private.get(0, 15_000)), (expected.clone(), expected.clone()));
+        file.write_all_at(b"beside the map", 7000).unwrap();
+        expected[7000..7014].copy_from_slice(b"beside the map");
+        let mut seen = vec![0; expected.len()];
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, expected);
+        harness::run::wait_for("the maps", Duration::from_secs(20), || {
+            (shared.get(0, 15_000) == expected && private.get(0, 15_000) == expected).then_some(())
+        })
+        .unwrap();
+        shared.set(7100, b"through the map");
+        shared.sync();
+        expected[7100..7115].copy_from_slice(b"through the map");
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, expected);
+        reader.write_all_at(b"through another handle", 14_990).unwrap();
+        expected.truncate(14_990);
+        expected.extend_from_slice(b"through another handle");
+        assert_eq!(fs::read(&*path).unwrap(), expected);
+    }
+    let written: Vec<_> = made.iter().map(|(_, path)| fs::read(path).unwrap()).collect();
+    drop(made);
+    for (number, written) in written.iter().enumerate() {
+        let path = mount.join(format!("file {number}"));
+        assert_eq!(fs::read(&path).unwrap(), *written, "file {number}");
+        // From here on the kernel's pages are written to.
+        let both = OpenOptions::new().write(true).open(&path).unwrap();
+        both.write_all_at(b"again", 0).unwrap();
+        assert_eq!(&fs::read(&path).unwrap()[..5], b"again");
+    }
+}
+
 #[test]
 fn a_map_made_after_a_close_shows_it_and_one_made_before_soon() {
     let mount = mounted("two-maps");

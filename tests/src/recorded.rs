@@ -249,7 +249,7 @@ fn patience() -> Patience {
     Patience::within(WAIT)
 }
 
-const NEW: CreateHow = CreateHow { exclusive: true, append: false };
+const NEW: CreateHow = CreateHow { exclusive: true, append: false, may_bypass: false };
 
 const WHO: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 

@@ -7,11 +7,13 @@ use super::file::FileHandle;
 use super::{Fs, entry};
 use crate::client::Patience;
 use crate::error::FsError;
-use proto::chunk::INLINE_BYTES;
 use proto::message::{FallocateHow, Op, Outcome, Range, Upload};
 
 /// Bytes of a file whose map is looked at in one go.
 const SEEK_WINDOW_BYTES: u64 = 1 << 30;
+
+/// So much is read and written to copy it, in bytes; of more the server makes a copy.
+pub const COPIED_HERE_BYTES: u64 = 64 << 10;
 
 /// What lseek(2) looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Fs {
     /// Copies bytes between two files, or within one. Gives how many: fewer where the first one ends, or has too many
     /// extents for one request.
     ///
-    /// On the server, or, if they are no more than travel inline, as a read and a write: these need not wait for what
+    /// On the server, or, if they are few, as a read and a write: these need not wait for what
     /// is on its way, which most of a small file's copy otherwise is.
     pub async fn copy_range(
         &self,
@@ -67,7 +69,7 @@ impl Fs {
     ) -> Result<u64, FsError> {
         let (source, target) = (self.inner.handles.file(from)?, self.inner.handles.file(to)?);
         let (from_ino, ino) = (source.file.ino, target.file.ino);
-        if from_ino != ino && len <= INLINE_BYTES as u64 {
+        if from_ino != ino && len <= COPIED_HERE_BYTES {
             let data = self.read(from, offset, len as u32, patience).await?;
             return match data.is_empty() {
                 true => Ok(0),

@@ -34,8 +34,18 @@ const PAGE_ENTRY_BYTES: usize = 96;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     pub handle: u64,
-    /// The pages that the kernel has of it are still right.
-    pub keep_cache: bool,
+    pub pages: Pages,
+}
+
+/// What the kernel is to do with the pages that it has of a file that has just been opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// They are still right.
+    Keep,
+    /// They may be wrong.
+    Drop,
+    /// Reads and writes go past them (`bypass.rs`).
+    Bypass,
 }
 
 /// One open() of a file.
@@ -43,6 +53,8 @@ pub struct FileHandle {
     pub file: Arc<File>,
     /// Writes go to the end of the file, wherever that is.
     pub append: bool,
+    /// The kernel's pages have nothing to do with it.
+    pub bypasses: bool,
     keeps_atime: AtomicBool,
     sequence: Mutex<Sequence>,
     /// A lock that was taken through it has been lost.
@@ -95,6 +107,8 @@ impl Progress {
 
 pub struct State {
     pub handles: u32,
+    /// Of these, those that go past the kernel's pages.
+    pub bypassing: u32,
     pub dirty: Dirty,
     /// The session whose lock what lies in `dirty` was written under, as far as there was one.
     pub only_in: Option<SessionId>,
@@ -161,6 +175,7 @@ impl File {
             ino,
             state: Mutex::new(State {
                 handles: 0,
+                bypassing: 0,
                 dirty: Dirty::default(),
                 only_in: None,
                 dirty_since: None,
@@ -301,8 +316,18 @@ impl Fs {
         };
         match version {
             Ok(version) => {
-                let keep_cache = self.inner.files.pages_are(ino, version);
-                Ok(Opened { handle: self.add_handle(file, append), keep_cache })
+                let bypasses = {
+                    let mut state = file.state();
+                    let bypasses = state.bypassing > 0;
+                    state.bypassing += u32::from(bypasses);
+                    bypasses
+                };
+                let pages = match bypasses {
+                    true => Pages::Bypass,
+                    false if self.inner.files.pages_are(ino, version) => Pages::Keep,
+                    false => Pages::Drop,
+                };
+                Ok(Opened { handle: self.add_handle(file, append, bypasses), pages })
             }
             Err(error) => {
                 self.let_go(&file);
@@ -362,13 +387,17 @@ impl Fs {
         patience: &Patience,
     ) -> Result<(Stat, Opened), FsError> {
         let node = NewNode { kind: FileKind::File, mode, rdev: 0 };
+        let bypasses = self.inner.making.makes(Instant::now()) && how.may_bypass;
         match self.make(who, self.ino(dir), name, node, None, patience).await {
             Ok(attr) => {
                 let file = self.hold(attr.ino);
-                // There are no pages of it, so whatever there is is right.
-                self.inner.files.pages_are(attr.ino, attr.version);
-                let opened = Opened { handle: self.add_handle(file, how.append), keep_cache: true };
-                Ok((self.stat(&attr), opened))
+                file.state().bypassing += u32::from(bypasses);
+                let pages = if bypasses { Pages::Bypass } else { Pages::Keep };
+                if !bypasses {
+                    // There are no pages of it, so whatever there is is right.
+                    self.inner.files.pages_are(attr.ino, attr.version);
+                }
+                Ok((self.stat(&attr), Opened { handle: self.add_handle(file, how.append, bypasses), pages }))
             }
             Err(error) if error.is(Refusal::Exists) && !how.exclusive => {
                 let attr: Attr = self.lookup_attr(self.ino(dir), &Name::new(name)?, patience).await?;
@@ -379,10 +408,12 @@ impl Fs {
         }
     }
 
-    fn add_handle(&self, file: Arc<File>, append: bool) -> u64 {
+    /// One that bypasses the kernel's pages is counted as such.
+    fn add_handle(&self, file: Arc<File>, append: bool, bypasses: bool) -> u64 {
         self.inner.handles.add_file(FileHandle {
             file,
             append,
+            bypasses,
             keeps_atime: AtomicBool::new(false),
             sequence: Mutex::default(),
             lost: AtomicBool::new(false),
@@ -429,7 +460,12 @@ impl Fs {
     pub fn release(&self, handle: u64) -> Result<(), FsError> {
         let (number, handle) = (handle, self.inner.handles.remove_file(handle)?);
         self.unlock_handle(number, &handle);
-        if !handle.file.state().is_clean() {
+        let is_clean = {
+            let mut state = handle.file.state();
+            state.bypassing -= u32::from(handle.bypasses);
+            state.is_clean()
+        };
+        if !is_clean {
             self.send_all(&handle.file);
         }
         self.let_go(&handle.file);
@@ -449,4 +485,7 @@ pub struct CreateHow {
     pub exclusive: bool,
     /// `O_APPEND`.
     pub append: bool,
+    /// Nothing is read or mapped through the handle, and no write through it waits until it is stored (`O_SYNC`), so it
+    /// may go past the kernel's pages.
+    pub may_bypass: bool,
 }

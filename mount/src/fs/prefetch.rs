@@ -1,11 +1,14 @@
 //! Reading ahead. The kernel reads 128 KiB ahead for a plain user's mount, which
-//! does not fill a round trip; so the mount itself notices reads in sequence and
-//! keeps up to [`AHEAD_BYTES`] of what follows on their way into the block cache.
+//! does not fill a round trip, and nothing for whoever goes from place to place; so the mount itself notices reads in
+//! sequence, and reads at even distances (a column of a table, the index of each part of an archive), and keeps up to
+//! [`AHEAD_BYTES`] of what follows on their way into the block cache.
 
 use super::Fs;
 use super::extents::{Extent, Part};
 use super::file::FileHandle;
 use crate::client::{Download, Patience};
+use proto::chunk::CHUNK_BYTES;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -24,9 +27,15 @@ const TRUST: u64 = 4;
 /// Kernel read-ahead arrives side by side, so out of order by this much, in bytes.
 const DISORDER_BYTES: u64 = 1 << 20;
 
+/// So many distances alike, one after the other, are thought to go on; for how many more, as a multiple, and at most.
+const ALIKE: u32 = 2;
+const STRIDES_TRUST: u32 = 4;
+const STRIDES_MAX: u64 = 64;
+
 /// Where a handle has been reading. Pure.
 #[derive(Debug, Default)]
 pub struct Sequence {
+    stride: Stride,
     /// Behind the last byte read.
     next: u64,
     /// Bytes read in sequence.
@@ -39,16 +48,17 @@ pub struct Sequence {
 
 impl Sequence {
     /// A read has come. What should be fetched now, with at most `limit` bytes ahead.
-    pub fn read(&mut self, offset: u64, len: u64, limit: u64) -> Option<(u64, u64)> {
+    pub fn read(&mut self, offset: u64, len: u64, limit: u64) -> Vec<Range<u64>> {
         let end = offset + len;
         if offset > self.next + DISORDER_BYTES || offset + DISORDER_BYTES < self.next {
-            *self = Sequence { next: end, run: 0, ahead: end, ..*self };
-            return None;
+            let piece = std::mem::replace(&mut self.run, len);
+            (self.next, self.ahead) = (end, end);
+            return self.stride.goes_to(offset, piece, if self.is_map_asked { 0 } else { limit });
         }
         self.run += len;
         self.next = self.next.max(end);
-        if self.is_map_asked {
-            return None;
+        if self.is_map_asked || self.stride.covers(self.run) {
+            return Vec::new();
         }
         let window = (self.run * TRUST).max(AHEAD_MIN_BYTES).min(limit);
         let from = self.ahead.max(self.next);
@@ -56,10 +66,57 @@ impl Sequence {
         // Not one request per read: half of a window that grows at a time, a quarter of one that has grown.
         let step = if window < limit { window / 2 } else { window / 4 };
         if to < from + step.max(1) {
-            return None;
+            return Vec::new();
         }
         self.ahead = to;
-        Some((from, to))
+        std::iter::once(from..to).collect()
+    }
+}
+
+/// Places at even distances, either way.
+#[derive(Debug, Default)]
+struct Stride {
+    /// Where the last one began, and how far that was from the one before.
+    start: u64,
+    step: i64,
+    /// Bytes read at each.
+    piece: u64,
+    /// How often the distance was the same as before.
+    alike: u32,
+    /// Places beyond the last one that have been asked for.
+    ahead: u64,
+}
+
+impl Stride {
+    /// Reading goes on at another place, after `piece` bytes at the last one.
+    fn goes_to(&mut self, offset: u64, piece: u64, limit: u64) -> Vec<Range<u64>> {
+        let step = offset.wrapping_sub(self.start) as i64;
+        let is_alike = step == self.step;
+        self.alike = if is_alike { self.alike.saturating_add(1) } else { 0 };
+        self.ahead = if is_alike { self.ahead.saturating_sub(1) } else { 0 };
+        (self.start, self.step) = (offset, step);
+        self.piece = if is_alike { self.piece.max(piece) } else { piece };
+        if self.alike < ALIKE {
+            return Vec::new();
+        }
+        // A whole chunk comes, however little of it is wanted.
+        let fit = limit / self.piece.max(CHUNK_BYTES as u64);
+        let most = fit.min(STRIDES_MAX).min((self.alike * STRIDES_TRUST).into());
+        if self.ahead > most / 2 {
+            return Vec::new();
+        }
+        let place = |number: u64| {
+            let from = offset.checked_add_signed(step.checked_mul(number as i64)?)?;
+            Some(from..from.saturating_add(self.piece))
+        };
+        let places = (self.ahead + 1..=most).map_while(place).collect();
+        self.ahead = self.ahead.max(most);
+        places
+    }
+
+    /// Whether what has been read at this place is no more than at those before.
+    fn covers(&self, run: u64) -> bool {
+        self.alike >= ALIKE && run <= self.piece
     }
 }
 
@@ -67,25 +124,25 @@ impl Fs {
     /// Notes a read, and sets on its way what the reader will want next.
     pub(super) fn read_ahead(&self, handle: &Arc<FileHandle>, offset: u64, len: u64, size: u64) {
         let limit = AHEAD_BYTES.min(self.inner.blocks.limit() as u64 / 4);
-        let wanted = handle.sequence().read(offset, len, limit);
-        let Some((from, to)) = wanted else { return };
-        let to = to.min(size);
-        if from >= to {
-            return;
-        }
+        let mut wanted = handle.sequence().read(offset, len, limit);
+        wanted.iter_mut().for_each(|range| range.end = range.end.min(size));
+        wanted.retain(|range| !range.is_empty());
         let ino = handle.file.ino;
         // At once if it is known where that is: the reader would else come to it first, and ask chunk by chunk.
-        if let Some(content) = self.cache().content(self.promises(), ino, from, to)
-            && let Ok(parts) = content.parts
-        {
-            return self.load_all(&parts);
+        let known = |range: &Range<u64>| self.cache().content(self.promises(), ino, range.start, range.end)?.parts.ok();
+        let known_parts: Vec<Part> = wanted.iter().map_while(known).flatten().collect();
+        let unknown: Vec<_> = wanted.into_iter().skip_while(|range| known(range).is_some()).collect();
+        self.load_all(&known_parts);
+        if unknown.is_empty() {
+            return;
         }
         handle.sequence().is_map_asked = true;
         let (fs, handle) = (self.clone(), handle.clone());
         proto::task::spawn_on(&self.inner.runtime, async move {
             let patience = Patience::within(fs.inner.config.close_timeout);
-            // What cannot be fetched ahead will be asked for, and then says why.
-            if let Ok((_, parts)) = fs.content(ino, from, to, &patience).await {
+            for range in unknown {
+                // What cannot be fetched ahead will be asked for, and then says why.
+                let Ok((_, parts)) = fs.content(ino, range.start, range.end, &patience).await else { break };
                 fs.load_all(&parts);
             }
             handle.sequence().is_map_asked = false;
@@ -160,12 +217,11 @@ mod tests {
     #[test]
     fn reads_in_sequence_reach_further_and_further() {
         let mut sequence = Sequence::default();
-        assert_eq!(sequence.read(0, 128 * KIB, AHEAD_BYTES), Some((128 * KIB, (128 + 1024) * KIB)));
-        let mut asked = (128 + 1024) * KIB;
-        for i in 1..400 {
-            if let Some((from, to)) = sequence.read(i * 128 * KIB, 128 * KIB, AHEAD_BYTES) {
-                assert_eq!(from, asked, "nothing is asked for twice and nothing left out");
-                asked = to;
+        let mut asked = 128 * KIB;
+        for i in 0..400 {
+            for range in sequence.read(i * 128 * KIB, 128 * KIB, AHEAD_BYTES) {
+                assert_eq!(range.start, asked, "nothing is asked for twice and nothing left out");
+                asked = range.end;
             }
         }
         assert!(asked >= 399 * 128 * KIB + AHEAD_BYTES * 3 / 4);
@@ -175,7 +231,7 @@ mod tests {
     fn scattered_reads_fetch_nothing() {
         let mut sequence = Sequence::default();
         for offset in [50 << 20, 10 << 20, 90 << 20, 30 << 20] {
-            assert_eq!(sequence.read(offset, 4096, AHEAD_BYTES), None);
+            assert_eq!(sequence.read(offset, 4096, AHEAD_BYTES), []);
         }
         // Slight disorder is what the kernel makes of a sequence.
         let mut sequence = Sequence::default();
@@ -183,5 +239,33 @@ mod tests {
             sequence.read(offset, 128 * KIB, AHEAD_BYTES);
         }
         assert_eq!(sequence.run, 512 * KIB);
+    }
+    #[test]
+    fn reads_at_even_distances_are_met_by_what_was_asked_for() {
+        for (first, step) in [(0, 4i64 << 20), (900 << 20, -(3i64 << 20))] {
+            let mut sequence = Sequence::default();
+            let mut asked = Vec::new();
+            let mut missed = 0;
+            for i in 0..200 {
+                let place = first + step * i;
+                // In two reads each.
+                for (from, len) in [(place as u64, 64 * KIB), (place as u64 + 64 * KIB, 32 * KIB)] {
+                    missed += usize::from(!asked.iter().any(|r: &Range<u64>| r.start <= from && from + len <= r.end));
+                    asked.extend(sequence.read(from, len, AHEAD_BYTES));
+                }
+                asked.retain(|range| (range.start as i64 - place) * step.signum() >= 0);
+                let bytes: u64 = asked.len() as u64 * CHUNK_BYTES as u64;
+                assert!(bytes <= AHEAD_BYTES + 2 * CHUNK_BYTES as u64, "{bytes} at {place}");
+            }
+            assert!(missed <= 10, "{missed} of 400, {step}");
+        }
+    }
+
+    #[test]
+    fn places_behind_the_ends_are_not_asked_for() {
+        let mut stride = Stride::default();
+        let steps = [9u64 << 20, 6 << 20, 3 << 20].map(|offset| stride.goes_to(offset, 4096, AHEAD_BYTES));
+        assert!(steps.iter().all(Vec::is_empty));
+        assert_eq!(stride.goes_to(0, 4096, AHEAD_BYTES), [], "nothing is before the beginning");
     }
 }

@@ -194,9 +194,10 @@ impl Fs {
         if !std::mem::replace(&mut state.is_lying, true) {
             self.lies(file.clone());
         }
+        let others_map = handle.bypasses && state.handles > 1;
         drop(state);
-        if at != offset {
-            // The kernel has put the data where it thought the end was.
+        // The kernel has put the data where it thought the end was, or nowhere.
+        if at != offset || others_map {
             self.inval_pages(file.ino);
         }
         Ok(Tried::Written(data.len() as u32))

@@ -4,6 +4,7 @@
 use super::Fs;
 use super::acls::{acl_kind, acl_name};
 use super::cache::{Xattrs, covering};
+use super::privileges::CAPABILITY;
 use crate::client::Patience;
 use crate::error::FsError;
 use bytes::Bytes;
@@ -15,6 +16,9 @@ use std::sync::Arc;
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const TRUSTED: &[u8] = b"trusted.";
 
+/// A file's label. Where the kernel uses labels it answers for them itself, so who asks here has none to expect.
+const LABEL: &[u8] = b"security.selinux";
+
 impl Fs {
     pub async fn getxattr(&self, ino: u64, name: &[u8], patience: &Patience) -> Result<Bytes, FsError> {
         if let Some(which) = acl_kind(name) {
@@ -22,16 +26,20 @@ impl Fs {
         }
         may_be(name)?;
         let ino = self.ino(ino);
-        // The kernel asks this one before every write, whatever became of the promise.
-        if name == b"security.capability" {
+        // The kernel asks this one before it takes it away, whatever became of the promise.
+        if name == CAPABILITY {
             let attr = self.attr_once(ino, patience).await?;
             if !attr.rights.is_some_and(|rights| rights.capability) {
                 return Err(FsError::NoAttribute);
             }
         }
         let xattrs = self.xattrs(ino, patience).await?;
-        let found = xattrs.iter().find(|(n, _)| n == name);
-        found.map(|(_, value)| value.clone()).ok_or(FsError::NoAttribute)
+        match xattrs.iter().find(|(n, _)| n == name) {
+            Some((_, value)) => Ok(value.clone()),
+            // Then `ls -l` asks of no other file.
+            None if name == LABEL => Err(FsError::Unsupported("a label that was not set")),
+            None => Err(FsError::NoAttribute),
+        }
     }
 
     /// The names, each with a NUL behind it; those in `trusted.` only if asked for.

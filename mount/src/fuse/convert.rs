@@ -3,7 +3,7 @@
 
 use crate::client::CallError;
 use crate::error::FsError;
-use crate::fs::{DirEntry, Opened, SetTime, Showing, Stat};
+use crate::fs::{DirEntry, Opened, Pages, SetTime, Showing, Stat};
 use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
@@ -142,7 +142,11 @@ pub(super) fn allocate(mode: i32) -> Option<FallocateHow> {
 }
 
 pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+    match opened.pages {
+        Pages::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+        Pages::Drop => FopenFlags::empty(),
+        Pages::Bypass => FopenFlags::FOPEN_DIRECT_IO,
+    }
 }
 
 pub(super) fn file_type(kind: FileKind) -> FileType {

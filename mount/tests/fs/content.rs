@@ -2,7 +2,7 @@
 
 use crate::place::{ME, Place};
 use mount::client::Patience;
-use mount::fs::{CreateHow, Fs, ROOT, Seek, SetAttr, SetTime};
+use mount::fs::{CreateHow, Fs, Pages, ROOT, Seek, SetAttr, SetTime};
 use proto::Time;
 use proto::message::{AclKind, FallocateHow, XattrHow};
 use std::sync::Arc;
@@ -63,10 +63,39 @@ async fn close(fs: &Fs, handle: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_many_files_that_are_made_and_only_written_to_the_kernel_has_no_pages() {
+    let place = Place::in_memory().await;
+    let fs = place.fs().await;
+    let p = patience();
+    let how = CreateHow { may_bypass: true, ..CreateHow::default() };
+    let mut made = Vec::new();
+    for number in 0..20 {
+        made.push(fs.create(ME, ROOT, format!("f{number}").as_bytes(), 0o644, how, &p).await.expect("makes"));
+    }
+    let pages: Vec<Pages> = made.iter().map(|(_, opened)| opened.pages).collect();
+    assert_eq!(pages, [[Pages::Keep; 16].as_slice(), &[Pages::Bypass; 4]].concat());
+    let (stat, writer) = made.pop().expect("was made");
+    // Nobody else has pages either while it is being written, nor while one of these has it open.
+    let first = fs.open(stat.ino, false, &p).await.expect("opens");
+    fs.release(writer.handle).expect("closes");
+    let second = fs.open(stat.ino, false, &p).await.expect("opens");
+    assert_eq!([first.pages, second.pages], [Pages::Bypass; 2]);
+    fs.release(first.handle).expect("closes");
+    fs.release(second.handle).expect("closes");
+    let mut later = Vec::new();
+    for _ in 0..2 {
+        later.push(fs.open(stat.ino, false, &p).await.expect("opens").pages);
+    }
+    assert_eq!(later, [Pages::Drop, Pages::Keep], "what was mapped meanwhile may be older");
+    let (_, opened) = fs.create(ME, ROOT, b"read too", 0o644, CreateHow::default(), &p).await.expect("makes");
+    assert_eq!(opened.pages, Pages::Keep);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_closed_is_read_back_here_and_elsewhere() {
     let place = Place::in_memory().await;
     let (fs, other) = (place.fs().await, place.fs().await);
-    for (i, len) in [0, 1, 4000, 5000, 64 << 10, (64 << 10) + 1, 512 << 10, (3 << 20) + 17].into_iter().enumerate() {
+    for (i, len) in [0, 1, 4000, 5000, 256 << 10, (256 << 10) + 1, 512 << 10, (3 << 20) + 17].into_iter().enumerate() {
         let (ino, handle) = make(&fs, &format!("f{i}"), CreateHow::default()).await;
         let data = bytes(i as u64 + 1, len);
         write_all(&fs, handle, 0, &data).await;
@@ -302,7 +331,7 @@ async fn a_copy_sends_nothing_but_one_request() {
 async fn two_mounts_with_one_file_open_append_without_loss() {
     let place = Place::in_memory().await;
     let (one, two) = (place.fs().await, place.fs().await);
-    let append = CreateHow { append: true, exclusive: false };
+    let append = CreateHow { append: true, exclusive: false, may_bypass: false };
     let (ino, a) = make(&one, "log", append).await;
     let b = two.open(ino, true, &patience()).await.expect("opens").handle;
     for i in 0..40 {
@@ -408,7 +437,7 @@ fn an_append_that_waits_for_room_asks_where_the_file_ends_by_then() {
     let ended = runtime.block_on(async {
         let place = Place::on_broker().await;
         let (fs, other) = (place.fs().await, place.fs().await);
-        let (ino, log) = make(&fs, "log", CreateHow { append: true, exclusive: false }).await;
+        let (ino, log) = make(&fs, "log", CreateHow { append: true, exclusive: false, may_bypass: false }).await;
         let (_, big) = make(&fs, "big", CreateHow::default()).await;
         let theirs = other.open(ino, true, &patience()).await.expect("opens").handle;
         let (most, much) = (vec![5; 63 << 20], vec![6; 48 << 20]);

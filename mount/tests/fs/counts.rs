@@ -5,7 +5,7 @@ use mount::client::Patience;
 use mount::fs::{CreateHow, DirEntry, Fs, NewNode, ROOT};
 use proto::log::Topic;
 use proto::message::{FileKind, Refusal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Of a file as large as the goals speak of, a quarter: this also runs in a debug build.
 const LARGE: u64 = 64 << 20;
@@ -139,10 +139,12 @@ async fn a_large_file_costs_little_beside_its_chunks() {
         fs.release(opened.handle).expect("closes");
         stat.ino
     };
+    let begun = Instant::now();
     let (ino, cost_of_writing) = cost(&fs, written).await;
     assert_eq!(cost_of_writing.chunks, LARGE / CHUNK);
-    // 40 for 256 MiB: one for each 8 MiB, and what a slow moment sends earlier.
-    assert!(cost_of_writing.requests <= 8 + LARGE / (8 << 20), "{cost_of_writing:?}");
+    // 40 for 256 MiB: one for each 8 MiB, and what a slow moment sends earlier: nothing lies for longer than half a second.
+    let late = begun.elapsed().as_millis() as u64 / 500;
+    assert!(cost_of_writing.requests <= 8 + LARGE / (8 << 20) + late, "{cost_of_writing:?}, {late}");
 
     let read = async |fs: &Fs| {
         let opened = fs.open(ino, false, &patience()).await.expect("opens");
@@ -323,6 +325,35 @@ fn noise(name: &[u8]) -> Vec<u8> {
     let mut content = vec![0; 16 << 10];
     blake3::Hasher::new().update(name).finalize_xof().fill(&mut content);
     content
+}
+
+/// As a table is read by one of its columns.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_at_even_distances_are_fetched_many_with_one_record() {
+    const STEP: u64 = 3 * CHUNK;
+    let place = Place::lasting().await;
+    let maker = place.fs().await;
+    let (stat, opened) =
+        maker.create(ME, ROOT, b"table", 0o644, CreateHow::default(), &patience()).await.expect("makes");
+    let piece = noise(b"table").repeat((1 << 20) / (16 << 10));
+    for offset in (0..LARGE).step_by(1 << 20) {
+        maker.write(opened.handle, offset, &piece, &patience()).await.expect("writes");
+    }
+    maker.flush(opened.handle, &patience()).await.expect("closes");
+    maker.release(opened.handle).expect("closes");
+    maker.client().drain(Duration::from_secs(60)).await;
+
+    let fs = place.fs().await;
+    let opened = fs.open(stat.ino, false, &patience()).await.expect("opens");
+    let places: Vec<u64> = (0..LARGE).step_by(STEP as usize).collect();
+    let (_, cost) = cost(&fs, async {
+        for place in &places {
+            let read = fs.read(opened.handle, *place, 4096, &patience()).await.expect("reads");
+            assert!(read[..] == piece[(place % (16 << 10)) as usize..][..4096]);
+        }
+    })
+    .await;
+    assert!(cost.reads <= places.len() as u64 / 3, "{cost:?} for {}", places.len());
 }
 
 /// What is too large to come along with the answer to an open is fetched ahead too, however much of it is under way.

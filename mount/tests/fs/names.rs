@@ -179,11 +179,18 @@ async fn attributes_and_extended_attributes_are_kept() {
         let got = fs.getxattr(file.ino, name, &p).await;
         assert_eq!(i32::from(got.expect_err("no such namespace").errno()), errno);
     }
-    for name in [&b"trusted.t"[..], b"security.s"] {
+    let unlabelled = fs.getxattr(file.ino, b"security.selinux", &p).await.expect_err("has no label");
+    assert_eq!(i32::from(unlabelled.errno()), libc::EOPNOTSUPP, "or `ls -l` asks for each file");
+    for name in [&b"trusted.t"[..], b"security.s", b"security.selinux"] {
         fs.setxattr(file.ino, name, b"", XattrHow::Set, &p).await.expect("sets");
     }
-    assert_eq!(fs.listxattr(file.ino, true, &p).await.expect("lists"), b"security.s\0trusted.t\0user.b\0");
-    assert_eq!(fs.listxattr(file.ino, false, &p).await.expect("lists"), b"security.s\0user.b\0");
+    assert_eq!(
+        fs.listxattr(file.ino, true, &p).await.expect("lists"),
+        b"security.s\0security.selinux\0trusted.t\0user.b\0"
+    );
+    assert_eq!(&fs.getxattr(file.ino, b"security.selinux", &p).await.expect("is there")[..], b"");
+    let listed = fs.listxattr(file.ino, false, &p).await.expect("lists");
+    assert_eq!(listed, b"security.s\0security.selinux\0user.b\0");
 
     // Below a setgid directory everything is of its group.
     let dir = fs.mkdir(ME, ROOT, b"g", 0o755, &p).await.expect("makes");

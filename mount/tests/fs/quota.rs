@@ -18,7 +18,7 @@ async fn limited(bytes: u64) -> Place {
 }
 
 async fn make(fs: &Fs, name: &str, append: bool) -> (u64, u64) {
-    let how = CreateHow { exclusive: false, append };
+    let how = CreateHow { append, ..CreateHow::default() };
     let (stat, opened) = fs.create(ME, ROOT, name.as_bytes(), 0o644, how, &patience()).await.expect("makes");
     (stat.ino, opened.handle)
 }

@@ -9,7 +9,7 @@ use super::bus::Net;
 use super::counting::{self, Count};
 use super::rng::Rng;
 use super::workload::Kind;
-use proto::chunk::INLINE_BYTES;
+use mount::fs::COPIED_HERE_BYTES;
 use proto::log::Topic;
 use proto::message::{FallocateHow, Quota};
 use serde::{Deserialize, Serialize};
@@ -305,7 +305,7 @@ impl Plan {
                 && holes.chance(400)
             {
                 // A short one is a write, between two files.
-                let more = if copies.chance(700) { INLINE_BYTES as u32 } else { 0 };
+                let more = if copies.chance(700) { COPIED_HERE_BYTES as u32 } else { 0 };
                 let range = Range { offset: content.offset / 2, len: content.len + more };
                 let to = if holes.chance(800) { (at.0, at.1 ^ 1) } else { at };
                 *step = Step::Clone(at, range, to, holes.below(20_000) as u32);

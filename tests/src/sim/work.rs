@@ -7,9 +7,8 @@ use super::plan::{Content, DIRS, How, Place, Range, Step};
 use super::rng::Rng;
 use mount::client::{CallError, Patience};
 use mount::error::FsError;
-use mount::fs::{Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
+use mount::fs::{COPIED_HERE_BYTES, Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
 use proto::Ino;
-use proto::chunk::INLINE_BYTES;
 use proto::message::{FallocateHow, FileKind, Refusal, RenameHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -422,7 +421,7 @@ impl Work {
         let (from, to) = (self.lookup(from).await, self.lookup(to).await);
         let file = |found: Option<Stat>| found.filter(|found| found.kind == FileKind::File);
         let (Some(from), Some(to)) = (file(from), file(to)) else { return };
-        if from.ino != to.ino && range.len as usize <= INLINE_BYTES {
+        if from.ino != to.ino && u64::from(range.len) <= COPIED_HERE_BYTES {
             return self.copy(text, (from.ino, range), (to.ino, to_offset)).await;
         }
         let changing = async {
@@ -471,7 +470,7 @@ impl Work {
     /// A temporary file that loses its name while it is open.
     async fn unlinked(&self, text: String, at: &Place, content: &Content) {
         let p = &Patience::within(PATIENCE);
-        let how = CreateHow { exclusive: true, append: false };
+        let how = CreateHow { exclusive: true, append: false, may_bypass: false };
         // Nobody else knows the name, or it could be written by others.
         let private = format!("t{}-{}", self.client, content.fill).into_bytes();
         let begun = Instant::now();
