@@ -61,6 +61,7 @@ use changing::Changing;
 use file::Files;
 use handles::Handles;
 use local::Locals;
+use proto::chunk::INLINE_BYTES;
 use proto::message::{Attr, FileKind, Op, Outcome, Owner, Promise, View};
 use proto::{Ino, Name};
 use std::path::Path;
@@ -95,6 +96,8 @@ pub struct FsConfig {
     pub cache_bytes: usize,
     /// Written content that the server does not have yet, in bytes; a writer waits for room.
     pub dirty_bytes: usize,
+    /// The most content that travels in the request that writes it, in bytes; up to [`INLINE_BYTES`].
+    pub inline_bytes: usize,
     /// How long close() waits at most, also where everything else waits for ever.
     pub close_timeout: Duration,
     /// Whether reading moves atime, as relatime has it.
@@ -112,6 +115,7 @@ impl FsConfig {
             owners,
             cache_bytes: FsConfig::CACHE_BYTES,
             dirty_bytes: FsConfig::DIRTY_BYTES,
+            inline_bytes: INLINE_BYTES,
             close_timeout: Duration::from_secs(30),
             relatime: false,
             tier: None,

@@ -81,10 +81,11 @@ pub struct Draft {
     pub inline: bool,
 }
 
-/// Divides ranges, in order of offset, into packs: as few as the limits allow.
-pub fn drafts(segments: Vec<Segment>) -> Vec<Draft> {
+/// Divides ranges, in order of offset, into packs: as few as the limits allow. Up to `inline_bytes` of content travel in
+/// the request.
+pub fn drafts(segments: Vec<Segment>, inline_bytes: usize) -> Vec<Draft> {
     let total: usize = segments.iter().map(|s| s.data.len()).sum();
-    let inline = total <= INLINE_BYTES && segments.len() <= MAX_PARTS;
+    let inline = total <= inline_bytes && segments.len() <= MAX_PARTS;
     let mut out: Vec<Draft> = Vec::new();
     let mut group: Vec<Segment> = Vec::new();
     let mut bytes = 0;
@@ -234,11 +235,11 @@ mod tests {
 
     #[test]
     fn little_travels_inline_and_scattered_ranges_share_chunks() {
-        let small = drafts(vec![segment(0, 10), segment(100, 20)]);
+        let small = drafts(vec![segment(0, 10), segment(100, 20)], INLINE_BYTES);
         assert_eq!(small.len(), 1);
         assert!(small[0].inline);
         assert_eq!(small[0].parts[1], Part { offset: 100, from: 10, len: 20 });
-        let large = drafts((0..200).map(|i| segment(i * 8192, 4096)).collect());
+        let large = drafts((0..200).map(|i| segment(i * 8192, 4096)).collect(), INLINE_BYTES);
         assert!(large.iter().all(|d| !d.inline && d.plain.len() <= CHUNK_BYTES && d.parts.len() <= MAX_PARTS));
         assert_eq!(large.iter().map(|d| d.plain.len()).sum::<usize>(), 200 * 4096);
         assert_eq!(large.len(), 4);

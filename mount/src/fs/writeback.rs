@@ -225,7 +225,7 @@ impl Fs {
         if state.dirty.is_empty() {
             state.dirty_since = None;
         }
-        for draft in pack::drafts(segments) {
+        for draft in pack::drafts(segments, self.inner.config.inline_bytes) {
             state.last_seq += 1;
             let seq = state.last_seq;
             let stage = match draft.inline {

@@ -184,7 +184,8 @@ pub fn client_config(
 
 pub fn fs_config() -> FsConfig {
     let owners = Owners { keep_numbers: true, uid: 1000, gid: 1000, every_uid: false, every_gid: false, umask: 0 };
-    FsConfig { cache_bytes: 1 << 20, dirty_bytes: DIRTY_BYTES, ..FsConfig::new(owners) }
+    // Few files have 256 KiB, and what is uploaded by itself meets other faults.
+    FsConfig { cache_bytes: 1 << 20, dirty_bytes: DIRTY_BYTES, inline_bytes: 64 << 10, ..FsConfig::new(owners) }
 }
 
 pub fn server_config(data: &Path, disk: &SimDisk, clock: Clock, append_time: bool) -> ServerConfig {
