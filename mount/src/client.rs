@@ -15,15 +15,18 @@ mod keys;
 mod login;
 mod patience;
 mod promises;
+mod queue;
 mod reserve;
 mod shown;
 mod status;
 mod transfer;
+mod window;
 
 pub use driver::{First, Submitted};
 pub use keys::{ContentKeys, KeyError, SealedContent};
 pub use patience::{Interrupt, Patience};
 pub use promises::{Continued, Grant, LEASE_MS, Promises};
+pub use queue::Reader;
 pub use shown::{Forget, KEEP_MS, Shown, Since};
 pub use status::{ClientStatus, Counters, Drained, JournalStatus};
 pub use transfer::Download;
@@ -361,16 +364,26 @@ impl Client {
         patience.wait(transfer::upload(&self.inner, sealed)).await?
     }
 
-    /// Downloads sealed content; its hash is verified. Asks for the same chunk at
-    /// the same time are one; bytes under way are bounded.
-    pub async fn download(&self, chunk: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
-        let started = transfer::download(&self.inner, std::slice::from_ref(chunk), true).pop();
+    /// Downloads sealed content, for who waits for it or to have it ahead; its hash is verified. Asks for the same chunk
+    /// at the same time are one; bytes under way are bounded.
+    pub async fn download(
+        &self,
+        chunk: &ChunkName,
+        reader: Option<Reader>,
+        patience: &Patience,
+    ) -> Result<Bytes, CallError> {
+        let started = transfer::download(&self.inner, std::slice::from_ref(chunk), reader).pop();
         self.downloaded(started.ok_or(CallError::Closed)?, patience).await
     }
 
-    /// Begins to download several chunks that nobody waits for yet, in as few records as they fit in.
-    pub fn download_all(&self, chunks: &[ChunkName]) -> Vec<Download> {
-        transfer::download(&self.inner, chunks, false)
+    /// Begins to download several chunks, in as few records as they fit in.
+    pub fn download_all(&self, chunks: &[ChunkName], reader: Option<Reader>) -> Vec<Download> {
+        transfer::download(&self.inner, chunks, reader)
+    }
+
+    /// Somebody waits for these now, as far as they are being downloaded.
+    pub fn hurry(&self, chunks: &[ChunkName], reader: Reader) {
+        transfer::hurry(&self.inner, chunks, reader);
     }
 
     /// What a download gives.

@@ -178,7 +178,7 @@ async fn read(client: &Client, ino: Ino) -> Vec<u8> {
     let extent = &extents[0];
     let sealed = match extent.inline {
         Some((from, len)) => reply.payload.slice(from as usize..(from + len) as usize),
-        None => client.download(&extent.chunk, &client.patience()).await.expect("downloads"),
+        None => client.download(&extent.chunk, Some(0), &client.patience()).await.expect("downloads"),
     };
     client.keys().open_content(&extent.key, &extent.chunk.hash, &sealed).expect("opens").to_vec()
 }

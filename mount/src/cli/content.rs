@@ -151,7 +151,7 @@ async fn download_and_open(client: Client, payload: Bytes, extent: StoredExtent)
             let end = from.checked_add(len).filter(|end| *end <= payload.len());
             payload.slice(from..end.context("the server's answer is malformed")?)
         }
-        None => client.download(&extent.chunk, &client.patience()).await?,
+        None => client.download(&extent.chunk, Some(0), &client.patience()).await?,
     };
     tokio::task::spawn_blocking(move || {
         let plain = client.keys().open_content(&extent.key, &extent.chunk.hash, &sealed)?;

@@ -26,6 +26,7 @@ use appends::Appends;
 use bytes::Bytes;
 use group::Group;
 use inodes::Inodes;
+use proto::chunk::SEALED_MAX_BYTES;
 use proto::frame::Kind;
 use proto::log::{LogError, Topic};
 use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
@@ -77,6 +78,13 @@ pub(super) struct Link {
     pub bulk_partition: u32,
     pub window_requests: usize,
     pub window_bytes: u64,
+}
+
+impl Link {
+    /// Chunks that may be asked for and not have come.
+    pub fn most_chunks(&self) -> usize {
+        (self.window_bytes as usize / SEALED_MAX_BYTES).max(1)
+    }
 }
 
 /// The client itself. Its last [`Handle`] ends its tasks.

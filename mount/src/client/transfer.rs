@@ -11,13 +11,15 @@
 use super::CallError;
 use super::core::content::quotes;
 use super::driver::{Inner, Link};
+use super::queue::{Queue, Reader};
+use super::window::Window;
 use bytes::Bytes;
 use proto::chunk::{self, ChunkName, SEALED_MAX_BYTES};
 use proto::frame::{Frame, Kind};
 use proto::log::{LogError, Topic};
 use proto::message::{self, Op, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -84,13 +86,14 @@ struct Unquoted {
 struct Downloads {
     /// Ordered, so that they are asked for again in an order.
     chunks: BTreeMap<ChunkName, Ask>,
-    /// Names to be asked for, in the order of their callers.
-    queue: VecDeque<ChunkName>,
+    /// Names to be asked for.
+    queue: Queue,
     /// Frame hashes of reads by number, for their answers' seals.
     reads: HashMap<u64, [u8; 32]>,
     next_read: u64,
     /// Chunks asked for and not yet served.
     under_way: usize,
+    window: Window,
     coming: Coming,
 }
 
@@ -119,9 +122,12 @@ impl Coming {
 
 struct Ask {
     readers: Vec<oneshot::Sender<Result<Bytes, CallError>>>,
+    /// The first who has waited for it.
+    reader: Option<Reader>,
     /// When it was last asked for; `None` while it is queued.
     asked: Option<Instant>,
-    is_repeated: bool,
+    /// How often it has been asked for.
+    times: u32,
     damaged: u32,
     missing: u32,
 }
@@ -206,16 +212,24 @@ impl Download {
     }
 }
 
-/// Downloads sealed content. What is asked for together leaves together; what somebody waits for goes first.
-pub(super) fn download(inner: &Inner, names: &[ChunkName], is_waited_for: bool) -> Vec<Download> {
+/// Downloads sealed content, for who waits for it or to have it ahead. What is asked for together leaves together.
+pub(super) fn download(inner: &Inner, names: &[ChunkName], reader: Option<Reader>) -> Vec<Download> {
     let mut downloads = lock(&inner.transfers.downloads);
-    let started = names.iter().map(|name| downloads.want(name, is_waited_for)).collect();
+    let started = names.iter().map(|name| downloads.want(name, reader)).collect();
     let is_asked = downloads.queue.is_empty();
     drop(downloads);
     if !is_asked {
         inner.transfers.asked.notify_one();
     }
     started
+}
+
+/// Somebody waits for these now, as far as they are being downloaded.
+pub(super) fn hurry(inner: &Inner, names: &[ChunkName], reader: Reader) {
+    let mut downloads = lock(&inner.transfers.downloads);
+    names.iter().for_each(|name| downloads.hurry(name, reader));
+    drop(downloads);
+    inner.transfers.asked.notify_one();
 }
 
 /// Asks for what is queued, as far as the window allows, and again after silence.
@@ -318,21 +332,23 @@ impl Transfers {
     fn ask(&self, inner: &Inner, link: &Link, is_other_session: bool) -> bool {
         let mut downloads = lock(&self.downloads);
         downloads.ask_again_after(if is_other_session { Duration::ZERO } else { ASK_AGAIN });
-        let room = (link.window_bytes as usize / SEALED_MAX_BYTES).max(1);
+        let room = downloads.window.room().min(link.most_chunks());
         loop {
             let (mut chunks, mut are_repeated) = (Vec::new(), true);
             // Where many are queued, what comes makes room for some before more are asked for, or each would have a record.
-            let together = downloads.queue.len().min(TOGETHER).min(room.div_ceil(2));
+            let enough = if downloads.queue.is_waited_for() { 1 } else { TOGETHER };
+            let together = downloads.queue.len().min(enough).min(room.div_ceil(2));
             while (!chunks.is_empty() || downloads.under_way + together <= room)
                 && downloads.under_way < room
                 && chunks.len() < message::Download::MAX_CHUNKS
-                && let Some(name) = downloads.queue.pop_front()
+                && let Some(name) = downloads.queue.pop()
             {
                 if let Some(ask) = downloads.chunks.get_mut(&name)
                     && ask.asked.is_none()
                 {
                     ask.asked = Some(Instant::now());
-                    are_repeated &= std::mem::replace(&mut ask.is_repeated, true);
+                    are_repeated &= ask.times > 0;
+                    ask.times = ask.times.saturating_add(1);
                     downloads.under_way += 1;
                     chunks.push(name);
                 }
@@ -364,8 +380,13 @@ impl Transfers {
         };
         let mut downloads = lock(&self.downloads);
         let (Served::Chunk(name) | Served::Missing(name)) = &opened.body;
-        let asked = downloads.chunks.get(name).and_then(|ask| ask.asked);
-        downloads.coming.came(Instant::now(), asked);
+        let asked = downloads.chunks.get(name).and_then(|ask| Some((ask.asked?, ask.times)));
+        let (now, under_way) = (Instant::now(), downloads.under_way);
+        downloads.coming.came(now, asked.map(|(asked, _)| asked));
+        // What was asked for twice does not say which of these it answers.
+        if let (Some((asked, 1)), Served::Chunk(_)) = (asked, &opened.body) {
+            downloads.window.came(now, asked, under_way, link.most_chunks());
+        }
         match opened.body {
             Served::Chunk(name) if opened.payload_hash == name.hash => {
                 inner.counters.downloaded.fetch_add(1, Ordering::Relaxed);
@@ -409,22 +430,25 @@ impl Uploads {
 }
 
 impl Downloads {
-    fn want(&mut self, name: &ChunkName, is_waited_for: bool) -> Download {
-        let (reader, content) = oneshot::channel();
-        let mut is_new = false;
+    fn want(&mut self, name: &ChunkName, reader: Option<Reader>) -> Download {
+        let (done, content) = oneshot::channel();
+        let queue = &mut self.queue;
         let ask = self.chunks.entry(*name).or_insert_with(|| {
-            is_new = true;
-            Ask { readers: Vec::new(), asked: None, is_repeated: false, damaged: 0, missing: 0 }
+            queue.push(*name, reader);
+            Ask { readers: Vec::new(), reader, asked: None, times: 0, damaged: 0, missing: 0 }
         });
-        ask.readers.push(reader);
-        if is_waited_for && ask.asked.is_none() {
-            // What is read ahead bounds the queue.
-            self.queue.retain(|queued| queued != name);
-            self.queue.push_front(*name);
-        } else if is_new {
-            self.queue.push_back(*name);
+        ask.readers.push(done);
+        if let Some(reader) = reader {
+            self.hurry(name, reader);
         }
         Download(content)
+    }
+
+    fn hurry(&mut self, name: &ChunkName, reader: Reader) {
+        if let Some(ask) = self.chunks.get_mut(name).filter(|ask| ask.reader.is_none()) {
+            ask.reader = Some(reader);
+            self.queue.hurry(*name, reader);
+        }
     }
 
     fn send(&mut self, inner: &Inner, link: &Link, chunks: Vec<ChunkName>) {
@@ -457,7 +481,7 @@ impl Downloads {
                 if ask.readers.is_empty() {
                     return false;
                 }
-                self.queue.push_back(*name);
+                self.queue.push(*name, ask.reader);
             }
             true
         });
@@ -480,7 +504,7 @@ impl Downloads {
             None => {
                 if ask.asked.take().is_some() {
                     self.under_way -= 1;
-                    self.queue.push_back(*name);
+                    self.queue.push(*name, ask.reader);
                 }
             }
         }
@@ -497,22 +521,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_waited_for_goes_before_what_is_read_ahead() {
+    fn what_is_waited_for_goes_before_what_is_read_ahead_and_is_asked_for_once() {
         let (epoch, session) = (proto::Epoch(1), proto::SessionId::default());
         let name =
             |offset| ChunkName { topic: Topic::Chunks, epoch, partition: 0, offset, index: 0, session, hash: [0; 32] };
         let mut downloads = Downloads::default();
-        let mut begun: Vec<Download> = (0..3).map(|offset| downloads.want(&name(offset), false)).collect();
-        begun.extend(
-            [(2, true), (9, true), (9, false), (1, false)].map(|(offset, waits)| downloads.want(&name(offset), waits)),
-        );
-        assert_eq!(downloads.queue.iter().map(|name| name.offset).collect::<Vec<_>>(), [9, 2, 0, 1]);
-        assert_eq!(downloads.chunks[&name(2)].readers.len(), 2, "asked for once");
+        let mut begun: Vec<Download> = (0..3).map(|offset| downloads.want(&name(offset), None)).collect();
+        let wanted = [(2, Some(7)), (9, Some(8)), (9, None), (2, Some(8)), (1, None)];
+        begun.extend(wanted.map(|(offset, reader)| downloads.want(&name(offset), reader)));
+        downloads.hurry(&name(1), 7);
+        // Nobody downloads that.
+        downloads.hurry(&name(5), 7);
+        assert_eq!(downloads.chunks[&name(2)].readers.len(), 3);
+        let order: Vec<u64> = std::iter::from_fn(|| downloads.queue.pop()).map(|name| name.offset).collect();
+        assert_eq!(order, [2, 9, 1, 0]);
         // What is on its way already is not asked for again.
-        downloads.queue.clear();
         downloads.chunks.get_mut(&name(0)).expect("is there").asked = Some(Instant::now());
-        begun.push(downloads.want(&name(0), true));
+        downloads.under_way = 1;
+        begun.push(downloads.want(&name(0), Some(7)));
         assert!(downloads.queue.is_empty());
+        // Unless it is lost; then it is waited for still.
+        downloads.ask_again_after(Duration::ZERO);
+        assert!(downloads.queue.is_waited_for());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::Fs;
 use super::bytes_lru::BytesLru;
 use super::extents::Extent;
-use crate::client::{CallError, Patience};
+use crate::client::{CallError, Patience, Reader};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, WrappedKey};
@@ -28,6 +28,15 @@ struct Inner {
     loading: HashMap<ChunkName, Arc<OnceCell<Bytes>>>,
 }
 
+/// Content that need not be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coming {
+    /// In memory.
+    Ready,
+    /// Being fetched by somebody, perhaps by one who does not wait for it.
+    Fetched,
+}
+
 impl Blocks {
     pub fn new(limit_bytes: usize) -> Blocks {
         Blocks { inner: Mutex::new(Inner { ready: BytesLru::new(limit_bytes), loading: HashMap::new() }) }
@@ -41,10 +50,11 @@ impl Blocks {
         self.lock().ready.contains(name)
     }
 
-    /// In memory, or being fetched.
-    pub fn is_coming(&self, name: &ChunkName) -> bool {
+    /// Whether it is in memory or being fetched, and which of these.
+    pub fn coming(&self, name: &ChunkName) -> Option<Coming> {
         let inner = self.lock();
-        inner.ready.contains(name) || inner.loading.contains_key(name)
+        let is_fetched = inner.loading.contains_key(name).then_some(Coming::Fetched);
+        inner.ready.contains(name).then_some(Coming::Ready).or(is_fetched)
     }
 
     pub fn insert(&self, name: ChunkName, plain: Bytes) {
@@ -96,17 +106,22 @@ impl Drop for Waiting<'_> {
 
 impl Fs {
     /// The plain content of an extent's chunk, from memory, from this machine's disk or from the server.
-    pub(super) async fn block(&self, extent: &Extent, patience: &Patience) -> Result<Bytes, FsError> {
-        self.block_from(extent, self.sealed(&extent.chunk, patience), patience).await
+    pub(super) async fn block(
+        &self,
+        extent: &Extent,
+        reader: Option<Reader>,
+        patience: &Patience,
+    ) -> Result<Bytes, FsError> {
+        self.block_from(extent, self.sealed(&extent.chunk, reader, patience), patience).await
     }
 
-    async fn sealed(&self, name: &ChunkName, patience: &Patience) -> Result<Bytes, CallError> {
+    async fn sealed(&self, name: &ChunkName, reader: Option<Reader>, patience: &Patience) -> Result<Bytes, CallError> {
         if let Some(tier) = &self.inner.config.tier
             && let Some(sealed) = tier.get(name).await
         {
             return Ok(sealed);
         }
-        self.kept(name, self.inner.client.download(name, patience)).await
+        self.kept(name, self.inner.client.download(name, reader, patience)).await
     }
 
     /// What is downloaded, which is then kept on this machine's disk.

@@ -329,7 +329,7 @@ impl Fs {
             }
             let Some(fs) = Fs::if_there(&fs) else { return };
             // What did not come along, side by side too.
-            fs.load_all(&parts);
+            fs.load_all(&parts, None);
             drop(begun);
         });
     }

@@ -4,10 +4,11 @@
 //! [`AHEAD_BYTES`] of what follows on their way into the block cache.
 
 use super::Fs;
+use super::blocks::Coming;
 use super::extents::{Extent, Part};
 use super::file::FileHandle;
-use crate::client::{Download, Patience};
-use proto::chunk::CHUNK_BYTES;
+use crate::client::{Download, Patience, Reader};
+use proto::chunk::{CHUNK_BYTES, ChunkName};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
@@ -132,7 +133,7 @@ impl Fs {
         let known = |range: &Range<u64>| self.cache().content(self.promises(), ino, range.start, range.end)?.parts.ok();
         let known_parts: Vec<Part> = wanted.iter().map_while(known).flatten().collect();
         let unknown: Vec<_> = wanted.into_iter().skip_while(|range| known(range).is_some()).collect();
-        self.load_all(&known_parts);
+        self.load_all(&known_parts, None);
         if unknown.is_empty() {
             return;
         }
@@ -143,37 +144,41 @@ impl Fs {
             for range in unknown {
                 // What cannot be fetched ahead will be asked for, and then says why.
                 let Ok((_, parts)) = fs.content(ino, range.start, range.end, &patience).await else { break };
-                fs.load_all(&parts);
+                fs.load_all(&parts, None);
             }
             handle.sequence().is_map_asked = false;
         });
     }
 
     /// Sets every chunk of these parts on its way that is not in memory, all with one
-    /// record, as far as there is room for them.
-    pub(super) fn load_all(&self, parts: &[Part]) {
-        let mut missing: Vec<&Extent> = Vec::new();
+    /// record, as far as there is room for them: for who waits for them, or to have them ahead.
+    pub(super) fn load_all(&self, parts: &[Part], reader: Option<Reader>) {
+        let (mut missing, mut fetched): (Vec<&Extent>, Vec<ChunkName>) = (Vec::new(), Vec::new());
         for part in parts {
-            if let Part::Data(extent) = part
-                && missing.last().is_none_or(|last| last.chunk != extent.chunk)
-                && !self.inner.blocks.is_coming(&extent.chunk)
-            {
-                missing.push(extent);
+            let Part::Data(extent) = part else { continue };
+            match self.inner.blocks.coming(&extent.chunk) {
+                Some(Coming::Ready) => {}
+                Some(Coming::Fetched) => fetched.push(extent.chunk),
+                None if missing.last().is_some_and(|last| last.chunk == extent.chunk) => {}
+                None => missing.push(extent),
             }
+        }
+        if let Some(reader) = reader.filter(|_| !fetched.is_empty()) {
+            self.inner.client.hurry(&fetched, reader);
         }
         let slots: Vec<_> = missing.iter().map_while(|extent| self.room_ahead(extent.len as usize)).collect();
         let missing: Vec<_> = missing.into_iter().cloned().zip(slots).collect();
         if missing.is_empty() {
             return;
         }
-        let Some(tier) = self.inner.config.tier.clone() else { return self.download_all(missing) };
+        let Some(tier) = self.inner.config.tier.clone() else { return self.download_all(missing, reader) };
         let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
             let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
             let mut seen = tier.seen(&names).await.into_iter();
             let (here, there): (Vec<_>, _) = missing.into_iter().partition(|_| seen.next().unwrap_or(false));
-            here.into_iter().for_each(|ahead| fs.load_ahead(ahead, None));
-            fs.download_all(there);
+            here.into_iter().for_each(|ahead| fs.load_ahead(ahead, None, reader));
+            fs.download_all(there, reader);
         });
     }
 
@@ -184,14 +189,19 @@ impl Fs {
     }
 
     /// Asks the server for all of these with as few records as they fit in.
-    fn download_all(&self, missing: Vec<(Extent, OwnedSemaphorePermit)>) {
+    fn download_all(&self, missing: Vec<(Extent, OwnedSemaphorePermit)>, reader: Option<Reader>) {
         let names: Vec<_> = missing.iter().map(|(extent, _)| extent.chunk).collect();
-        let downloads = self.inner.client.download_all(&names);
-        missing.into_iter().zip(downloads).for_each(|(ahead, download)| self.load_ahead(ahead, Some(download)));
+        let downloads = self.inner.client.download_all(&names, reader);
+        missing.into_iter().zip(downloads).for_each(|(ahead, download)| self.load_ahead(ahead, Some(download), reader));
     }
 
     /// Brings a chunk into memory, from a download that has begun, or as a reader would.
-    fn load_ahead(&self, (extent, slot): (Extent, OwnedSemaphorePermit), download: Option<Download>) {
+    fn load_ahead(
+        &self,
+        (extent, slot): (Extent, OwnedSemaphorePermit),
+        download: Option<Download>,
+        reader: Option<Reader>,
+    ) {
         let fs = self.clone();
         proto::task::spawn_on(&self.inner.runtime, async move {
             let patience = Patience::within(fs.inner.config.close_timeout);
@@ -201,7 +211,7 @@ impl Fs {
                     let download = fs.kept(&extent.chunk, fs.inner.client.downloaded(download, &patience));
                     fs.block_from(&extent, download, &patience).await
                 }
-                None => fs.block(&extent, &patience).await,
+                None => fs.block(&extent, reader, &patience).await,
             };
             drop(slot);
         });

@@ -30,8 +30,8 @@ impl Fs {
         self.read_once(handle, offset, len, patience).await
     }
 
-    async fn read_once(&self, handle: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
-        let handle = self.inner.handles.file(handle)?;
+    async fn read_once(&self, number: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
+        let handle = self.inner.handles.file(number)?;
         self.check_locks(&handle)?;
         let ino = handle.file.ino;
         if !handle.keeps_atime() {
@@ -51,12 +51,12 @@ impl Fs {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        self.load_all(&parts);
+        self.load_all(&parts, Some(number));
         self.read_ahead(&handle, offset, len as u64, size);
         if let ([Part::Data(extent)], true) = (&parts[..], overlay.is_empty())
             && extent.len as usize == len
         {
-            let block = self.block(extent, patience).await?;
+            let block = self.block(extent, Some(number), patience).await?;
             return slice(&block, extent.chunk_from, extent.len);
         }
         let mut out = vec![0; len];
@@ -65,7 +65,7 @@ impl Fs {
             match part {
                 Part::Hole { len } => at += *len as usize,
                 Part::Data(extent) => {
-                    let block = self.block(extent, patience).await?;
+                    let block = self.block(extent, Some(number), patience).await?;
                     let data = slice(&block, extent.chunk_from, extent.len)?;
                     out[at..at + data.len()].copy_from_slice(&data);
                     at += data.len();
