@@ -29,7 +29,7 @@ pub use promises::{Continued, Grant, LEASE_MS, Promises};
 pub use queue::Reader;
 pub use shown::{Forget, KEEP_MS, Shown, Since};
 pub use status::{ClientStatus, Counters, Drained, JournalStatus};
-pub use transfer::Download;
+pub use transfer::{Download, UPLOADS_MOST};
 
 use bytes::Bytes;
 use driver::Handle;
@@ -41,6 +41,7 @@ use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName, View};
 use proto::{Ino, NamespaceId, Position, RequestNo, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::broadcast;
 use zeroize::Zeroizing;
@@ -361,7 +362,23 @@ impl Client {
     /// uploaded bytes are not yet quoted by an answered request. Where the log
     /// cannot tell the offset it is uploaded again.
     pub async fn upload_chunk(&self, sealed: Bytes, patience: &Patience) -> Result<ChunkName, CallError> {
-        patience.wait(transfer::upload(&self.inner, sealed)).await?
+        patience.wait_for_content(transfer::upload(&self.inner, sealed), || self.uploaded_chunks()).await?
+    }
+
+    /// Chunks that have been uploaded, and downloaded, since the client was made: whoever waits for content waits while
+    /// they rise.
+    pub fn uploaded_chunks(&self) -> u64 {
+        self.inner.counters.uploaded.load(Ordering::Relaxed)
+    }
+
+    pub fn downloaded_chunks(&self) -> u64 {
+        self.inner.counters.downloaded.load(Ordering::Relaxed)
+    }
+
+    /// Chunks that had better be uploaded side by side: more than that would only wait for each other. From 2 to
+    /// [`UPLOADS_MOST`].
+    pub fn uploads_at_once(&self) -> usize {
+        self.inner.transfers.uploads_at_once()
     }
 
     /// Downloads sealed content, for who waits for it or to have it ahead; its hash is verified. Asks for the same chunk
@@ -388,7 +405,7 @@ impl Client {
 
     /// What a download gives.
     pub async fn downloaded(&self, download: Download, patience: &Patience) -> Result<Bytes, CallError> {
-        patience.wait(download.done()).await?
+        patience.wait_for_content(download.done(), || self.downloaded_chunks()).await?
     }
 
     /// The session that is open now: part of the names of content that its requests carry.

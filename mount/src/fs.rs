@@ -68,6 +68,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
+use upload::Slots;
 
 /// The inode number of a mount's root, whatever directory it shows.
 pub const ROOT: u64 = 1;
@@ -176,7 +177,7 @@ struct Inner {
     locals: Locals,
     budget: Budget,
     lying: std::sync::Mutex<writeback::Lying>,
-    uploads: Arc<tokio::sync::Semaphore>,
+    uploads: Slots,
     prefetches: Arc<tokio::sync::Semaphore>,
     neighbours: neighbours::Neighbours,
     ahead: ahead::Ahead,
@@ -233,9 +234,6 @@ impl Statfs {
     const GOOD_FOR: Duration = Duration::from_secs(1);
 }
 
-/// Chunks sealed and uploaded at once; with what is being sealed this is 16 MiB of memory.
-const UPLOADS: usize = 16;
-
 impl Fs {
     /// For work that goes on by itself and must not keep a filesystem that nobody uses any more.
     fn if_there(fs: &Weak<Inner>) -> Option<Fs> {
@@ -268,7 +266,7 @@ impl Fs {
                 making: Making::default(),
                 budget: Budget::new(config.dirty_bytes),
                 lying: std::sync::Mutex::default(),
-                uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
+                uploads: Slots::default(),
                 prefetches: Arc::new(tokio::sync::Semaphore::new(prefetch::PAGES)),
                 neighbours: neighbours::Neighbours::default(),
                 ahead: ahead::Ahead::default(),

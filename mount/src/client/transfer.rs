@@ -49,6 +49,9 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Between uploads of a chunk whose append failed.
 const UPLOAD_AGAIN: Duration = Duration::from_millis(500);
 
+/// Chunks that are uploaded side by side, at most; with what is being sealed this is 16 MiB of memory.
+pub const UPLOADS_MOST: usize = 16;
+
 /// Chunks that are asked for with one record at least, where so many wait.
 const TOGETHER: usize = 8;
 
@@ -69,6 +72,9 @@ pub(super) struct Transfers {
 #[derive(Default)]
 struct Uploads {
     bytes: u64,
+    /// On their way to the log, and how many had better be.
+    appending: usize,
+    window: Window,
     /// Uploaded and not quoted by an answered request. Bounded by the buffers of those who
     /// write: they hold the content too, until that answer.
     unquoted: HashMap<ChunkName, Unquoted>,
@@ -147,6 +153,28 @@ impl Drop for Reserved<'_> {
     }
 }
 
+/// A chunk on its way to the log.
+struct Appending<'a>(&'a Transfers, Instant);
+
+impl Appending<'_> {
+    fn begin(transfers: &Transfers) -> Appending<'_> {
+        lock(&transfers.uploads).appending += 1;
+        Appending(transfers, Instant::now())
+    }
+
+    fn came(self, most: usize) {
+        let mut uploads = lock(&self.0.uploads);
+        let under_way = uploads.appending;
+        uploads.window.came(Instant::now(), self.1, under_way, most);
+    }
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.uploads).appending -= 1;
+    }
+}
+
 /// Uploads sealed content; see [`super::Client::upload_chunk`].
 pub(super) async fn upload(inner: &Arc<Inner>, sealed: Bytes) -> Result<ChunkName, CallError> {
     let name = upload_again(inner, sealed.clone()).await?;
@@ -174,8 +202,10 @@ pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<Ch
         let record = chunk::chunk_record(&link.chunk_key, &upload, &sealed, hash)
             .map_err(|error| CallError::Unsendable { reason: error.to_string() })?
             .record;
+        let appending = Appending::begin(&inner.transfers);
         match inner.config.log.append(Topic::Chunks, link.partition, record).await {
             Ok(offset) => {
+                appending.came(UPLOADS_MOST);
                 let name = ChunkName {
                     topic: Topic::Chunks,
                     epoch: link.epoch,
@@ -276,6 +306,11 @@ impl Transfers {
     pub(super) fn bytes(&self) -> (u64, u64) {
         let down = lock(&self.downloads).under_way as u64 * SEALED_MAX_BYTES as u64;
         (lock(&self.uploads).bytes, down)
+    }
+
+    /// So many chunks had better be uploaded side by side, from what the last ones took.
+    pub(super) fn uploads_at_once(&self) -> usize {
+        lock(&self.uploads).window.room().min(UPLOADS_MOST)
     }
 
     /// A request was answered: what it quotes is no longer under way.

@@ -152,7 +152,8 @@ impl Fs {
         let cell = waiting.cell.as_ref().expect("taken only when dropped");
         let load =
             cell.get_or_try_init(|| async { self.open_block(&extent.chunk, &extent.key, download.await?).await });
-        Ok(patience.wait(load).await??.clone())
+        let moved = || self.inner.client.downloaded_chunks();
+        Ok(patience.wait_for_content(load, moved).await??.clone())
     }
 
     /// Opens sealed content, on a worker thread unless it is small.

@@ -9,15 +9,44 @@ use super::Fs;
 use super::file::{File, State};
 use super::pack::{self, Sealed, Stage};
 use super::writeback::lost;
-use crate::client::{KeyError, Patience};
+use crate::client::{KeyError, Patience, UPLOADS_MOST};
 use crate::error::FsError;
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Waker};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Packs of one file that are being sealed at once.
 const SEALING: usize = 4;
+
+/// Packs that are being sealed and uploaded, over all files: as many as the way takes. Who waits for a slot gets it in
+/// turn, so that a file of one pack does not wait for all of a large one.
+pub(super) struct Slots {
+    free: Arc<Semaphore>,
+    /// Those in use included.
+    total: Mutex<usize>,
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots { free: Arc::new(Semaphore::new(UPLOADS_MOST)), total: Mutex::new(UPLOADS_MOST) }
+    }
+}
+
+impl Slots {
+    /// Gives one back, so that there are so many from now on, or as soon as others come back.
+    fn give_back(&self, slot: OwnedSemaphorePermit, wanted: usize) {
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        if *total > wanted {
+            slot.forget();
+            *total -= 1;
+        } else {
+            self.free.add_permits(wanted - *total);
+            *total = wanted;
+        }
+    }
+}
 
 impl Fs {
     /// Seals little content here and now.
@@ -41,7 +70,7 @@ impl Fs {
         let mut sealing = VecDeque::new();
         loop {
             while sealing.len() < SEALING {
-                let slots = self.inner.uploads.clone();
+                let slots = self.inner.uploads.free.clone();
                 let slot = match sealing.is_empty() {
                     true => slots.acquire_owned().await.expect("never closed"),
                     false => match slots.try_acquire_owned() {
@@ -78,7 +107,7 @@ impl Fs {
                     },
                     Err(reason) => Err(FsError::Sealed { what: "written content", reason }),
                 };
-                drop(slot);
+                fs.inner.uploads.give_back(slot, fs.inner.client.uploads_at_once());
                 fs.uploaded(&file, seq, stage);
             });
             // The first look puts it into the client's queue for room, behind the pack before it.
@@ -99,5 +128,26 @@ impl Fs {
         }
         drop(state);
         self.pump(file, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_slots_as_the_way_takes() {
+        let slots = Slots::default();
+        let take = || slots.free.clone().try_acquire_owned().ok();
+        let mut taken: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!(taken.len(), UPLOADS_MOST);
+        for slot in taken.drain(..) {
+            slots.give_back(slot, 2);
+        }
+        let mut taken: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!(taken.len(), 2);
+        slots.give_back(taken.pop().expect("was taken"), 5);
+        let more: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!(more.len(), 4, "5 less the other one");
     }
 }

@@ -137,7 +137,7 @@ impl Fs {
             });
             // The file may have another end by then.
             end = None;
-            match patience.wait(freed).await {
+            match patience.wait_for_content(freed, || self.inner.client.uploaded_chunks()).await {
                 Ok(()) => {}
                 Err(CallError::TimedOut { .. }) => return Err(FsError::BufferFull { waited: started.elapsed() }),
                 Err(error) => return Err(error.into()),
@@ -547,7 +547,11 @@ impl Fs {
             self.inner.client.somebody_waits();
         }
         let done = progress.wait_for(|p| reached(p, last));
-        let waited = patience.wait(done).await?.map(drop);
+        let moved = || {
+            let progress = *file.progress.borrow();
+            self.inner.client.uploaded_chunks() + progress.sent + progress.answered
+        };
+        let waited = patience.wait_for_content(done, moved).await?.map(drop);
         waited.map_err(|_| FsError::BadHandle(file.ino.0))
     }
 
