@@ -17,6 +17,7 @@ pub mod seal;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod task;
+pub mod turns;
 
 pub use ids::{
     Epoch, IncarnationId, Ino, LogTime, Name, NameError, NamespaceId, Position, PushNo, RequestNo, ServerId, SessionId,

@@ -6,9 +6,11 @@
 //! * A chunk that is not ingested yet is waited for, at most [`PATIENCE`]. One that has
 //!   come and gone is told of at once: whoever asks has seen an older state of its file.
 //! * Bounds: [`SERVED_AT_ONCE`] chunks are read and sent at a time, each until Kafka
-//!   has taken it; [`ASKED_AT_ONCE`] chunks may be asked for and not served, and
+//!   has taken it, and sessions take turns; [`ASKED_AT_ONCE`] chunks may be asked for and not served, and
 //!   beyond that the topic is not read on.
 #![allow(clippy::disallowed_methods)] // Patience is measured here.
+
+mod slots;
 
 use crate::live::Live;
 use crate::machine::effect::Peer;
@@ -21,6 +23,7 @@ use proto::log::{Log, LogError, Record, Topic};
 use proto::message::{Download, Served};
 use proto::seal::{Context, Direction, Head, hash_of, open, seal_hashed};
 use proto::{Epoch, NamespaceId, SessionId};
+use slots::Slots;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +68,7 @@ struct Serving {
     packs: Arc<Packs>,
     asker: Asker,
     epoch: Epoch,
-    at_once: Semaphore,
+    at_once: Arc<Slots>,
 }
 
 /// Requests seen while another server answers, to be served after a takeover.
@@ -91,7 +94,7 @@ impl Seen {
 pub(crate) async fn serve(downloads: Downloads) {
     let Downloads { log, packs, sessions, asker, epoch, mut asks, pulls, mut speaks } = downloads;
     let asked = Arc::new(Semaphore::new(ASKED_AT_ONCE));
-    let at_once = Semaphore::new(SERVED_AT_ONCE);
+    let at_once = Slots::new(SERVED_AT_ONCE);
     let serving = Arc::new(Serving { log, packs, asker, epoch, at_once });
     let mut seen = Seen { records: VecDeque::new() };
     loop {
@@ -159,7 +162,7 @@ fn authentic(record: &Record, sessions: &Sessions, epoch: Epoch) -> Option<(Read
 
 impl Serving {
     async fn serve(&self, reader: &Reader, name: ChunkName) {
-        let found = match self.find(&name).await {
+        let found = match self.find(reader.peer.session, &name).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!("{error}");
@@ -171,7 +174,7 @@ impl Serving {
             None => (Served::Missing(name), Bytes::new(), hash_of(&[])),
         };
 
-        let Ok(_turn) = self.at_once.acquire().await else { return };
+        let _slot = self.at_once.take(reader.peer.session).await;
         let Peer { session, namespace, key, bulk_partition, .. } = &reader.peer;
         let head = Head {
             kind: Kind::Served,
@@ -197,9 +200,9 @@ impl Serving {
     }
 
     /// The chunk's content, waited for if need be.
-    async fn find(&self, name: &ChunkName) -> Result<Option<Bytes>, crate::packs::PackError> {
+    async fn find(&self, session: SessionId, name: &ChunkName) -> Result<Option<Bytes>, crate::packs::PackError> {
         {
-            let Ok(_turn) = self.at_once.acquire().await else { return Ok(None) };
+            let _slot = self.at_once.take(session).await;
             if let Some(content) = self.packs.read(name).await? {
                 return Ok(Some(content));
             }

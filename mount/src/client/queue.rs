@@ -5,6 +5,7 @@
 //!   that the kernel reads ahead for somebody else.
 
 use proto::chunk::ChunkName;
+use proto::turns::Turns;
 use std::collections::VecDeque;
 
 /// Who waits for content: a handle's number, or 0 for who has none.
@@ -13,17 +14,15 @@ pub type Reader = u64;
 /// Each name is in it once at most; how many there are is the caller's business.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// None of them waits for nothing. The first one's turn is next.
-    waited: VecDeque<(Reader, VecDeque<ChunkName>)>,
+    waited: Turns<Reader, ChunkName>,
     ahead: VecDeque<ChunkName>,
 }
 
 impl Queue {
     pub fn push(&mut self, name: ChunkName, reader: Option<Reader>) {
-        let Some(reader) = reader else { return self.ahead.push_back(name) };
-        match self.waited.iter_mut().find(|(waits, _)| *waits == reader) {
-            Some((_, names)) => names.push_back(name),
-            None => self.waited.push_back((reader, VecDeque::from([name]))),
+        match reader {
+            Some(reader) => self.waited.push(reader, name),
+            None => self.ahead.push_back(name),
         }
     }
 
@@ -37,16 +36,11 @@ impl Queue {
     }
 
     pub fn pop(&mut self) -> Option<ChunkName> {
-        let Some((reader, mut names)) = self.waited.pop_front() else { return self.ahead.pop_front() };
-        let name = names.pop_front();
-        if !names.is_empty() {
-            self.waited.push_back((reader, names));
-        }
-        name
+        self.waited.pop().or_else(|| self.ahead.pop_front())
     }
 
     pub fn len(&self) -> usize {
-        self.ahead.len() + self.waited.iter().map(|(_, names)| names.len()).sum::<usize>()
+        self.ahead.len() + self.waited.len()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -257,9 +257,11 @@ pub(super) fn download(inner: &Inner, names: &[ChunkName], reader: Option<Reader
 /// Somebody waits for these now, as far as they are being downloaded.
 pub(super) fn hurry(inner: &Inner, names: &[ChunkName], reader: Reader) {
     let mut downloads = lock(&inner.transfers.downloads);
-    names.iter().for_each(|name| downloads.hurry(name, reader));
+    let hurried = names.iter().filter(|name| downloads.hurry(name, reader)).count();
     drop(downloads);
-    inner.transfers.asked.notify_one();
+    if hurried > 0 {
+        inner.transfers.asked.notify_one();
+    }
 }
 
 /// Asks for what is queued, as far as the window allows, and again after silence.
@@ -479,11 +481,12 @@ impl Downloads {
         Download(content)
     }
 
-    fn hurry(&mut self, name: &ChunkName, reader: Reader) {
-        if let Some(ask) = self.chunks.get_mut(name).filter(|ask| ask.reader.is_none()) {
-            ask.reader = Some(reader);
-            self.queue.hurry(*name, reader);
-        }
+    /// Whether it was only to be had ahead until now.
+    fn hurry(&mut self, name: &ChunkName, reader: Reader) -> bool {
+        let Some(ask) = self.chunks.get_mut(name).filter(|ask| ask.reader.is_none()) else { return false };
+        ask.reader = Some(reader);
+        self.queue.hurry(*name, reader);
+        true
     }
 
     fn send(&mut self, inner: &Inner, link: &Link, chunks: Vec<ChunkName>) {

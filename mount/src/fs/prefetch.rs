@@ -102,7 +102,7 @@ impl Stride {
         }
         // A whole chunk comes, however little of it is wanted.
         let fit = limit / self.piece.max(CHUNK_BYTES as u64);
-        let most = fit.min(STRIDES_MAX).min((self.alike * STRIDES_TRUST).into());
+        let most = fit.min(STRIDES_MAX).min(self.alike.saturating_mul(STRIDES_TRUST).into());
         if self.ahead > most / 2 {
             return Vec::new();
         }

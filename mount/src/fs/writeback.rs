@@ -32,6 +32,8 @@ const LIE_STILL: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(25);
 /// How long one that is being added to may lie.
 const LIE_AT_MOST: Duration = Duration::from_millis(500);
+/// The most content that travels in its request where the broker keeps little of a partition, in bytes.
+const INLINE_VOLATILE_BYTES: usize = 64 << 10;
 /// Content that one request quotes before more is waited for, in bytes.
 const COMMIT_BYTES: usize = 8 << 20;
 
@@ -225,7 +227,7 @@ impl Fs {
         if state.dirty.is_empty() {
             state.dirty_since = None;
         }
-        for draft in pack::drafts(segments, self.inner.config.inline_bytes) {
+        for draft in pack::drafts(segments, self.inline_bytes()) {
             state.last_seq += 1;
             let seq = state.last_seq;
             let stage = match draft.inline {
@@ -243,6 +245,11 @@ impl Fs {
             state.uploading = true;
             proto::task::spawn_on(&self.inner.runtime, self.clone().upload_all(file.clone()));
         }
+    }
+
+    fn inline_bytes(&self) -> usize {
+        let most = if self.inner.client.volatile() { INLINE_VOLATILE_BYTES } else { usize::MAX };
+        self.inner.config.inline_bytes.min(most)
     }
 
     /// Sends what can leave, in order. Small batches wait for the packs behind
