@@ -61,34 +61,49 @@ pub struct Admin {
 pub async fn epoch_of(cluster: &ClusterKey, log: &dyn Log) -> Result<Option<Epoch>, LogError> {
     /// How many of the last records are looked through. A server beats every 10 s at least.
     const LAST_RECORDS: [u64; 2] = [1 << 10, 1 << 16];
-    let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition: 0, answers: None };
+    /// So often what is about to be read may be trimmed.
+    const TRIES: u32 = 5;
     for last in LAST_RECORDS {
-        let (first, next) = log.bounds(Topic::Requests, 0)?;
-        let mut at = first.max(next.saturating_sub(last));
-        let mut epoch = None;
-        let mut tail = log.read_from(&[(Topic::Requests, 0, Start::At(at))])?;
-        while at < next {
-            let Some(record) = tail.next().await else { break };
-            let record = record?;
-            at = record.offset + 1;
-            let Ok(frame) = Frame::parse(record.value) else { continue };
-            let header = frame.header();
-            // Its header says so to everyone, but only a server can have sealed it.
-            if header.kind == Kind::Server
-                && Some(header.epoch) > epoch
-                && !matches!(
-                    open::<message::ServerBody>(&cluster.server_key(header.epoch), &frame, &context),
-                    Err(SealError::Forged | SealError::Malformed(_))
-                )
-            {
-                epoch = Some(header.epoch);
+        let mut tries = 0;
+        let epoch = loop {
+            tries += 1;
+            match epoch_in_last(cluster, log, last).await {
+                Err(LogError::OutOfRange { .. }) if tries < TRIES => {}
+                looked => break looked?,
             }
-        }
+        };
         if epoch.is_some() {
             return Ok(epoch);
         }
     }
     Ok(None)
+}
+
+/// As so many of the last records have it.
+async fn epoch_in_last(cluster: &ClusterKey, log: &dyn Log, last: u64) -> Result<Option<Epoch>, LogError> {
+    let context = Context { direction: Direction::ServerToLog, topic: Topic::Requests, partition: 0, answers: None };
+    let (first, next) = log.bounds(Topic::Requests, 0)?;
+    let mut at = first.max(next.saturating_sub(last));
+    let mut epoch = None;
+    let mut tail = log.read_from(&[(Topic::Requests, 0, Start::At(at))])?;
+    while at < next {
+        let Some(record) = tail.next().await else { break };
+        let record = record?;
+        at = record.offset + 1;
+        let Ok(frame) = Frame::parse(record.value) else { continue };
+        let header = frame.header();
+        // Its header says so to everyone, but only a server can have sealed it.
+        if header.kind == Kind::Server
+            && Some(header.epoch) > epoch
+            && !matches!(
+                open::<message::ServerBody>(&cluster.server_key(header.epoch), &frame, &context),
+                Err(SealError::Forged | SealError::Malformed(_))
+            )
+        {
+            epoch = Some(header.epoch);
+        }
+    }
+    Ok(epoch)
 }
 
 impl Admin {

@@ -157,9 +157,12 @@ async fn a_large_file_costs_little_beside_its_chunks() {
         fs.release(opened.handle).expect("closes");
     };
     let cold = place.fs().await;
+    let begun = Instant::now();
     let (_, cost_of_reading) = cost(&cold, read(&cold)).await;
-    // Its map is asked for too, which is one request while that is promised.
-    assert!(cost_of_reading.reads <= LARGE / (4 << 20), "{cost_of_reading:?}");
+    // Its map is asked for too, which is one request while that is promised. What takes long to come, as on a slow link, is
+    // asked for in smaller parts.
+    let late = begun.elapsed().as_millis() as u64 / 100;
+    assert!(cost_of_reading.reads <= LARGE / (4 << 20) + late, "{cost_of_reading:?}, {late}");
     costs_nothing(&cold, async || read(&cold).await).await;
 }
 

@@ -13,7 +13,7 @@ use proto::chunk::{ChunkName, Uploader, chunk_record};
 use proto::frame::{Frame, Kind, frames, join, record_hash};
 use proto::keys::KeyPair;
 use proto::log::memory::MemoryLog;
-use proto::log::{Record, Start, Tail};
+use proto::log::{LogError, Record, Start, Tail};
 use proto::login::{ClientDone, ClientLogin, CredentialId, public_key};
 use proto::message::{
     Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp,
@@ -25,6 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -435,4 +436,48 @@ fn anothers_topics_and_a_directory_in_use_are_refused() {
     let error = server.ready().expect_err("refused").to_string();
     assert!(error.contains("another kfs cluster"), "{error}");
     assert!(!Path::new(&other.data().join("epoch")).exists());
+}
+
+/// A log that is trimmed whenever somebody has just asked where it begins, so many times.
+struct Trimmed(MemoryLog, AtomicU32);
+
+impl Log for Trimmed {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> proto::log::Appended {
+        self.0.append(topic, partition, value)
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        self.0.read_from(starts)
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        let bounds = self.0.bounds(topic, partition)?;
+        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            self.0.trim(topic, partition, bounds.0 + 1)?;
+        }
+        Ok(bounds)
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        self.0.trim(topic, partition, before)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_epoch_is_found_in_a_log_that_is_trimmed_meanwhile() {
+    let place = Place::new();
+    let server = place.start();
+    for name in ["one", "two", "three"] {
+        place.add_user(name, b"password of theirs").await;
+    }
+    server.stop().expect("stops cleanly");
+    let identity = Identity::read(&place.data(), None).expect("reads");
+    let epoch = data::epoch(&place.data()).expect("known");
+    let find = async |trims| {
+        let log = Trimmed(place.log.clone(), AtomicU32::new(trims));
+        crate::admin::epoch_of(&identity.cluster_key, &log).await
+    };
+    assert_eq!(find(3).await.expect("looks again"), Some(epoch));
+    let gives_up = find(1000).await.expect_err("not for ever");
+    assert!(matches!(gives_up, LogError::OutOfRange { .. }), "{gives_up}");
 }
