@@ -365,12 +365,12 @@ impl Client {
         patience.wait_for_content(transfer::upload(&self.inner, sealed), || self.uploaded_chunks()).await?
     }
 
-    /// Chunks that have been uploaded, and downloaded, since the client was made: whoever waits for content waits while
-    /// they rise.
+    /// Chunks that have been uploaded since the client was made: whoever waits for written content waits while it rises.
     pub fn uploaded_chunks(&self) -> u64 {
         self.inner.counters.uploaded.load(Ordering::Relaxed)
     }
 
+    /// Chunks that have been downloaded since, for whoever waits to read.
     pub fn downloaded_chunks(&self) -> u64 {
         self.inner.counters.downloaded.load(Ordering::Relaxed)
     }

@@ -151,8 +151,8 @@ fn what_is_written_past_the_pages_is_read_and_mapped_meanwhile_and_afterwards() 
         let path = mount.join(format!("file {number}"));
         assert_eq!(fs::read(&path).unwrap(), *written, "file {number}");
         // From here on the kernel's pages are written to.
-        let both = OpenOptions::new().write(true).open(&path).unwrap();
-        both.write_all_at(b"again", 0).unwrap();
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all_at(b"again", 0).unwrap();
         assert_eq!(&fs::read(&path).unwrap()[..5], b"again");
     }
 }

@@ -146,7 +146,7 @@ fn special_bits_and_groups_are_as_on_a_local_disk() {
         try nobody rm -f t/root; try nobody mv t/root t/other; try nobody mv t/nobody t/root; try nobody rm t/nobody
         mkdir t/d; try nobody rmdir t/d; try nobody chmod 777 t/root; try nobody touch t/root; try nobody touch -d 2001-01-01 t/root
         shows t t/*
-        # The same through a handle that was there before the bits, to files that are made one after the other.
+        # Setuid and setgid bits where the handle was there before them, of files that are made one after the other.
         for who in nobody command; do
             for mode in 6777 2777 4777 2767; do
                 $who sh -c "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18; do : > many-\$i; done

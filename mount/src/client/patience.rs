@@ -65,7 +65,8 @@ impl Patience {
 
     /// Waits for `work`, but no longer than this caller would.
     pub async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, CallError> {
-        self.wait_while(work, None::<fn() -> u64>).await
+        // Nothing moves.
+        self.wait_while(work, || 0).await
     }
 
     /// Waits for `work`, which is done by moving content: as long as `moved` rises at least once in each timeout, from now
@@ -76,18 +77,14 @@ impl Patience {
         moved: impl Fn() -> u64,
     ) -> Result<T, CallError> {
         self.renew();
-        let done = self.wait_while(work, Some(moved)).await;
+        let done = self.wait_while(work, moved).await;
         if done.is_ok() {
             self.renew();
         }
         done
     }
 
-    async fn wait_while<T>(
-        &self,
-        work: impl Future<Output = T>,
-        moved: Option<impl Fn() -> u64>,
-    ) -> Result<T, CallError> {
+    async fn wait_while<T>(&self, work: impl Future<Output = T>, moved: impl Fn() -> u64) -> Result<T, CallError> {
         // One timer and one look at the interrupt for each wait, none before the work is pending.
         let interrupted = async {
             match &self.interrupted {
@@ -97,11 +94,11 @@ impl Patience {
         };
         let timed_out = async {
             let Some(timeout) = self.timeout else { return std::future::pending().await };
-            let mut before = moved.as_ref().map(|moved| moved());
+            let mut before = moved();
             loop {
                 let renewed = Duration::from_millis(self.renewed_ms.load(Ordering::Relaxed));
                 tokio::time::sleep_until(self.started.unwrap_or_else(Instant::now) + renewed + timeout).await;
-                let now = moved.as_ref().map(|moved| moved());
+                let now = moved();
                 if now == before {
                     return timeout;
                 }

@@ -162,10 +162,10 @@ impl Appending<'_> {
         Appending(transfers, Instant::now())
     }
 
-    fn came(self, most: usize) {
+    fn came(self) {
         let mut uploads = lock(&self.0.uploads);
         let under_way = uploads.appending;
-        uploads.window.came(Instant::now(), self.1, under_way, most);
+        uploads.window.came(Instant::now(), self.1, under_way, UPLOADS_MOST);
     }
 }
 
@@ -205,7 +205,7 @@ pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<Ch
         let appending = Appending::begin(&inner.transfers);
         match inner.config.log.append(Topic::Chunks, link.partition, record).await {
             Ok(offset) => {
-                appending.came(UPLOADS_MOST);
+                appending.came();
                 let name = ChunkName {
                     topic: Topic::Chunks,
                     epoch: link.epoch,

@@ -28,9 +28,9 @@ struct Inner {
     loading: HashMap<ChunkName, Arc<OnceCell<Bytes>>>,
 }
 
-/// Content that need not be fetched.
+/// Of content that need not be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coming {
+pub enum BlockState {
     /// In memory.
     Ready,
     /// Being fetched by somebody, perhaps by one who does not wait for it.
@@ -51,10 +51,10 @@ impl Blocks {
     }
 
     /// Whether it is in memory or being fetched, and which of these.
-    pub fn coming(&self, name: &ChunkName) -> Option<Coming> {
+    pub fn state(&self, name: &ChunkName) -> Option<BlockState> {
         let inner = self.lock();
-        let is_fetched = inner.loading.contains_key(name).then_some(Coming::Fetched);
-        inner.ready.contains(name).then_some(Coming::Ready).or(is_fetched)
+        let is_fetched = inner.loading.contains_key(name).then_some(BlockState::Fetched);
+        inner.ready.contains(name).then_some(BlockState::Ready).or(is_fetched)
     }
 
     pub fn insert(&self, name: ChunkName, plain: Bytes) {

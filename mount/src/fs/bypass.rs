@@ -28,12 +28,9 @@ impl Making {
     /// A file is made. Whether many have been just now.
     pub fn makes(&self, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let are_many = last.len() == MANY && last.front().is_some_and(|first| now.duration_since(*first) <= WITHIN);
-        if last.len() == MANY {
-            last.pop_front();
-        }
+        let first = if last.len() == MANY { last.pop_front() } else { None };
         last.push_back(now);
-        are_many
+        first.is_some_and(|first| now.duration_since(first) <= WITHIN)
     }
 }
 

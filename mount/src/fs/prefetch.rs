@@ -4,7 +4,7 @@
 //! [`AHEAD_BYTES`] of what follows on their way into the block cache.
 
 use super::Fs;
-use super::blocks::Coming;
+use super::blocks::BlockState;
 use super::extents::{Extent, Part};
 use super::file::FileHandle;
 use crate::client::{Download, Patience, Reader};
@@ -125,15 +125,19 @@ impl Fs {
     /// Notes a read, and sets on its way what the reader will want next.
     pub(super) fn read_ahead(&self, handle: &Arc<FileHandle>, offset: u64, len: u64, size: u64) {
         let limit = AHEAD_BYTES.min(self.inner.blocks.limit() as u64 / 4);
-        let mut wanted = handle.sequence().read(offset, len, limit);
-        wanted.iter_mut().for_each(|range| range.end = range.end.min(size));
-        wanted.retain(|range| !range.is_empty());
+        let wanted = handle.sequence().read(offset, len, limit);
         let ino = handle.file.ino;
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for range in wanted.into_iter().map(|range| range.start..range.end.min(size)).filter(|range| !range.is_empty())
+        {
+            let content = self.cache().content(self.promises(), ino, range.start, range.end);
+            match content.and_then(|content| content.parts.ok()) {
+                Some(parts) => known.extend(parts),
+                None => unknown.push(range),
+            }
+        }
         // At once if it is known where that is: the reader would else come to it first, and ask chunk by chunk.
-        let known = |range: &Range<u64>| self.cache().content(self.promises(), ino, range.start, range.end)?.parts.ok();
-        let known_parts: Vec<Part> = wanted.iter().map_while(known).flatten().collect();
-        let unknown: Vec<_> = wanted.into_iter().skip_while(|range| known(range).is_some()).collect();
-        self.load_all(&known_parts, None);
+        self.load_all(&known, None);
         if unknown.is_empty() {
             return;
         }
@@ -156,9 +160,9 @@ impl Fs {
         let (mut missing, mut fetched): (Vec<&Extent>, Vec<ChunkName>) = (Vec::new(), Vec::new());
         for part in parts {
             let Part::Data(extent) = part else { continue };
-            match self.inner.blocks.coming(&extent.chunk) {
-                Some(Coming::Ready) => {}
-                Some(Coming::Fetched) => fetched.push(extent.chunk),
+            match self.inner.blocks.state(&extent.chunk) {
+                Some(BlockState::Ready) => {}
+                Some(BlockState::Fetched) => fetched.push(extent.chunk),
                 None if missing.last().is_some_and(|last| last.chunk == extent.chunk) => {}
                 None => missing.push(extent),
             }
@@ -227,8 +231,10 @@ mod tests {
     #[test]
     fn reads_in_sequence_reach_further_and_further() {
         let mut sequence = Sequence::default();
-        let mut asked = 128 * KIB;
-        for i in 0..400 {
+        let first = sequence.read(0, 128 * KIB, AHEAD_BYTES);
+        let mut asked = (128 + 1024) * KIB;
+        assert_eq!((first.len(), first[0].start, first[0].end), (1, 128 * KIB, asked));
+        for i in 1..400 {
             for range in sequence.read(i * 128 * KIB, 128 * KIB, AHEAD_BYTES) {
                 assert_eq!(range.start, asked, "nothing is asked for twice and nothing left out");
                 asked = range.end;
@@ -250,6 +256,7 @@ mod tests {
         }
         assert_eq!(sequence.run, 512 * KIB);
     }
+
     #[test]
     fn reads_at_even_distances_are_met_by_what_was_asked_for() {
         for (first, step) in [(0, 4i64 << 20), (900 << 20, -(3i64 << 20))] {

@@ -21,7 +21,7 @@ fn disarmed(mode: u32) -> u32 {
     mode & !(SETUID | setgid)
 }
 
-fn has_capability(attr: &Attr) -> bool {
+pub(super) fn has_capability(attr: &Attr) -> bool {
     attr.rights.as_ref().is_some_and(|rights| rights.capability)
 }
 

@@ -4,7 +4,7 @@
 use super::Fs;
 use super::acls::{acl_kind, acl_name};
 use super::cache::{Xattrs, covering};
-use super::privileges::CAPABILITY;
+use super::privileges::{CAPABILITY, has_capability};
 use crate::client::Patience;
 use crate::error::FsError;
 use bytes::Bytes;
@@ -27,11 +27,8 @@ impl Fs {
         may_be(name)?;
         let ino = self.ino(ino);
         // The kernel asks this one before it takes it away, whatever became of the promise.
-        if name == CAPABILITY {
-            let attr = self.attr_once(ino, patience).await?;
-            if !attr.rights.is_some_and(|rights| rights.capability) {
-                return Err(FsError::NoAttribute);
-            }
+        if name == CAPABILITY && !has_capability(&self.attr_once(ino, patience).await?) {
+            return Err(FsError::NoAttribute);
         }
         let xattrs = self.xattrs(ino, patience).await?;
         match xattrs.iter().find(|(n, _)| n == name) {

@@ -95,7 +95,10 @@ async fn of_many_files_that_are_made_and_only_written_to_the_kernel_has_no_pages
 async fn what_is_closed_is_read_back_here_and_elsewhere() {
     let place = Place::in_memory().await;
     let (fs, other) = (place.fs().await, place.fs().await);
-    for (i, len) in [0, 1, 4000, 5000, 256 << 10, (256 << 10) + 1, 512 << 10, (3 << 20) + 17].into_iter().enumerate() {
+    for (i, len) in [0, 1, 4000, 5000, 64 << 10, (64 << 10) + 1, 256 << 10, (256 << 10) + 1, 512 << 10, (3 << 20) + 17]
+        .into_iter()
+        .enumerate()
+    {
         let (ino, handle) = make(&fs, &format!("f{i}"), CreateHow::default()).await;
         let data = bytes(i as u64 + 1, len);
         write_all(&fs, handle, 0, &data).await;
@@ -331,7 +334,7 @@ async fn a_copy_sends_nothing_but_one_request() {
 async fn two_mounts_with_one_file_open_append_without_loss() {
     let place = Place::in_memory().await;
     let (one, two) = (place.fs().await, place.fs().await);
-    let append = CreateHow { append: true, exclusive: false, may_bypass: false };
+    let append = CreateHow { append: true, ..CreateHow::default() };
     let (ino, a) = make(&one, "log", append).await;
     let b = two.open(ino, true, &patience()).await.expect("opens").handle;
     for i in 0..40 {
@@ -437,7 +440,7 @@ fn an_append_that_waits_for_room_asks_where_the_file_ends_by_then() {
     let ended = runtime.block_on(async {
         let place = Place::on_broker().await;
         let (fs, other) = (place.fs().await, place.fs().await);
-        let (ino, log) = make(&fs, "log", CreateHow { append: true, exclusive: false, may_bypass: false }).await;
+        let (ino, log) = make(&fs, "log", CreateHow { append: true, ..CreateHow::default() }).await;
         let (_, big) = make(&fs, "big", CreateHow::default()).await;
         let theirs = other.open(ino, true, &patience()).await.expect("opens").handle;
         let (most, much) = (vec![5; 63 << 20], vec![6; 48 << 20]);

@@ -24,7 +24,7 @@ async fn unpack(fs: &Fs, dir: u64, name: &str) {
     let p = &patience();
     // What the kernel asks before.
     assert!(fs.lookup(dir, name.as_bytes(), p).await.expect_err("is not there").is(Refusal::NotFound));
-    let how = CreateHow { exclusive: true, append: false, may_bypass: false };
+    let how = CreateHow { exclusive: true, ..CreateHow::default() };
     let (stat, opened) = fs.create(ME, dir, name.as_bytes(), 0o600, how, p).await.expect("makes");
     fs.write(opened.handle, 0, &content(name), p).await.expect("writes");
     let times = SetAttr { mtime: Some(SetTime::At(LONG_AGO)), ..SetAttr::default() };

@@ -43,13 +43,6 @@ impl Slots {
     }
 }
 
-impl Slot {
-    /// Is none any more.
-    fn void(mut self) {
-        self.0 = None;
-    }
-}
-
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(slots) = self.0.take() else { return };
@@ -64,7 +57,7 @@ impl Drop for Slot {
             match next.send(Slot(Some(slots.clone()))) {
                 Ok(()) => return,
                 // It waits no more, and this slot is still to be given back.
-                Err(unwanted) => unwanted.void(),
+                Err(mut unwanted) => unwanted.0 = None,
             }
         }
     }

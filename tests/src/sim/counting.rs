@@ -68,7 +68,7 @@ impl Work {
 
     async fn counting(&self, count: Count) -> Result<Counted, FsError> {
         let (fs, p) = (&self.fs, &Patience::within(PATIENCE));
-        let how = CreateHow { exclusive: false, append: false, may_bypass: false };
+        let how = CreateHow::default();
         let (_, opened) = fs.create(ME, ROOT, NAME, 0o600, how, p).await?;
         let kind = if count.kind == Kind::Range { LockKind::OpenFile } else { LockKind::Flock };
         let call = LockCall { owner: opened.handle, kind: Some(kind), pid: 0, range: LockRange::WHOLE };

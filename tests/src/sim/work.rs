@@ -470,7 +470,7 @@ impl Work {
     /// A temporary file that loses its name while it is open.
     async fn unlinked(&self, text: String, at: &Place, content: &Content) {
         let p = &Patience::within(PATIENCE);
-        let how = CreateHow { exclusive: true, append: false, may_bypass: false };
+        let how = CreateHow { exclusive: true, ..CreateHow::default() };
         // Nobody else knows the name, or it could be written by others.
         let private = format!("t{}-{}", self.client, content.fill).into_bytes();
         let begun = Instant::now();
