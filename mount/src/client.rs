@@ -8,6 +8,7 @@
 //!   keeps what a crash must not lose.
 //! * No cache of names, attributes or content is here: that is `fs`.
 
+mod coming;
 pub(crate) mod core;
 mod driver;
 mod journal;

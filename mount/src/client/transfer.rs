@@ -9,6 +9,7 @@
 //! * Nothing is handed on whose hash is not its name's.
 
 use super::CallError;
+use super::coming::{Coming, PROBES};
 use super::core::content::quotes;
 use super::driver::{Inner, Link};
 use super::queue::{Queue, Reader};
@@ -25,9 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-
-/// Silence after which a chunk is asked for again. A slow link takes longer to bring all that is under way.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the asking task looks for silence while anything is asked for.
 const LOOK: Duration = Duration::from_millis(250);
@@ -94,8 +92,8 @@ struct Downloads {
     chunks: BTreeMap<ChunkName, Ask>,
     /// Names to be asked for.
     queue: Queue,
-    /// Frame hashes of reads by number, for their answers' seals.
-    reads: HashMap<u64, [u8; 32]>,
+    /// By number, what was asked for with one record.
+    reads: HashMap<u64, Read>,
     next_read: u64,
     /// Chunks asked for and not yet served.
     under_way: usize,
@@ -103,27 +101,11 @@ struct Downloads {
     coming: Coming,
 }
 
-/// What has come says whether what has not is lost, or only behind it. Pure.
-#[derive(Default)]
-struct Coming {
-    last: Option<Instant>,
-    /// When the latest was asked for of what has come.
-    newest: Option<Instant>,
-}
-
-impl Coming {
-    fn came(&mut self, now: Instant, asked: Option<Instant>) {
-        self.last = Some(now);
-        self.newest = self.newest.max(asked);
-    }
-
-    /// Whether what was asked for then is lost: nothing has come for so long, or something that was asked for so much
-    /// later has.
-    fn is_lost(&self, now: Instant, asked: Instant, silence: Duration) -> bool {
-        let is_silent = self.last.is_none_or(|last| now >= last + silence);
-        let is_overtaken = self.newest.is_some_and(|newest| newest >= asked + silence);
-        now >= asked + silence && (is_silent || is_overtaken)
-    }
+#[derive(Clone, Copy)]
+struct Read {
+    /// Of its frame, for its answers' seals.
+    hash: [u8; 32],
+    at: Instant,
 }
 
 struct Ask {
@@ -368,7 +350,7 @@ impl Transfers {
     /// Returns whether anything is still to come.
     fn ask(&self, inner: &Inner, link: &Link, is_other_session: bool) -> bool {
         let mut downloads = lock(&self.downloads);
-        downloads.ask_again_after(if is_other_session { Duration::ZERO } else { ASK_AGAIN });
+        downloads.ask_again(is_other_session);
         let room = downloads.window.room().min(link.most_chunks());
         loop {
             let (mut chunks, mut are_repeated) = (Vec::new(), true);
@@ -396,6 +378,7 @@ impl Transfers {
             if !are_repeated {
                 inner.counters.reads.fetch_add(1, Ordering::Relaxed);
             }
+            tracing::debug!(chunks = chunks.len(), under_way = downloads.under_way, room, "content is asked for");
             downloads.send(inner, link, chunks);
         }
     }
@@ -408,7 +391,7 @@ impl Transfers {
             direction: Direction::ToClient,
             topic: Topic::Bulk,
             partition: link.bulk_partition,
-            answers: Some(read),
+            answers: Some(read.hash),
         };
         // Opening hashes the whole content, so it is done without the lock.
         let opened = match open::<Served>(&link.key, frame, &context) {
@@ -417,12 +400,11 @@ impl Transfers {
         };
         let mut downloads = lock(&self.downloads);
         let (Served::Chunk(name) | Served::Missing(name)) = &opened.body;
-        let asked = downloads.chunks.get(name).and_then(|ask| Some((ask.asked?, ask.times)));
         let (now, under_way) = (Instant::now(), downloads.under_way);
-        downloads.coming.came(now, asked.map(|(asked, _)| asked));
-        // What was asked for twice does not say which of these it answers.
-        if let (Some((asked, 1)), Served::Chunk(_)) = (asked, &opened.body) {
-            downloads.window.came(now, asked, under_way, link.most_chunks());
+        tracing::debug!(took = ?(now - read.at), is_wanted = downloads.chunks.contains_key(name), "content has come");
+        downloads.coming.came(now, read.at);
+        if let Served::Chunk(_) = &opened.body {
+            downloads.window.came(now, read.at, under_way, link.most_chunks());
         }
         match opened.body {
             Served::Chunk(name) if opened.payload_hash == name.hash => {
@@ -498,7 +480,8 @@ impl Downloads {
             Context { direction: Direction::ToServer, topic: Topic::Reads, partition: link.partition, answers: None };
         match seal(&link.key, &head, &context, &message::Download { chunks }, &[]) {
             Ok(sealed) => {
-                self.reads.insert(number, proto::frame::record_hash(&sealed.record));
+                let read = Read { hash: proto::frame::record_hash(&sealed.record), at: Instant::now() };
+                self.reads.insert(number, read);
                 self.reads.retain(|read, _| read + MAX_READS as u64 > number);
                 // Its loss shows as silence. Queued at once; nobody needs to hear of the acknowledgement.
                 drop(inner.config.log.append(Topic::Reads, link.partition, sealed.record));
@@ -508,21 +491,32 @@ impl Downloads {
         }
     }
 
-    /// Queues again what was asked for and is lost, as such a silence tells.
-    fn ask_again_after(&mut self, silence: Duration) {
-        let now = Instant::now();
-        self.chunks.retain(|name, ask| {
-            if ask.asked.is_some_and(|asked| self.coming.is_lost(now, asked, silence)) {
-                ask.asked = None;
-                self.under_way -= 1;
-                ask.readers.retain(|reader| !reader.is_closed());
-                if ask.readers.is_empty() {
-                    return false;
-                }
-                self.queue.push(*name, ask.reader);
+    /// Queues again what was asked for and is lost, as far as that can be told; or `all` of it.
+    fn ask_again(&mut self, all: bool) {
+        let asked = || self.chunks.iter().filter_map(|(name, ask)| Some((ask.asked?, *name)));
+        let Some((first, _)) = asked().min_by_key(|(asked, _)| *asked) else { return };
+        let is_silent = self.coming.probe(Instant::now(), first, self.window.takes(self.under_way + 1));
+        if !(all || is_silent || self.coming.is_overtaken(first)) {
+            return;
+        }
+        let mut asked: Vec<(Instant, ChunkName)> = asked().collect();
+        asked.sort_by_key(|(asked, _)| *asked);
+        let probes = if is_silent { PROBES } else { 0 };
+        tracing::debug!(under_way = self.under_way, all, is_silent, "some content is asked for again");
+        for (number, (asked, name)) in asked.into_iter().enumerate() {
+            if !(all || number < probes || self.coming.is_overtaken(asked)) {
+                continue;
             }
-            true
-        });
+            let Some(ask) = self.chunks.get_mut(&name) else { continue };
+            ask.asked = None;
+            self.under_way -= 1;
+            ask.readers.retain(|reader| !reader.is_closed());
+            if ask.readers.is_empty() {
+                self.chunks.remove(&name);
+            } else {
+                self.queue.push(name, ask.reader);
+            }
+        }
     }
 
     fn finish(&mut self, name: &ChunkName, content: Result<Bytes, CallError>) {
@@ -579,24 +573,7 @@ mod tests {
         begun.push(downloads.want(&name(0), Some(7)));
         assert!(downloads.queue.is_empty());
         // Unless it is lost; then it is waited for still.
-        downloads.ask_again_after(Duration::ZERO);
+        downloads.ask_again(true);
         assert!(downloads.queue.is_waited_for());
-    }
-
-    #[test]
-    fn what_is_only_behind_others_is_not_asked_for_again() {
-        let begun = Instant::now();
-        let at = |ms: u64| begun + Duration::from_millis(ms);
-        let is_lost = |coming: &Coming, ms, asked| coming.is_lost(at(ms), at(asked), Duration::from_secs(2));
-        let mut coming = Coming::default();
-        assert!(!is_lost(&coming, 1999, 0) && is_lost(&coming, 2000, 0), "nothing comes");
-        coming.came(at(1500), Some(at(0)));
-        assert!(!is_lost(&coming, 3000, 0), "others came");
-        assert!(is_lost(&coming, 3500, 0), "and no more");
-        coming.came(at(3400), Some(at(1900)));
-        assert!(!is_lost(&coming, 5300, 0));
-        coming.came(at(5000), Some(at(2000)));
-        assert!(is_lost(&coming, 5300, 0), "what was asked for much later has come");
-        assert!(!is_lost(&coming, 5300, 1000));
     }
 }

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 /// How long what comes may have stood in queues.
 const QUEUED: Duration = Duration::from_millis(300);
-/// Chunks under way: to begin with, and at least, so that the way is not empty while one is asked for.
-const FIRST: f64 = 16.0;
+/// Chunks under way at least, so that the way is not empty while one is asked for; and to begin with, since a slow way would
+/// need minutes for more.
 const LEAST: f64 = 2.0;
 /// It becomes smaller by no more than this at once.
 const SHRINK_MAX: f64 = 0.25;
@@ -28,7 +28,7 @@ pub(super) struct Window {
 
 impl Default for Window {
     fn default() -> Window {
-        Window { room: FIRST, way: Duration::MAX, shrunk: None }
+        Window { room: LEAST, way: Duration::MAX, shrunk: None }
     }
 }
 
@@ -36,6 +36,14 @@ impl Window {
     /// Chunks that may be under way.
     pub fn room(&self) -> usize {
         self.room as usize
+    }
+
+    /// What so many chunks take on this way, at most: each as long as the quickest. Nothing, as long as none has come.
+    pub fn takes(&self, chunks: usize) -> Duration {
+        match self.way {
+            Duration::MAX => Duration::ZERO,
+            way => way.saturating_mul(chunks as u32),
+        }
     }
 
     /// A chunk has come that was asked for then; `under_way` were, it included, and `most` may be at all.
@@ -97,7 +105,7 @@ mod tests {
         assert!(rooms[1] == 64, "{rooms:?}");
         // Nor does it take long where the way is long: 400 ms are 40 chunks.
         let (rooms, _, idle) = download(&mut Window::default(), 400 * MS, 10 * MS, 1000);
-        assert!(rooms[1] >= 40 && idle < 1000 * MS, "{rooms:?} {idle:?}");
+        assert!(rooms[1] >= 40 && idle < 2000 * MS, "{rooms:?} {idle:?}");
     }
 
     #[test]
@@ -125,8 +133,8 @@ mod tests {
     fn what_is_not_filled_does_not_grow() {
         let (mut window, now) = (Window::default(), Instant::now());
         for _ in 0..100 {
-            window.came(now + MS, now, 3, 64);
+            window.came(now + MS, now, 0, 64);
         }
-        assert_eq!(window.room(), FIRST as usize);
+        assert_eq!(window.room(), LEAST as usize);
     }
 }

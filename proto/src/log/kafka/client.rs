@@ -27,6 +27,10 @@ const COMMON: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
 ];
 
+/// How long it can hold up content, in milliseconds: two chunks take 8 s at 1 Mbit/s, and what a broker has not answered by then
+/// begins anew.
+pub(super) const BULK_TIMEOUT_MS: &str = "20000";
+
 /// The properties of one instance: ours, then the user's, then `fixed`, which
 /// the log's promises rest on.
 pub(super) fn config(settings: &KafkaSettings, ours: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {

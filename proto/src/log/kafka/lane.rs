@@ -69,11 +69,13 @@ impl Drop for Running {
 impl Lane {
     pub(super) fn new(cluster: &Cluster, durable: bool, bulk: bool) -> Self {
         let timeout_ms = timeout_ms(&cluster.settings);
+        let request_timeout_ms = if bulk { client::BULK_TIMEOUT_MS } else { "10000" };
         let ours = [
             ("linger.ms", "0"),
             ("queue.buffering.max.kbytes", QUEUE_KIB),
             ("queue.buffering.max.messages", QUEUE_RECORDS),
-            ("request.timeout.ms", "10000"),
+            ("request.timeout.ms", request_timeout_ms),
+            ("socket.timeout.ms", request_timeout_ms),
             // How long a topic that is not there may still appear.
             ("topic.metadata.propagation.max.ms", "3000"),
             ("message.timeout.ms", &timeout_ms),

@@ -37,14 +37,16 @@ const STOP_SEEN: Duration = Duration::from_millis(100);
 /// one would mount from, as little as a dropped tail may take to end while no broker answers.
 const LEADERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// Between looks for what has stalled. More than a slow link may take for the answers to two
-/// fetches, each of which librdkafka waits for up to 10 s: what is still on its way has not stalled.
+/// Between looks for what has stalled, and of content. More than a slow link may take for the answers to two
+/// fetches, each of which librdkafka waits for up to 10 s, or 20: what is still on its way has not stalled.
 const LOOK: Duration = Duration::from_secs(30);
+const LOOK_BULK: Duration = Duration::from_secs(60);
 
 /// How long a look may take; without an answer it is left to the next one. Kafka answers it
 /// after the fetch under way, so this is more than a fetch waits and its content takes on a slow
 /// link: a look that is not answered in time costs the connection, and what was on its way.
 const LOOK_MAX: Duration = Duration::from_secs(5);
+const LOOK_MAX_BULK: Duration = Duration::from_secs(10);
 
 /// The offset that comes next in a partition, and the leader epoch of the record before it, if
 /// that has been read.
@@ -71,7 +73,7 @@ fn reader(cluster: &Arc<Cluster>, starts: &[(Topic, u32, Start)]) -> Result<Read
         outage: false,
         stalled: Stalled::default(),
         looked: Instant::now(),
-        look_every: LOOK,
+        look_every: if bulk { LOOK_BULK } else { LOOK },
     };
     reader.assign()?;
     Ok(reader)
@@ -88,7 +90,7 @@ fn config(cluster: &Cluster, bulk: bool) -> rdkafka::ClientConfig {
     let wait_ms = if cluster.embedded { "1" } else { "500" };
     // Bytes that librdkafka itself may hold for a tail (and one fetch more).
     let (queued_kib, fetch_bytes) = if bulk { ("16384", "8388608") } else { ("4096", "2097152") };
-    let ours = [
+    let mut ours = vec![
         ("fetch.wait.max.ms", wait_ms),
         ("fetch.min.bytes", "1"),
         ("fetch.queue.backoff.ms", "1"),
@@ -99,6 +101,9 @@ fn config(cluster: &Cluster, bulk: bool) -> rdkafka::ClientConfig {
         ("fetch.message.max.bytes", fetch_bytes),
         ("queued.max.messages.kbytes", queued_kib),
     ];
+    if bulk {
+        ours.push(("socket.timeout.ms", client::BULK_TIMEOUT_MS));
+    }
     let group = format!("{}-unused", cluster.settings.prefix);
     let fixed = [
         ("group.id", group.as_str()),
@@ -426,7 +431,8 @@ impl Reader {
     /// The log's next offsets, as far as Kafka tells them at once.
     fn ends(&self) -> Result<BTreeMap<(Topic, u32), u64>, KafkaError> {
         let partitions: Vec<(Topic, u32)> = self.next.keys().copied().collect();
-        let ends = ask_edges(&self.cluster, &self.consumer, &partitions, Offset::End, LOOK_MAX)?;
+        let within = if self.bulk { LOOK_MAX_BULK } else { LOOK_MAX };
+        let ends = ask_edges(&self.cluster, &self.consumer, &partitions, Offset::End, within)?;
         Ok(told(&self.cluster, &ends, &partitions))
     }
 
