@@ -197,6 +197,8 @@ bugs! {
     ReadMissesWritten,
     /// fs: what was cut or copied here is read before the answer says what there is
     ReadMissesCut,
+    /// fs: extended attributes once known are shown for ever
+    XattrsForEver,
 }
 
 /// Whether this bug is planted on this thread.

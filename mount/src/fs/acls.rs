@@ -3,10 +3,13 @@
 //! with every answer that brings attributes, so that the kernel, which asks constantly, costs no request.
 
 use super::Fs;
+use super::local::Done;
+use super::pending::Effect;
 use crate::client::Patience;
 use crate::error::FsError;
 use bytes::Bytes;
-use proto::message::{Acl, AclKind, Op, Outcome, Upload};
+use proto::Ino;
+use proto::message::{Acl, AclKind, Attr, FileKind, Op, Outcome, Refusal, Upload};
 
 /// The attributes' names.
 const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -80,12 +83,40 @@ impl Fs {
         patience: &Patience,
     ) -> Result<(), FsError> {
         let ino = self.ino(ino);
+        let has = |attr: Attr| attr.rights.is_some_and(|rights| rights.acl(which).is_some());
+        if acl.is_none() && self.cache().attr(self.promises(), ino).is_some_and(|attr| !has(attr)) {
+            return Ok(());
+        }
         self.before_publishing(ino, patience).await?;
+        if let Some(done) = self.set_acl_locally(ino, which, acl.as_ref(), clear_setgid) {
+            return done?.safe(patience).await;
+        }
         let op = Op::Upload(Upload::SetAcl { ino, which, acl, clear_setgid });
         let (reply, _changing) = self.change(op, patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setxattr" }) };
         self.cache().learn(self.promises(), &reply, |l| l.attr(attr));
         Ok(())
+    }
+
+    /// Answered here, if it may be.
+    fn set_acl_locally(
+        &self,
+        ino: Ino,
+        which: AclKind,
+        acl: Option<&Acl>,
+        clear_setgid: bool,
+    ) -> Option<Result<Done<()>, FsError>> {
+        self.change_locally(ino, |_, attr, time| {
+            match (attr.kind, which) {
+                (FileKind::Symlink, _) => return Some(Err(Refusal::Invalid)),
+                (FileKind::Dir, _) | (_, AclKind::Access) => {}
+                (_, AclKind::Default) if acl.is_some() => return Some(Err(Refusal::NotDirectory)),
+                (_, AclKind::Default) => {}
+            }
+            let acl = acl.cloned();
+            let upload = Upload::SetAcl { ino, which, acl: acl.clone(), clear_setgid };
+            Some(Ok((upload, Effect::Acl { which, acl, clear_setgid, time })))
+        })
     }
 }
 

@@ -283,10 +283,7 @@ impl Cache {
     }
 
     pub fn xattrs(&self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
-        let mut inner = self.inner();
-        let (promise, life, xattrs) = inner.xattrs.get(&ino)?;
-        let (promise, life, xattrs) = (*promise, *life, xattrs.clone());
-        (inner.stamps.life(promises, &promise) == Some(life)).then_some(xattrs)
+        self.inner().xattrs(promises, ino)
     }
 
     pub fn target(&self, ino: Ino) -> Option<Bytes> {
@@ -366,6 +363,7 @@ impl Cache {
         for ino in &touched.inodes {
             inner.attrs.remove(ino);
             inner.maps.remove(ino);
+            inner.xattrs.remove(ino);
         }
         for (dir, _) in &touched.names {
             inner.dirs.remove(dir);
@@ -403,6 +401,12 @@ impl Inner {
         let (promise, life) = known.life?;
         let attr = known.attr.clone();
         (self.life(promises, &promise) == Some(life)).then_some(attr)
+    }
+
+    fn xattrs(&mut self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
+        let (promise, life, xattrs) = self.xattrs.get(&ino)?;
+        let (promise, life, xattrs) = (*promise, *life, xattrs.clone());
+        (self.stamps.life(promises, &promise) == Some(life) || planted(Bug::XattrsForEver)).then_some(xattrs)
     }
 
     fn content(&mut self, promises: &Promises, ino: Ino, from: u64, to: u64) -> Option<Content> {
@@ -583,10 +587,14 @@ impl Lesson<'_> {
         before
     }
 
+    /// All extended attributes of an inode as of this answer, unless they may have changed here since.
     pub fn xattrs(&mut self, promise: Promise, ino: Ino, xattrs: Xattrs) {
-        if let Some(life) = self.lives.get(&promise) {
-            let bytes = xattrs.iter().map(|(name, value)| name.len() + value.len() + NAME_BYTES).sum();
-            self.inner.xattrs.insert(ino, (promise, *life, xattrs), bytes);
+        let inner = &mut *self.inner;
+        let is_late = inner.attrs.get(&ino).is_none_or(|known| known.at > self.at)
+            || inner.pending.has_touched(ino, self.order)
+            || inner.pending.is_before(self.at);
+        if let Some(life) = self.lives.get(&promise).filter(|_| !is_late) {
+            inner.put_xattrs(ino, (promise, *life), xattrs);
         }
     }
 
@@ -634,9 +642,19 @@ impl Lesson<'_> {
 
 impl Inner {
     fn put_attr(&mut self, known: KnownAttr) {
+        // Of what happens to it elsewhere the promise says nothing that they are known under.
+        let is_elsewhere = |(promise, _, _): &mut (Promise, Life, Xattrs)| *promise != covering(&known.attr);
+        if self.xattrs.get(&known.attr.ino).is_some_and(is_elsewhere) {
+            self.xattrs.remove(&known.attr.ino);
+        }
         let rights = known.attr.rights.as_ref();
         let bytes = ATTR_BYTES + rights.map_or(0, |rights| RIGHTS_BYTES + rights.named() * NAMED_BYTES);
         self.attrs.insert(known.attr.ino, known, bytes);
+    }
+
+    fn put_xattrs(&mut self, ino: Ino, (promise, life): (Promise, Life), xattrs: Xattrs) {
+        let bytes = xattrs.iter().map(|(name, value)| name.len() + value.len() + NAME_BYTES).sum();
+        self.xattrs.insert(ino, (promise, life, xattrs), bytes);
     }
 
     /// Nothing is known of the directory's names but what was changed here.
@@ -710,6 +728,19 @@ impl Local<'_> {
         self.inner.lookup(self.promises, dir, name)
     }
 
+    /// All extended attributes of an inode.
+    pub fn xattrs(&mut self, attr: &Attr) -> Option<Xattrs> {
+        if attr.has_xattrs { self.inner.xattrs(self.promises, attr.ino) } else { Some(Xattrs::default()) }
+    }
+
+    /// These are all from now on.
+    pub fn put_xattrs(&mut self, attr: &Attr, xattrs: Xattrs) {
+        let promise = covering(attr);
+        if let Some(life) = self.inner.stamps.life(self.promises, &promise) {
+            self.inner.put_xattrs(attr.ino, (promise, life), xattrs);
+        }
+    }
+
     /// Whether a directory has no entry, if that is known.
     pub fn is_empty(&mut self, dir: Ino) -> Option<bool> {
         let known = self.inner.dir(self.promises, dir)?;
@@ -770,3 +801,6 @@ impl Local<'_> {
         self.inner.put_attr(KnownAttr { attr, at, life });
     }
 }
+
+#[cfg(test)]
+mod tests;

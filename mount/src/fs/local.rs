@@ -326,9 +326,6 @@ impl Fs {
         (to_dir, to): (Ino, &Name),
         how: RenameHow,
     ) -> Option<Result<Done<()>, FsError>> {
-        if how == RenameHow::Exchange {
-            return None;
-        }
         self.locally(|_, local, time| {
             local.dir(from_dir)?;
             local.dir(to_dir)?;
@@ -337,19 +334,22 @@ impl Fs {
                 Found::Entry(attr) => attr,
                 Found::Inode(_) => return None,
             };
-            let is_dir = moved.kind == FileKind::Dir;
             // Whether a directory would come to stand below itself only the server knows.
-            local.inode(moved.ino)?;
-            if is_dir && from_dir != to_dir {
-                return None;
-            }
-            let replaced = match local.lookup(to_dir, to)? {
-                Found::Absent => None,
-                _ if how == RenameHow::NoReplace => return Some(Err(Refusal::Exists)),
-                Found::Entry(attr) if !is_dir && attr.kind != FileKind::Dir => Some(local.inode(attr.ino)?),
-                Found::Entry(_) | Found::Inode(_) => return None,
+            let stays = |attr: &Attr| attr.kind != FileKind::Dir || from_dir == to_dir;
+            local.inode(moved.ino).filter(stays)?;
+            let other = match (local.lookup(to_dir, to)?, how) {
+                (Found::Absent, RenameHow::Exchange) => return Some(Err(Refusal::NotFound)),
+                (Found::Absent, _) => None,
+                (_, RenameHow::NoReplace) => return Some(Err(Refusal::Exists)),
+                (Found::Entry(other), RenameHow::Exchange) => Some(local.inode(other.ino).filter(stays)?),
+                (Found::Entry(other), RenameHow::Replace)
+                    if moved.kind != FileKind::Dir && other.kind != FileKind::Dir =>
+                {
+                    Some(local.inode(other.ino)?)
+                }
+                (Found::Entry(_) | Found::Inode(_), _) => return None,
             };
-            if replaced.as_ref().is_some_and(|replaced| replaced.ino == moved.ino) {
+            if other.as_ref().is_some_and(|other| other.ino == moved.ino) {
                 return None;
             }
             let mut inodes = vec![(from_dir, Effect::Entry { time, links: 0 })];
@@ -357,12 +357,16 @@ impl Fs {
                 inodes.push((to_dir, Effect::Entry { time, links: 0 }));
             }
             inodes.push((moved.ino, Effect::Moved { dir: to_dir, time }));
-            inodes.extend(replaced.map(|replaced| (replaced.ino, Effect::Unlinked { time })));
+            let left = other.as_ref().filter(|_| how == RenameHow::Exchange).map(|other| (other.ino, other.kind));
+            inodes.extend(other.map(|other| match left {
+                Some(_) => (other.ino, Effect::Moved { dir: from_dir, time }),
+                None => (other.ino, Effect::Unlinked { time }),
+            }));
             let (source, target) = (from.clone(), to.clone());
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Rename { from_dir, from: from.clone(), to_dir, to: to.clone(), how }),
                 inodes,
-                names: vec![(from_dir, source, None), (to_dir, target, Some((moved.ino, moved.kind)))],
+                names: vec![(from_dir, source, left), (to_dir, target, Some((moved.ino, moved.kind)))],
                 made: None,
                 reshaped: None,
                 value: (),
@@ -435,6 +439,29 @@ impl Fs {
                 made: None,
                 reshaped: change.size.map(|size| Reshaped { ino, how: How::Cut(size) }),
                 value: attr,
+            }))
+        })
+    }
+
+    /// A change of one inode that no content goes with, as for [`Fs::locally`]; `plan` gets its attributes. What was
+    /// written before is in the stream.
+    pub(super) fn change_locally(
+        &self,
+        ino: Ino,
+        plan: impl FnOnce(&mut Local<'_>, Attr, Time) -> Option<Result<(Upload, Effect), Refusal>>,
+    ) -> Option<Result<Done<()>, FsError>> {
+        let file = self.inner.files.get(ino);
+        // Before the cache's lock.
+        let state = file.as_ref().map(|file| file.state());
+        self.locally(|_, local, time| {
+            let attr = with_written(local, ino, state.as_deref())?;
+            Some(plan(local, attr, time)?.map(|(upload, effect)| Plan {
+                op: Op::Upload(upload),
+                inodes: vec![(ino, effect)],
+                names: Vec::new(),
+                made: None,
+                reshaped: None,
+                value: (),
             }))
         })
     }

@@ -3,7 +3,7 @@
 //! The log has a mount's requests in the order in which they were submitted. So an answer shows all changes that were
 //! submitted before its request, and none that came after: those are put over what it says.
 
-use proto::message::{Attr, AttrChange, Cursor, FileKind};
+use proto::message::{Acl, AclKind, Attr, AttrChange, Cursor, FileKind};
 use proto::{Ino, Position, Time};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,6 +23,19 @@ pub enum Effect {
     Resized {
         size: u64,
         allocated: u64,
+        time: Time,
+    },
+    /// An extended attribute was set or taken away: as [`Attr::xattrs_changed`] is told.
+    Xattrs {
+        has_xattrs: bool,
+        capability: Option<bool>,
+        time: Time,
+    },
+    /// An access control list was set or taken away: as [`Attr::set_acl`] is told.
+    Acl {
+        which: AclKind,
+        acl: Option<Acl>,
+        clear_setgid: bool,
         time: Time,
     },
     /// One of the directory's entries has changed, and so many of them are directories more.
@@ -60,6 +73,10 @@ impl Effect {
             Effect::Set { change, time } => attr.set(change, *time),
             Effect::Resized { size, allocated, time } => {
                 (attr.size, attr.allocated, attr.mtime) = (*size, *allocated, *time);
+            }
+            Effect::Xattrs { has_xattrs, capability, time } => attr.xattrs_changed(*has_xattrs, *capability, *time),
+            Effect::Acl { which, acl, clear_setgid, time } => {
+                attr.set_acl(*which, acl.as_ref(), *clear_setgid, *time);
             }
             Effect::Entry { time, links } => {
                 (attr.mtime, attr.ctime) = (*time, *time);
@@ -107,6 +124,11 @@ impl Pending {
         let Some(effects) = self.attrs.get(&attr.ino) else { return false };
         let later = effects.iter().filter(|(at, _)| *at > order);
         later.map(|(_, effect)| effect.apply(attr)).count() > 0
+    }
+
+    /// Whether a change after `order` has touched an inode.
+    pub fn has_touched(&self, ino: Ino, order: u64) -> bool {
+        self.attrs.get(&ino).is_some_and(|effects| effects.iter().any(|(at, _)| *at > order))
     }
 
     /// What the last change after `order` has made of a name, if there is one.

@@ -6,14 +6,12 @@
 use super::{Fs, SetAttr};
 use crate::client::Patience;
 use crate::error::FsError;
-use proto::message::{Attr, FileKind};
+use proto::message::{Attr, FileKind, Rights};
 
 const SETUID: u32 = 0o4000;
 /// Together they are a setgid bit; without the second one the first means nothing to whoever runs the file.
 const SETGID_OF_PROGRAMS: u32 = 0o2010;
 const SETGID: u32 = 0o2000;
-
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// The mode without what makes its file more than what it holds.
 fn disarmed(mode: u32) -> u32 {
@@ -42,7 +40,7 @@ impl Fs {
     ) -> Result<(), FsError> {
         let attr = self.attr_once(self.ino(ino), patience).await?;
         if has_capability(&attr) {
-            self.removexattr(ino, CAPABILITY, patience).await?;
+            self.removexattr(ino, Rights::CAPABILITY, patience).await?;
         }
         let mode = disarmed(attr.mode);
         if mode == attr.mode || keeps_setid() {

@@ -4,12 +4,15 @@
 use super::Fs;
 use super::acls::{acl_kind, acl_name};
 use super::cache::{Xattrs, covering};
-use super::privileges::{CAPABILITY, has_capability};
+use super::local::Done;
+use super::pending::Effect;
+use super::privileges::has_capability;
 use crate::client::Patience;
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::Ino;
-use proto::message::{AclKind, Op, Outcome, Upload, View, XattrHow};
+use proto::chunk::SealedValue;
+use proto::message::{AclKind, Op, Outcome, Refusal, Rights, Upload, View, XattrHow};
 use std::sync::Arc;
 
 /// What attributes' names may begin with, beside the two of access control lists: as ext4 has it.
@@ -27,7 +30,7 @@ impl Fs {
         may_be(name)?;
         let ino = self.ino(ino);
         // The kernel asks this one before it takes it away, whatever became of the promise.
-        if name == CAPABILITY && !has_capability(&self.attr_once(ino, patience).await?) {
+        if name == Rights::CAPABILITY && !has_capability(&self.attr_once(ino, patience).await?) {
             return Err(FsError::NoAttribute);
         }
         let xattrs = self.xattrs(ino, patience).await?;
@@ -69,9 +72,7 @@ impl Fs {
         if name.len() > Upload::MAX_XATTR_NAME_BYTES || value.len() > Upload::MAX_XATTR_VALUE_BYTES {
             return Err(FsError::AttributeTooLarge);
         }
-        let value = self.seal_xattr(value);
-        self.change_xattr(self.ino(ino), |ino| Upload::SetXattr { ino, name: name.to_vec(), value, how }, patience)
-            .await
+        self.change_xattr(self.ino(ino), name, Some((value, how)), patience).await
     }
 
     pub async fn removexattr(&self, ino: u64, name: &[u8], patience: &Patience) -> Result<(), FsError> {
@@ -79,23 +80,60 @@ impl Fs {
             return self.change_acl(ino, which, None, false, patience).await;
         }
         may_be(name)?;
-        self.change_xattr(self.ino(ino), |ino| Upload::RemoveXattr { ino, name: name.to_vec() }, patience).await
+        self.change_xattr(self.ino(ino), name, None, patience).await
     }
 
     async fn change_xattr(
         &self,
         ino: Ino,
-        upload: impl FnOnce(Ino) -> Upload,
+        name: &[u8],
+        value: Option<(&[u8], XattrHow)>,
         patience: &Patience,
     ) -> Result<(), FsError> {
         self.before_publishing(ino, patience).await?;
-        let (reply, _changing) = self.change(Op::Upload(upload(ino)), patience).await?;
+        let upload = match value {
+            Some((value, how)) => Upload::SetXattr { ino, name: name.to_vec(), value: self.seal_xattr(value), how },
+            None => Upload::RemoveXattr { ino, name: name.to_vec() },
+        };
+        if let Some(done) = self.set_xattr_locally(ino, name, value, &upload) {
+            return done?.safe(patience).await;
+        }
+        let (reply, _changing) = self.change(Op::Upload(upload), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "setxattr" }) };
         self.cache().learn(self.promises(), &reply, |l| {
             l.attr(attr);
             l.xattrs_changed(ino);
         });
         Ok(())
+    }
+
+    /// Answered here, if it may be: all that the inode has is known.
+    fn set_xattr_locally(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: Option<(&[u8], XattrHow)>,
+        upload: &Upload,
+    ) -> Option<Result<Done<()>, FsError>> {
+        self.change_locally(ino, |local, attr, time| {
+            let mut xattrs = local.xattrs(&attr)?.to_vec();
+            // Sorted, as the server gives them.
+            match (value, xattrs.binary_search_by(|(known, _)| known[..].cmp(name))) {
+                (None | Some((_, XattrHow::Replace)), Err(_)) => return Some(Err(Refusal::NoAttribute)),
+                (Some((_, XattrHow::Create)), Ok(_)) => return Some(Err(Refusal::Exists)),
+                (Some((value, _)), Ok(known)) => xattrs[known].1 = Bytes::copy_from_slice(value),
+                (Some((value, _)), Err(place)) => xattrs.insert(place, (name.to_vec(), Bytes::copy_from_slice(value))),
+                (None, Ok(known)) => drop(xattrs.remove(known)),
+            }
+            let bytes = xattrs.iter().map(|(name, value)| name.len() + value.len() + SealedValue::OVERHEAD_BYTES);
+            if bytes.sum::<usize>() > Upload::MAX_XATTRS_BYTES {
+                return Some(Err(Refusal::NoSpace));
+            }
+            let capability = (name == Rights::CAPABILITY).then_some(value.is_some());
+            let effect = Effect::Xattrs { has_xattrs: !xattrs.is_empty(), capability, time };
+            local.put_xattrs(&attr, Arc::new(xattrs));
+            Some(Ok((upload.clone(), effect)))
+        })
     }
 
     async fn xattrs(&self, ino: Ino, patience: &Patience) -> Result<Xattrs, FsError> {

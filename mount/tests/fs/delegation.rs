@@ -4,7 +4,7 @@ use crate::place::{ME, Place, all_names};
 use mount::client::Patience;
 use mount::fs::{CreateHow, Fs, NewNode, ROOT, SetAttr, SetTime};
 use proto::Time;
-use proto::message::{FileKind, Refusal, RenameHow};
+use proto::message::{AclKind, FileKind, Refusal, RenameHow, XattrHow};
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -226,6 +226,17 @@ async fn names_are_moved_here_and_found_there() {
         let taken = fs.rename((b, b"uno"), (a, b"three"), RenameHow::NoReplace, p).await;
         assert!(taken.expect_err("is taken").is(Refusal::Exists));
         fs.rename((top, b"a"), (top, b"c"), RenameHow::Replace, p).await.expect("moves a directory");
+        fs.rename((top, b"c"), (top, b"b"), RenameHow::Exchange, p).await.expect("two directories change places");
+        fs.rename((b, b"uno"), (a, b"three"), RenameHow::Exchange, p).await.expect("two files do");
+        let absent = fs.rename((b, b"uno"), (a, b"one"), RenameHow::Exchange, p).await;
+        assert!(absent.expect_err("is not there").is(Refusal::NotFound));
+        assert_eq!((names(&fs, a).await, names(&fs, b).await), (vec![b"three".to_vec()], vec![b"uno".to_vec()]));
+        for (dir, name, was) in [(a, b"three" as &[u8], "one"), (b, b"uno", "two")] {
+            let ino = fs.lookup(dir, name, p).await.expect("is there").ino;
+            let opened = fs.open(ino, false, p).await.expect("opens");
+            assert_eq!(fs.read(opened.handle, 0, 9000, p).await.expect("reads")[..], content(was));
+            fs.release(opened.handle).expect("closes");
+        }
     })
     .await;
     assert_eq!(waits, 0);
@@ -240,6 +251,102 @@ async fn names_are_moved_here_and_found_there() {
     let (here, there) =
         (fs.lookup(a, b"three", p).await.expect("is there"), other.lookup(a, b"three", p).await.expect("is there"));
     assert_eq!(here, there);
+}
+
+/// As `cp -a`, `rsync -AX` and `setfacl -R` do with each file.
+#[tokio::test(flavor = "multi_thread")]
+async fn extended_attributes_and_lists_are_set_without_waiting() {
+    const ACCESS: &[u8] = b"system.posix_acl_access";
+    let list = |named: u8| {
+        let entry = |tag: u8, perm: u8, id: u32| [&[tag, 0, perm, 0][..], &id.to_le_bytes()].concat();
+        let none = u32::MAX;
+        let entries =
+            [entry(1, 6, none), entry(2, named, 5), entry(4, 4, none), entry(16, 7, none), entry(32, 0, none)];
+        [&[2, 0, 0, 0][..], &entries.concat()].concat()
+    };
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    let mut inodes = Vec::new();
+    let ((), (_, waits)) = cost(&fs, async {
+        unpack(&fs, top, "file").await;
+        inodes.push(fs.lookup(top, b"file", p).await.expect("is there").ino);
+        inodes.push(fs.mkdir(ME, top, b"dir", 0o755, p).await.expect("makes").ino);
+        for ino in &inodes {
+            fs.setxattr(*ino, b"user.b", b"one", XattrHow::Create, p).await.expect("sets");
+            fs.setxattr(*ino, b"user.a", b"two", XattrHow::Set, p).await.expect("sets");
+            let taken = fs.setxattr(*ino, b"user.a", b"", XattrHow::Create, p).await;
+            assert!(taken.expect_err("is there").is(Refusal::Exists));
+            fs.setxattr(*ino, b"user.b", b"three", XattrHow::Replace, p).await.expect("replaces");
+            fs.removexattr(*ino, b"user.a", p).await.expect("removes");
+            for gone in [
+                fs.removexattr(*ino, b"user.a", p).await,
+                fs.setxattr(*ino, b"user.a", b"", XattrHow::Replace, p).await,
+            ] {
+                assert!(gone.expect_err("is gone").is(Refusal::NoAttribute));
+            }
+            fs.removexattr(*ino, ACCESS, p).await.expect("there is none");
+            fs.set_acl(*ino, AclKind::Access, &list(6), |_| true, p).await.expect("sets");
+            assert_eq!(fs.getattr(*ino, p).await.expect("is there").mode & 0o777, 0o670);
+            fs.setattr(*ino, SetAttr { mode: Some(0o751), ..SetAttr::default() }, p).await.expect("sets");
+        }
+        let default = fs.set_acl(inodes[0], AclKind::Default, &list(6), |_| true, p).await;
+        assert!(default.expect_err("is no directory").is(Refusal::NotDirectory));
+        fs.set_acl(inodes[1], AclKind::Default, &list(5), |_| true, p).await.expect("sets");
+        inodes.push(fs.mkdir(ME, inodes[1], b"inner", 0o777, p).await.expect("makes").ino);
+    })
+    .await;
+    assert_eq!(waits, 0);
+
+    let seen = async |fs: &Fs| {
+        let mut seen = Vec::new();
+        for ino in &inodes {
+            let stat = fs.getattr(*ino, p).await.expect("is there");
+            let names = fs.listxattr(*ino, true, p).await.expect("lists");
+            let mut values = Vec::new();
+            for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                values.push((name.to_vec(), fs.getxattr(*ino, name, p).await.expect("is there").to_vec()));
+            }
+            seen.push((stat.mode, stat.ctime, values));
+        }
+        seen
+    };
+    let here = seen(&fs).await;
+    sent(&fs).await;
+    let other = place.fs().await;
+    assert_eq!((seen(&other).await, seen(&fs).await), (here.clone(), here));
+    other.setxattr(inodes[0], b"user.b", b"theirs", XattrHow::Set, p).await.expect("sets");
+    assert_eq!(&fs.getxattr(inodes[0], b"user.b", p).await.expect("is there")[..], b"theirs");
+    fs.setxattr(inodes[0], b"user.b", b"ours", XattrHow::Set, p).await.expect("sets");
+    assert_eq!(&other.getxattr(inodes[0], b"user.b", p).await.expect("is there")[..], b"ours");
+}
+
+/// All that one inode has has room up to a limit, which the server counts the same way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_for_an_inode_is_refused_at_once() {
+    let place = Place::lasting().await;
+    let fs = place.fs().await;
+    let top = own_dir(&fs, "top").await;
+    let p = &patience();
+    unpack(&fs, top, "file").await;
+    let ino = fs.lookup(top, b"file", p).await.expect("is there").ino;
+    let value = vec![7; 60_000];
+    let mut fitted = 0;
+    let refused = loop {
+        let name = format!("user.{fitted}");
+        match fs.setxattr(ino, name.as_bytes(), &value, XattrHow::Set, p).await {
+            Ok(()) => fitted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.is(Refusal::NoSpace) && fitted == 4, "{refused} after {fitted}");
+    sent(&fs).await;
+    let other = place.fs().await;
+    let refused = other.setxattr(ino, b"user.4", &value, XattrHow::Set, p).await;
+    assert!(refused.expect_err("is full").is(Refusal::NoSpace));
+    other.setxattr(ino, b"user.4", b"small", XattrHow::Set, p).await.expect("fits");
+    assert_eq!(fs.listxattr(ino, true, p).await.expect("lists").len(), 5 * "user.0\0".len());
 }
 
 /// What is too large to be copied by reading and writing is copied on the server, and nobody waits for that either.

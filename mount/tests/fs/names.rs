@@ -171,6 +171,12 @@ async fn attributes_and_extended_attributes_are_kept() {
     }
     other.removexattr(file.ino, b"user.a", &p).await.expect("removes");
     assert!(matches!(fs.getxattr(file.ino, b"user.a", &p).await, Err(FsError::NoAttribute)));
+    // What becomes of it in another directory nobody tells whoever looks at the first one.
+    let dir = fs.mkdir(ME, ROOT, b"elsewhere", 0o755, &p).await.expect("makes").ino;
+    assert_eq!(&fs.getxattr(file.ino, b"user.b", &p).await.expect("is there")[..], &big[..]);
+    fs.rename((ROOT, b"f"), (dir, b"f"), RenameHow::Replace, &p).await.expect("moves");
+    other.setxattr(file.ino, b"user.b", b"two", XattrHow::Replace, &p).await.expect("sets");
+    assert_eq!(&fs.getxattr(file.ino, b"user.b", &p).await.expect("is there")[..], b"two");
     for (name, errno) in
         [(&b"system.other"[..], libc::EOPNOTSUPP), (b"none", libc::EOPNOTSUPP), (b"user.", libc::EINVAL)]
     {

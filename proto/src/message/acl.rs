@@ -12,7 +12,7 @@ pub struct Rights {
     pub access: Option<Acl>,
     /// What is made in this directory begins with it. For directories only.
     pub default: Option<Acl>,
-    /// There is an extended attribute `security.capability`: the kernel asks before every write.
+    /// There is an extended attribute [`Rights::CAPABILITY`]: who writes takes it away.
     pub capability: bool,
 }
 
@@ -37,6 +37,9 @@ pub enum AclKind {
 }
 
 impl Rights {
+    /// The extended attribute that `capability` tells of.
+    pub const CAPABILITY: &[u8] = b"security.capability";
+
     /// As attributes have it.
     pub fn some(self) -> Option<Box<Rights>> {
         (self != Rights::default()).then(|| Box::new(self))

@@ -1,6 +1,6 @@
 //! What a change makes of attributes. The machine decides so, and whoever answers for it under a delegation.
 
-use super::acl::Rights;
+use super::acl::{Acl, AclKind, Rights};
 use super::attr::{Attr, FileKind, Owner};
 use super::upload::{AttrChange, NewInode};
 use crate::chunk::SealedValue;
@@ -112,6 +112,35 @@ impl Attr {
             // No directory covers it any more.
             self.parent = None;
         }
+        self.ctime = time;
+    }
+
+    /// An extended attribute was set or taken away, and some are left or none. `capability` tells of
+    /// [`Rights::CAPABILITY`] whether it is there, if it is that one.
+    pub fn xattrs_changed(&mut self, has_xattrs: bool, capability: Option<bool>, time: Time) {
+        self.has_xattrs = has_xattrs;
+        if let Some(capability) = capability {
+            let rights = self.rights.take().map_or_else(Rights::default, |rights| *rights);
+            self.rights = Rights { capability, ..rights }.some();
+        }
+        self.ctime = time;
+    }
+
+    /// Sets an access control list or takes it away. The mode then says the same as the list, with the setgid bit only
+    /// if that stays.
+    pub fn set_acl(&mut self, which: AclKind, acl: Option<&Acl>, clear_setgid: bool, time: Time) {
+        let mut rights = self.rights.take().map_or_else(Rights::default, |rights| *rights);
+        match which {
+            AclKind::Default => rights.default = acl.cloned(),
+            AclKind::Access => {
+                if let Some(acl) = acl {
+                    let setgid = if clear_setgid { 0 } else { self.mode & SETGID };
+                    self.mode = acl.shown(self.mode) & !SETGID | setgid;
+                }
+                rights.access = acl.filter(|acl| !acl.is_mode()).cloned();
+            }
+        }
+        self.rights = rights.some();
         self.ctime = time;
     }
 

@@ -2,9 +2,7 @@
 
 use super::rows::Turn;
 use proto::Ino;
-use proto::message::{Acl, AclKind, FileKind, Outcome, Promise, Refusal, Rights};
-
-const SETGID: u32 = 0o2000;
+use proto::message::{Acl, AclKind, FileKind, Outcome, Promise, Refusal};
 
 impl Turn<'_> {
     pub fn set_acl(
@@ -29,19 +27,7 @@ impl Turn<'_> {
         }
 
         let mut new = old.clone();
-        let mut rights = new.attr.rights.take().map_or_else(Rights::default, |rights| *rights);
-        match which {
-            AclKind::Default => rights.default = acl.cloned(),
-            AclKind::Access => {
-                if let Some(acl) = acl {
-                    let setgid = if clear_setgid { 0 } else { new.attr.mode & SETGID };
-                    new.attr.mode = acl.shown(new.attr.mode) & !SETGID | setgid;
-                }
-                rights.access = acl.filter(|acl| !acl.is_mode()).cloned();
-            }
-        }
-        new.attr.rights = rights.some();
-        new.attr.ctime = self.time;
+        new.attr.set_acl(which, acl, clear_setgid, self.time);
         self.save(&old, new.clone());
         Ok(Outcome::Entry(self.changed(new.attr)))
     }

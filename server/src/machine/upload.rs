@@ -14,8 +14,6 @@ use proto::{Ino, Name, NamespaceId, Position, Time};
 const VALUE_OVERHEAD_BYTES: usize = 1024;
 /// A symlink's target, sealed; the kernel's own limit is 4096 before.
 const MAX_TARGET_BYTES: usize = 4096 + VALUE_OVERHEAD_BYTES;
-/// The attribute that [`Rights`] tell of.
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Turn<'_> {
     pub fn upload(&mut self, upload: &Upload) -> Result<Outcome, Refusal> {
@@ -177,12 +175,8 @@ impl Turn<'_> {
     fn xattrs_changed(&mut self, old: InodeRow, xattr_bytes: u64, (name, is_set): (&[u8], bool)) -> Attr {
         let mut new = old.clone();
         new.xattr_bytes = xattr_bytes;
-        new.attr.has_xattrs = xattr_bytes > 0;
-        if name == CAPABILITY {
-            let rights = new.attr.rights.take().map_or_else(Rights::default, |rights| *rights);
-            new.attr.rights = Rights { capability: is_set, ..rights }.some();
-        }
-        new.attr.ctime = self.time;
+        let capability = (name == Rights::CAPABILITY).then_some(is_set);
+        new.attr.xattrs_changed(xattr_bytes > 0, capability, self.time);
         self.save(&old, new.clone());
         self.changed(new.attr)
     }

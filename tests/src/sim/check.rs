@@ -16,7 +16,7 @@ use super::counting;
 use super::history::{Applied, ChangeId, Entered, Found, Inner, Operation, Room, Wrote};
 use super::model::Model;
 use mount::client::ContentKeys;
-use proto::chunk::ChunkName;
+use proto::chunk::{ChunkName, ValuePurpose};
 use proto::frame::Frame;
 use proto::log::{Record, Topic};
 use proto::message::{Op, Refusal, Source, Upload};
@@ -207,9 +207,16 @@ fn replay(view: &View<'_>, known: &Known<'_>) -> Result<Model, String> {
     Ok(model)
 }
 
-/// A write's plain content, opened with the namespace's keys.
+/// A write's plain content, or that of an extended attribute, opened with the namespace's keys.
 fn plain(applied: &Applied, keys: &ContentKeys, chunks: &[Record]) -> Result<Vec<(u64, Vec<u8>)>, String> {
-    let Op::Upload(Upload::Write { pieces, .. }) = &applied.op else { return Ok(Vec::new()) };
+    let pieces = match &applied.op {
+        Op::Upload(Upload::Write { pieces, .. }) => pieces,
+        Op::Upload(Upload::SetXattr { value, .. }) => {
+            let value = keys.open_value(ValuePurpose::Xattr, value);
+            return Ok(vec![(0, value.map_err(|error| format!("an attribute: {error}"))?)]);
+        }
+        _ => return Ok(Vec::new()),
+    };
     let mut out = Vec::new();
     for piece in pieces {
         let (sealed, hash) = match &piece.source {
@@ -273,7 +280,8 @@ fn in_order(
         }
         let client = entered.id.client();
         let Some(at) = by_id.get(&entered.id) else {
-            if !entered.is_bound {
+            // One that had to wait until its session's end comes once more, if its client lives or its journal does.
+            if !entered.is_bound && !waited.contains(&entered.id) {
                 missing.entry((client, entered.life)).or_insert(entered.id);
             }
             continue;

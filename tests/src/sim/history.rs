@@ -154,6 +154,11 @@ pub enum Found {
         ino: u64,
         content: Vec<u8>,
     },
+    /// What [`MARK`](super::work::MARK) is set to.
+    Mark {
+        ino: u64,
+        mark: Option<Vec<u8>>,
+    },
     /// What was written to the file before has been answered for.
     Written {
         ino: u64,

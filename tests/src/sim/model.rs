@@ -2,6 +2,7 @@
 //! place in the log, and what each directory and file held at each place.
 
 use super::history::{Applied, Entry};
+use super::work::MARK;
 use proto::message::{Attr, Delete, FileKind, Op, Outcome, Refusal, RenameHow, Upload, View, WriteAt};
 use proto::{Ino, Position};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct Inode {
     pub nlink: u32,
     pub entries: BTreeMap<Vec<u8>, u64>,
     pub content: Arc<Vec<u8>>,
+    /// The extended attribute [`MARK`].
+    pub mark: Option<Vec<u8>>,
     pub target_bytes: u64,
     /// Of a directory: where it stands.
     pub parent: u64,
@@ -38,6 +41,7 @@ impl Inode {
             nlink: if kind == FileKind::Dir { 2 } else { 1 },
             entries: BTreeMap::new(),
             content: Arc::default(),
+            mark: None,
             target_bytes: 0,
             parent: 0,
         }
@@ -303,9 +307,19 @@ impl Model {
                 }
                 self.same(attr)
             }
-            Upload::SetXattr { .. } | Upload::RemoveXattr { .. } | Upload::SetAcl { .. } | Upload::Accessed { .. } => {
-                Ok(())
+            Upload::SetXattr { ino, name, .. } | Upload::RemoveXattr { ino, name } => {
+                let sets = matches!(upload, Upload::SetXattr { .. });
+                let verdict = self.may_change(*ino, |inode| name != MARK || (!sets && inode.mark.is_none()));
+                if !self.agree(&verdict, result)? {
+                    return Ok(());
+                }
+                let Ok(Outcome::Entry(attr)) = result else { return Err(format!("gave {result:?}")) };
+                let mark = plain(applied)?.pop().map(|(_, value)| value);
+                self.inodes.get_mut(&ino.0).expect("it was judged to be there").mark = mark;
+                self.note(at, ino.0);
+                self.same(attr)
             }
+            Upload::SetAcl { .. } | Upload::Accessed { .. } => Ok(()),
         }
     }
 

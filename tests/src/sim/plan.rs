@@ -62,6 +62,9 @@ pub enum Step {
     Rename(Place, Place, How),
     Link(Place, Place),
     Chmod(Place, u16),
+    /// Sets the extended attribute `user.mark` to this number, or takes it away; looks at it sometimes.
+    Mark(Place, Option<u16>),
+    Marked(Place),
     Truncate(Place, u32),
     /// Opens, makes a hole of so many bytes or the file reach so far or both, closes.
     Fallocate(Place, Range, FallocateHow),
@@ -90,6 +93,16 @@ pub enum Step {
     /// Counts a number in a shared file up, under a lock.
     Count(Count),
     SleepMs(u32),
+}
+
+impl Step {
+    /// Changes an inode's attributes, as often the extended one.
+    pub fn chmod_or_mark(rng: &mut Rng, at: Place) -> Step {
+        match rng.below(0o1000) as u16 {
+            mode if mode % 2 == 0 => Step::Chmod(at, mode),
+            mark => Step::Mark(at, (mark % 5 > 0).then_some(mark)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use mount::client::{CallError, Patience};
 use mount::error::FsError;
 use mount::fs::{COPIED_HERE_BYTES, Caller, CreateHow, Fs, NewNode, ROOT, SetAttr, Stat};
 use proto::Ino;
-use proto::message::{FallocateHow, FileKind, Refusal, RenameHow};
+use proto::message::{FallocateHow, FileKind, Refusal, RenameHow, XattrHow};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,9 @@ const SESSION_LASTS: Duration = Duration::from_secs(60);
 
 /// No step makes a larger one, in bytes.
 const LARGEST_FILE: u32 = 8 << 20;
+
+/// The one extended attribute that programs set.
+pub const MARK: &[u8] = b"user.mark";
 
 pub const ME: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
@@ -128,6 +131,27 @@ impl Work {
                     self.change(text(), self.kernel.alone(found.ino, fs.setattr(found.ino, set, p))).await;
                 }
             }
+            Step::Mark(at, mark) => {
+                if let Some(found) = self.lookup(at).await {
+                    let marking = Box::pin(async {
+                        match mark {
+                            Some(mark) => {
+                                fs.setxattr(found.ino, MARK, mark.to_string().as_bytes(), XattrHow::Set, p).await
+                            }
+                            None => fs.removexattr(found.ino, MARK, p).await,
+                        }
+                    });
+                    self.change(text(), self.kernel.alone(found.ino, marking)).await;
+                    if mark.is_some_and(|mark| mark % 3 == 0) {
+                        self.marked(found.ino).await;
+                    }
+                }
+            }
+            Step::Marked(at) => {
+                if let Some(found) = self.lookup(at).await {
+                    self.marked(found.ino).await;
+                }
+            }
             Step::Truncate(at, size) => {
                 if let Some(found) = self.lookup(at).await.filter(|found| found.kind == FileKind::File) {
                     let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
@@ -178,7 +202,8 @@ impl Work {
                     (0, _) => self.stat(found.ino).await,
                     (1, FileKind::File) => drop(self.read(found.ino).await),
                     (1, FileKind::Dir) => drop(self.list(found.ino).await),
-                    _ => {}
+                    (1, _) => {}
+                    _ => self.marked(found.ino).await,
                 }
             }
             if round % 4 == 3 {
@@ -276,6 +301,22 @@ impl Work {
                 Some(Refusal::Stale) => Found::Inode { ino: true_ino, entry: None },
                 _ => Found::Nothing,
             },
+        })
+        .await;
+    }
+
+    async fn marked(&self, ino: u64) {
+        let true_ino = self.true_ino(ino);
+        let looking = async {
+            match self.fs.getxattr(ino, MARK, &Patience::within(PATIENCE)).await {
+                Ok(mark) => Ok(Some(mark)),
+                Err(FsError::NoAttribute) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        self.operation(format!("mark of {true_ino}"), looking, |result| match result {
+            Ok(mark) => Found::Mark { ino: true_ino, mark: mark.as_deref().map(<[u8]>::to_vec) },
+            Err(_) => Found::Nothing,
         })
         .await;
     }

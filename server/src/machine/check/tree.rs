@@ -3,7 +3,6 @@
 
 use super::{Check, u64_at};
 use crate::machine::rows::{DirentRow, ExtentRow, InodeRow, NamespaceRow, ValueRow, namespace_key, table, try_decode};
-use crate::machine::upload::CAPABILITY;
 use proto::chunk::{CHUNK_BYTES, ChunkName};
 use proto::message::{Attr, Cursor, FileKind, Rights};
 use proto::{Ino, Name, NamespaceId, Position};
@@ -145,7 +144,7 @@ impl Check<'_> {
         self.rows::<ValueRow>(&prefix(table::XATTR, namespace), |_, key, row| {
             let seen = inodes.entry(Ino(u64_at(&key[1..]))).or_default();
             seen.xattrs = true;
-            seen.capability |= key[9..] == *CAPABILITY;
+            seen.capability |= key[9..] == *Rights::CAPABILITY;
             seen.xattr_bytes += (key.len() - 9 + row.value.sealed.len()) as u64;
         });
         self.rows::<ValueRow>(&prefix(table::LINK, namespace), |_, key, _| {

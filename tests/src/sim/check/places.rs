@@ -73,7 +73,7 @@ pub fn concerned(found: &Found) -> Vec<u64> {
         Found::Entry { dir, entry, .. } => {
             [Some(*dir), entry.as_ref().map(|entry| entry.ino)].into_iter().flatten().collect()
         }
-        Found::Inode { ino, .. } | Found::Content { ino, .. } => vec![*ino],
+        Found::Inode { ino, .. } | Found::Content { ino, .. } | Found::Mark { ino, .. } => vec![*ino],
         Found::Names { dir, .. } => vec![*dir],
         Found::Nothing | Found::Changed(_) | Found::Written { .. } | Found::Counted(_) => Vec::new(),
     }
@@ -98,6 +98,7 @@ fn matches(model: &Model, found: &Found, at: Position) -> bool {
                 None => inode.is_none_or(|inode| inode.nlink == 0),
             }
         }
+        Found::Mark { ino, mark } => model.version(*ino, at).is_some_and(|inode| inode.mark == *mark),
         Found::Names { dir, names } => model.version(*dir, at).is_some_and(|dir| dir.entries == *names),
         Found::Content { ino, content } => model.version(*ino, at).is_some_and(|inode| *inode.content == *content),
         Found::Nothing | Found::Changed(_) | Found::Written { .. } | Found::Counted(_) => true,

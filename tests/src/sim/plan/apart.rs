@@ -43,7 +43,7 @@ fn burst(rng: &mut Rng, dir: u8) -> Vec<Step> {
     let content = Content { offset: 0, len: rng.range(1, 3000) as u32, fill: rng.next() as u32 };
     match rng.below(4) {
         // A file is unpacked.
-        0 => vec![Step::Create(at), Step::Write(at, content), Step::Chmod(at, rng.below(0o1000) as u16)],
+        0 => vec![Step::Create(at), Step::Write(at, content), Step::chmod_or_mark(rng, at)],
         // A directory is.
         1 => {
             let mut steps = vec![Step::Mkdir(at)];
@@ -76,6 +76,8 @@ fn dirs(step: &mut Step) -> Vec<&mut u8> {
         | Step::Unlink((dir, _))
         | Step::Rmdir((dir, _))
         | Step::Chmod((dir, _), _)
+        | Step::Mark((dir, _), _)
+        | Step::Marked((dir, _))
         | Step::Truncate((dir, _), _)
         | Step::Fallocate((dir, _), ..)
         | Step::Write((dir, _), _)
