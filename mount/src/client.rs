@@ -465,12 +465,12 @@ impl Client {
     /// that it cannot be told from there, so that the server's answers are to be waited for.
     ///
     /// # Errors
-    /// As `patience` ends.
+    /// As `patience` ends; not as long as the log tells of more and more requests.
     pub async fn stored(&self, patience: &Patience) -> Result<bool, CallError> {
         if self.volatile() {
             return Ok(false);
         }
-        patience.wait(self.inner.stored()).await
+        patience.wait_for_content(self.inner.stored(), || self.inner.counters.appended.load(Ordering::Relaxed)).await
     }
 
     /// The second half of an fsync, after the answers to all that it covers: with a

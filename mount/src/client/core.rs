@@ -438,12 +438,12 @@ impl<W: Waiter> Core<W> {
             return;
         }
         if let Some(flight) = self.flight.get_mut(&number) {
-            flight.append = offset.map_or(Append::Failed, Append::Done);
+            flight.append = offset.map_or(Append::Failed, |offset| Append::Done { offset, told_ms: now_ms });
             if flight.sends == 1 {
                 flight.first_at = offset;
             }
             let due_ms = match offset {
-                Some(_) => flight.sent_ms + backoff_ms(flight.sends),
+                Some(_) => now_ms + backoff_ms(flight.sends),
                 None => now_ms + RESEND_FIRST_MS,
             };
             self.wake_at(due_ms);

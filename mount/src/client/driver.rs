@@ -143,6 +143,8 @@ pub(super) struct Counts {
     pub pushes: AtomicU64,
     pub quarantined: AtomicU64,
     pub sessions: AtomicU64,
+    /// Requests that the log has told of, copies included.
+    pub appended: AtomicU64,
     pub uploaded: AtomicU64,
     pub downloaded: AtomicU64,
 }

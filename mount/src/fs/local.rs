@@ -197,7 +197,9 @@ impl Fs {
 
     /// Everything up to this order that was answered here is answered for.
     pub(super) async fn settled(&self, upto: u64, patience: &Patience) -> Result<(), FsError> {
-        Ok(patience.wait(self.when_settled(upto)).await?)
+        // Written content stands in the requests before.
+        let moved = || self.inner.locals.progress.borrow().orders.front().copied().unwrap_or(u64::MAX);
+        Ok(patience.wait_for_content(self.when_settled(upto), moved).await?)
     }
 
     /// The same for whoever does not keep the filesystem.

@@ -26,8 +26,11 @@ pub(super) struct Flight<W> {
 pub(super) enum Append {
     /// The log has not said yet whether it has the record.
     Queued,
-    /// It has it at this offset; earlier ones may have been stored as well.
-    Done(u64),
+    /// It has it at this offset, as it told then; earlier ones may have been stored as well.
+    Done {
+        offset: u64,
+        told_ms: u64,
+    },
     Failed,
 }
 
@@ -40,13 +43,13 @@ impl<W> Flight<W> {
         Action::Send { number, frame, journaled, again: true, waits: true }
     }
 
-    /// When to send it again. While the log still tries to store it, never;
-    /// and while the server is busy answering earlier ones, it will come to this one.
+    /// When to send it again. While the log still tries to store it, never (on a slow link large ones stand behind each
+    /// other for seconds); and while the server is busy answering earlier ones, it will come to this one.
     pub(super) fn due_ms(&self, number: RequestNo, top: RequestNo, heard_ms: u64) -> u64 {
         let quiet_since = if number < top { self.sent_ms } else { self.sent_ms.max(heard_ms) };
         match self.append {
             Append::Queued => u64::MAX,
-            Append::Done(_) => quiet_since + backoff_ms(self.sends),
+            Append::Done { told_ms, .. } => quiet_since.max(told_ms) + backoff_ms(self.sends),
             Append::Failed => self.sent_ms + RESEND_FIRST_MS,
         }
     }

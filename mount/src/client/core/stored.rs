@@ -53,8 +53,8 @@ impl<W: Waiter> Core<W> {
             match flight.append {
                 _ if is_meant(entry) && !counts => return Stored::Unknown,
                 Append::Queued => stored = Stored::Awaited,
-                Append::Done(offset) if offset >= behind => behind = offset,
-                Append::Done(_) | Append::Failed => return Stored::Unknown,
+                Append::Done { offset, .. } if offset >= behind => behind = offset,
+                Append::Done { .. } | Append::Failed => return Stored::Unknown,
             }
         }
         stored

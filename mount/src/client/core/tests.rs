@@ -718,6 +718,26 @@ fn a_view_that_was_sent_again_shows_nothing_that_was_entered_after_it() {
     }
 }
 
+/// On a slow link it stands behind others for long; the server can only answer what it has.
+#[test]
+fn a_request_that_the_log_took_late_has_its_time_from_then_on() {
+    let mut sim = Sim::new(3, 1, QUIET);
+    sim.call(0, create("other")).expect("created");
+    let mut out = Vec::new();
+    let core = &mut sim.clients[0].core;
+    let mut now = sim.now_ms;
+    core.submit(now, Entry { waiter: Some(Token(1)), ..Entry::own(create("large"), now) }, &mut out);
+    let number = *core.flight.last_key_value().expect("is sent").0;
+    let session = core.session().expect("is open");
+    now += 5 * RESEND_FIRST_MS;
+    core.poll(now, &mut out);
+    core.appended(now, session, number, Some(20));
+    core.poll(now + RESEND_FIRST_MS - 1, &mut out);
+    assert_eq!(core.flight[&number].sends, 1);
+    core.poll(now + RESEND_FIRST_MS, &mut out);
+    assert_eq!(core.flight[&number].sends, 2, "no answer has come");
+}
+
 /// The order as of which somebody has been told that there is nothing.
 fn told_order(out: &[Action<Token>]) -> Option<u64> {
     out.iter().find_map(|action| match action {

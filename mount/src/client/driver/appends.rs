@@ -8,6 +8,7 @@ use proto::{RequestNo, SessionId};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use tokio::task::coop::unconstrained;
 
@@ -93,6 +94,7 @@ impl Inner {
             if let Err(error) = &result {
                 self.log_error(error);
             }
+            self.counters.appended.fetch_add(numbers.len() as u64, Ordering::Relaxed);
             for number in numbers {
                 state.core.appended(now_ms, session, number, result.as_ref().ok().copied());
             }
