@@ -51,7 +51,7 @@ const UPLOAD_AGAIN: Duration = Duration::from_millis(500);
 pub const UPLOADS_MOST: usize = 16;
 
 /// Chunks that are asked for with one record at least, where so many wait.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 12;
 
 /// Reads remembered for their answers' sake, at most; older ones' answers are passed over.
 const MAX_READS: usize = 4096;
@@ -144,10 +144,10 @@ impl Appending<'_> {
         Appending(transfers, Instant::now())
     }
 
-    fn came(self) {
+    fn came(self, bytes: usize) {
         let mut uploads = lock(&self.0.uploads);
         let under_way = uploads.appending;
-        uploads.window.came(Instant::now(), self.1, under_way, UPLOADS_MOST);
+        uploads.window.came(Instant::now(), self.1, bytes, under_way, UPLOADS_MOST);
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) async fn upload_again(inner: &Arc<Inner>, sealed: Bytes) -> Result<Ch
         let appending = Appending::begin(&inner.transfers);
         match inner.config.log.append(Topic::Chunks, link.partition, record).await {
             Ok(offset) => {
-                appending.came();
+                appending.came(sealed.len());
                 let name = ChunkName {
                     topic: Topic::Chunks,
                     epoch: link.epoch,
@@ -404,7 +404,7 @@ impl Transfers {
         tracing::debug!(took = ?(now - read.at), is_wanted = downloads.chunks.contains_key(name), "content has come");
         downloads.coming.came(now, read.at);
         if let Served::Chunk(_) = &opened.body {
-            downloads.window.came(now, read.at, under_way, link.most_chunks());
+            downloads.window.came(now, read.at, frame.payload().len(), under_way, link.most_chunks());
         }
         match opened.body {
             Served::Chunk(name) if opened.payload_hash == name.hash => {

@@ -3,7 +3,8 @@
 //!
 //! By delay, as LEDBAT does it (RFC 6817): the least time that a chunk has ever taken is the way's own; what one takes
 //! longer it has stood in a queue. The window grows while that is short, by a chunk for each that comes, so that it
-//! doubles with each round trip; and becomes as much smaller as the queue is too long, once with each round trip. Pure.
+//! doubles with each round trip; and becomes as much smaller as the queue is too long, once with each round trip. Where a chunk
+//! came so quickly that several would come within that time, there is room for these at once. Pure.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -13,6 +14,10 @@ const QUEUED: Duration = Duration::from_millis(300);
 /// Chunks under way at least, so that the way is not empty while one is asked for; and to begin with, since a slow way would
 /// need minutes for more.
 const LEAST: f64 = 2.0;
+/// Chunks that are under way at once where the first one has shown that there is room for them.
+const AT_ONCE: f64 = 32.0;
+/// What shows that: content of less takes no time even on a slow way, in bytes.
+const SHOWS_BYTES: usize = proto::chunk::CHUNK_BYTES / 2;
 /// It becomes smaller by no more than this at once.
 const SHRINK_MAX: f64 = 0.25;
 
@@ -46,9 +51,12 @@ impl Window {
         }
     }
 
-    /// A chunk has come that was asked for then; `under_way` were, it included, and `most` may be at all.
-    pub fn came(&mut self, now: Instant, asked: Instant, under_way: usize, most: usize) {
+    /// A chunk of so many bytes has come that was asked for then; `under_way` were, it included, and `most` may be at all.
+    pub fn came(&mut self, now: Instant, asked: Instant, bytes: usize, under_way: usize, most: usize) {
         let took = now.duration_since(asked);
+        if bytes >= SHOWS_BYTES {
+            self.room = self.room.max((QUEUED.as_secs_f64() / took.as_secs_f64()).min(AT_ONCE));
+        }
         self.way = self.way.min(took);
         let queued = (took - self.way).as_secs_f64() / QUEUED.as_secs_f64();
         if queued <= 1.0 {
@@ -86,7 +94,7 @@ mod tests {
             }
             let (asked, comes) = under_way.pop_front().expect("something is under way");
             now = comes;
-            window.came(now, asked, under_way.len() + 1, 64);
+            window.came(now, asked, SHOWS_BYTES, under_way.len() + 1, 64);
             if number % (chunks / 10) == 0 {
                 rooms.push(window.room());
             }
@@ -133,7 +141,7 @@ mod tests {
     fn what_is_not_filled_does_not_grow() {
         let (mut window, now) = (Window::default(), Instant::now());
         for _ in 0..100 {
-            window.came(now + MS, now, 0, 64);
+            window.came(now + MS, now, 4096, 0, 64);
         }
         assert_eq!(window.room(), LEAST as usize);
     }

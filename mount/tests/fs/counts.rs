@@ -160,9 +160,10 @@ async fn a_large_file_costs_little_beside_its_chunks() {
     let begun = Instant::now();
     let (_, cost_of_reading) = cost(&cold, read(&cold)).await;
     // Its map is asked for too, which is one request while that is promised. What takes long to come, as on a slow link, is
-    // asked for in smaller parts.
+    // asked for in smaller parts, and so are the first chunks, until it is known that they do not: for 256 MiB that is 54, fewer
+    // than one for each 4 MiB.
     let late = begun.elapsed().as_millis() as u64 / 100;
-    assert!(cost_of_reading.reads <= LARGE / (4 << 20) + late, "{cost_of_reading:?}, {late}");
+    assert!(cost_of_reading.reads <= 12 + LARGE / (6 << 20) + late, "{cost_of_reading:?}, {late}");
     costs_nothing(&cold, async || read(&cold).await).await;
 }
 
