@@ -363,12 +363,14 @@ impl Client {
     /// uploaded bytes are not yet quoted by an answered request. Where the log
     /// cannot tell the offset it is uploaded again.
     pub async fn upload_chunk(&self, sealed: Bytes, patience: &Patience) -> Result<ChunkName, CallError> {
-        patience.wait_for_content(transfer::upload(&self.inner, sealed), || self.uploaded_chunks()).await?
+        patience.wait_for_content(transfer::upload(&self.inner, sealed), || self.gone_up()).await?
     }
 
-    /// Chunks that have been uploaded since the client was made: whoever waits for written content waits while it rises.
-    pub fn uploaded_chunks(&self) -> u64 {
-        self.inner.counters.uploaded.load(Ordering::Relaxed)
+    /// Chunks that have been uploaded since the client was made, and requests that have got to the log: whoever waits for
+    /// written content waits while it rises.
+    pub fn gone_up(&self) -> u64 {
+        let counters = &self.inner.counters;
+        counters.uploaded.load(Ordering::Relaxed) + counters.appended.load(Ordering::Relaxed)
     }
 
     /// Chunks that have been downloaded since, for whoever waits to read.
@@ -470,7 +472,7 @@ impl Client {
         if self.volatile() {
             return Ok(false);
         }
-        patience.wait_for_content(self.inner.stored(), || self.inner.counters.appended.load(Ordering::Relaxed)).await
+        patience.wait_for_content(self.inner.stored(), || self.gone_up()).await
     }
 
     /// The second half of an fsync, after the answers to all that it covers: with a

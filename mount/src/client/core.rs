@@ -30,7 +30,7 @@ use super::{CallError, Invalidation, Reply};
 use acks::{Acks, MAX_AHEAD};
 use bytes::Bytes;
 use delegated::Delegated;
-use flight::{Append, Flight, RESEND_FIRST_MS, backoff_ms};
+use flight::{Append, Flight, Flights, RESEND_FIRST_MS, backoff_ms};
 use kernel::KernelForgets;
 use ordered::Ordered;
 use parked::ParkedRequests;
@@ -200,7 +200,7 @@ pub(crate) struct Core<W> {
     entered: u64,
     delegated: Delegated,
     kernel: KernelForgets,
-    flight: BTreeMap<RequestNo, Flight<W>>,
+    flight: Flights<W>,
     /// Whose numbers `flight` has.
     flight_session: Option<SessionId>,
     parked: ParkedRequests<W>,
@@ -242,7 +242,7 @@ impl<W: Waiter> Core<W> {
             session: None,
             window: 1,
             waiting: VecDeque::new(),
-            flight: BTreeMap::new(),
+            flight: Flights::default(),
             flight_session: None,
             parked: ParkedRequests::default(),
             ordered: Ordered::default(),
@@ -432,22 +432,32 @@ impl<W: Waiter> Core<W> {
         self.flush(now_ms, out);
     }
 
-    /// The log's word on a record sent: stored at an offset, or not as far as it knows.
-    pub(crate) fn appended(&mut self, now_ms: u64, session: SessionId, number: RequestNo, offset: Option<u64>) {
+    /// Whether what is entered is sent at once, as far as the log goes.
+    pub(crate) fn has_room(&self) -> bool {
+        self.flight.have_room()
+    }
+
+    /// The log's word on a record sent: stored at an offset, or not as far as it knows. Says whether somebody's request has
+    /// got there for the first time.
+    pub(crate) fn appended(&mut self, now_ms: u64, session: SessionId, number: RequestNo, offset: Option<u64>) -> bool {
         if self.session() != Some(session) {
-            return;
+            return false;
         }
-        if let Some(flight) = self.flight.get_mut(&number) {
-            flight.append = offset.map_or(Append::Failed, |offset| Append::Done { offset, told_ms: now_ms });
-            if flight.sends == 1 {
-                flight.first_at = offset;
-            }
-            let due_ms = match offset {
-                Some(_) => now_ms + backoff_ms(flight.sends),
-                None => now_ms + RESEND_FIRST_MS,
-            };
-            self.wake_at(due_ms);
+        let append = offset.map_or(Append::Failed, |offset| Append::Done { offset, told_ms: now_ms });
+        let had_room = self.flight.have_room();
+        let Some(flight) = self.flight.told(number, append) else { return false };
+        if flight.sends == 1 {
+            flight.first_at = offset;
         }
+        let is_first = flight.sends == 1 && offset.is_some() && !is_upkeep(&flight.entry.op);
+        let due_ms = match offset {
+            Some(_) => now_ms + backoff_ms(flight.sends),
+            None => now_ms + RESEND_FIRST_MS,
+        };
+        // What has no room is sent when there is some.
+        let is_due = !had_room && self.flight.have_room() && !self.waiting.is_empty();
+        self.wake_at(if is_due { now_ms } else { due_ms });
+        is_first
     }
 
     /// Does what is due by now.
@@ -536,7 +546,7 @@ impl<W: Waiter> Core<W> {
         self.phase = Phase::Closed;
         self.promises.drop_all(self.seen);
         self.ordinary = 0;
-        let flight = std::mem::take(&mut self.flight).into_values().map(|flight| flight.entry);
+        let flight = self.flight.take().into_values().map(|flight| flight.entry);
         let parked = self.parked.take().0.into_values();
         for entry in flight.chain(parked).chain(std::mem::take(&mut self.waiting)) {
             out.push(Action::Done { entry, result: Err(CallError::Closed) });
@@ -549,6 +559,7 @@ impl<W: Waiter> Core<W> {
     fn pump(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         while matches!(self.phase, Phase::Live)
             && self.ordinary < self.window
+            && self.flight.have_room()
             && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
         {
             if !self.wants_content().is_empty() {
@@ -706,9 +717,7 @@ impl<W: Waiter> Core<W> {
         }
         self.gap_filled = (expected, now_ms);
         if self.flight.contains_key(&expected) {
-            for (number, flight) in self.flight.range_mut(expected..) {
-                out.push(flight.send_again(now_ms, *number));
-            }
+            self.flight.send_again(now_ms, expected.., |_, _| true, out);
         }
     }
 
@@ -726,11 +735,8 @@ impl<W: Waiter> Core<W> {
             }
             return;
         }
-        for (number, flight) in &mut self.flight {
-            if now_ms >= flight.due_ms(*number, top, self.heard_ms) {
-                out.push(flight.send_again(now_ms, *number));
-            }
-        }
+        let heard_ms = self.heard_ms;
+        self.flight.send_again(now_ms, .., |number, flight| now_ms >= flight.due_ms(number, top, heard_ms), out);
     }
 
     fn renew(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
@@ -766,7 +772,7 @@ impl<W: Waiter> Core<W> {
             }
             Phase::Live => {
                 let top = self.acks.top();
-                for (number, flight) in &self.flight {
+                for (number, flight) in self.flight.iter() {
                     next = next.min(flight.due_ms(*number, top, self.heard_ms));
                 }
                 next = next.min(self.pushes.deadline_ms().unwrap_or(u64::MAX));

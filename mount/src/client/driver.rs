@@ -143,7 +143,7 @@ pub(super) struct Counts {
     pub pushes: AtomicU64,
     pub quarantined: AtomicU64,
     pub sessions: AtomicU64,
-    /// Requests that the log has told of, copies included.
+    /// Requests that the log has: no upkeep and no repeats.
     pub appended: AtomicU64,
     pub uploaded: AtomicU64,
     pub downloaded: AtomicU64,

@@ -139,7 +139,7 @@ impl Fs {
             });
             // The file may have another end by then.
             end = None;
-            match patience.wait_for_content(freed, || self.inner.client.uploaded_chunks()).await {
+            match patience.wait_for_content(freed, || self.inner.client.gone_up()).await {
                 Ok(()) => {}
                 Err(CallError::TimedOut { .. }) => return Err(FsError::BufferFull { waited: started.elapsed() }),
                 Err(error) => return Err(error.into()),
@@ -556,7 +556,7 @@ impl Fs {
         let done = progress.wait_for(|p| reached(p, last));
         let moved = || {
             let progress = *file.progress.borrow();
-            self.inner.client.uploaded_chunks() + progress.sent + progress.answered
+            self.inner.client.gone_up() + progress.sent + progress.answered
         };
         let waited = patience.wait_for_content(done, moved).await?.map(drop);
         waited.map_err(|_| FsError::BadHandle(file.ino.0))

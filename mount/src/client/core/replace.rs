@@ -78,7 +78,7 @@ impl<W: Waiter> Core<W> {
         let last =
             fate.filter(|fate| fate.known && !planted(Bug::ResendWithoutAsking)).map_or(RequestNo(0), |fate| fate.last);
         let mut again = Vec::new();
-        let flight = std::mem::take(&mut self.flight).into_iter().map(|(number, flight)| (number, flight.entry));
+        let flight = self.flight.take().into_iter().map(|(number, flight)| (number, flight.entry));
         let (parked, mut early) = self.parked.take();
         let unfinished: BTreeMap<RequestNo, Entry<W>> = flight.chain(parked).collect();
         for (number, entry) in unfinished {

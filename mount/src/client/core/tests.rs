@@ -402,7 +402,9 @@ impl Sim {
         match event {
             Event::ToLog { record } => self.apply(record),
             Event::Appended { client, session, number, stored } => {
-                self.act(client, |core, now, _| core.appended(now, session, number, stored.then_some(now)));
+                self.act(client, |core, now, _| {
+                    core.appended(now, session, number, stored.then_some(now));
+                });
             }
             Event::Answer { client, session, number, request, answer, payload } => {
                 if self.clients[client].core.awaited(session, number) == Some(request) {
@@ -736,6 +738,38 @@ fn a_request_that_the_log_took_late_has_its_time_from_then_on() {
     assert_eq!(core.flight[&number].sends, 1);
     core.poll(now + RESEND_FIRST_MS, &mut out);
     assert_eq!(core.flight[&number].sends, 2, "no answer has come");
+}
+
+/// Or, on a slow link, the log would have none of them in time, and those that keep the session alive would stand behind.
+#[test]
+fn only_so_much_is_sent_that_the_log_has_not_told_of() {
+    let mut sim = Sim::new(3, 1, QUIET);
+    sim.call(0, create("other")).expect("created");
+    let mut out = Vec::new();
+    let core = &mut sim.clients[0].core;
+    let now = sim.now_ms;
+    for name in ["a", "b", "c", "d", "e"] {
+        let payload = Bytes::from(vec![0; 200 << 10]);
+        core.submit(now, Entry { payload, ..Entry::own(create(name), now) }, &mut out);
+    }
+    let sent = |core: &Core<Token>| core.flight.keys().copied().collect::<Vec<_>>();
+    let first = sent(core);
+    assert_eq!((first.len(), core.waiting.len()), (3, 2), "a little more than half a MiB");
+    let session = core.session().expect("is open");
+    core.appended(now, session, first[1], Some(20));
+    assert!(core.wake_ms() <= now);
+    core.poll(now, &mut out);
+    assert_eq!((sent(core).len(), core.waiting.len()), (4, 1));
+    // What the log does not have by its own account does not hold up the others.
+    core.appended(now, session, first[0], None);
+    core.poll(now, &mut out);
+    assert_eq!((sent(core).len(), core.waiting.len()), (5, 0));
+    // An answer says so too.
+    let place = Position { offset: 30, ..core.seen.expect("something was answered") };
+    let refused = Answer::bare(place, PushNo(0), Err(Refusal::Exists));
+    core.answer(now, first[2], refused, Bytes::new(), &mut out);
+    core.submit(now, Entry::own(create("f"), now), &mut out);
+    assert_eq!((sent(core).len(), core.waiting.len()), (5, 0));
 }
 
 /// The order as of which somebody has been told that there is nothing.

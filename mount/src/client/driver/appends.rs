@@ -14,6 +14,8 @@ use tokio::task::coop::unconstrained;
 
 /// How long after its sending a record's fate is asked for.
 const APPENDS_AFTER_MS: u64 = 50;
+/// The same where others are sent when it is known.
+const APPENDS_SOON_MS: u64 = 2;
 
 /// Records whose fate the log has not told or was not asked for, with the numbers in them, in the order of their
 /// sending. At most as many as the core has sent and not heard of.
@@ -44,6 +46,11 @@ impl Appends {
         let Poll::Ready(result) = told else { return None };
         let (session, numbers, _) = self.records.pop_front()?;
         Some((session, numbers, result))
+    }
+
+    /// What becomes of them is looked at soon.
+    pub fn hurry(&mut self, now_ms: u64) {
+        self.due_ms = self.due_ms.min(now_ms + APPENDS_SOON_MS);
     }
 
     /// When they are to be looked at.
@@ -94,12 +101,21 @@ impl Inner {
             if let Err(error) = &result {
                 self.log_error(error);
             }
-            self.counters.appended.fetch_add(numbers.len() as u64, Ordering::Relaxed);
             for number in numbers {
-                state.core.appended(now_ms, session, number, result.as_ref().ok().copied());
+                let is_first = state.core.appended(now_ms, session, number, result.as_ref().ok().copied());
+                self.counters.appended.fetch_add(u64::from(is_first), Ordering::Relaxed);
             }
         }
         state.appends.due_ms = if state.appends.records.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
+        self.hurry_appends(state, now_ms);
+    }
+
+    /// Where nothing more is sent until the log has told of something, that is looked for soon.
+    pub(super) fn hurry_appends(&self, state: &mut State, now_ms: u64) {
+        if !state.core.has_room() && !state.appends.records.is_empty() {
+            self.config.log.hurry(Topic::Requests);
+            state.appends.hurry(now_ms);
+        }
     }
 }
 

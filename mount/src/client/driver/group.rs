@@ -90,5 +90,6 @@ impl Inner {
         count.fetch_add(1, Ordering::Relaxed);
         let appended = self.config.log.append(Topic::Requests, link.partition, join(&frames));
         state.appends.add(now_ms, session, numbers, appended);
+        self.hurry_appends(state, now_ms);
     }
 }
