@@ -111,7 +111,7 @@ mod tests {
     fn a_fast_way_is_filled_at_once() {
         let (rooms, ..) = download(&mut Window::default(), 20 * MS, MS, 1000);
         assert!(rooms[1] == 64, "{rooms:?}");
-        // Nor does it take long where the way is long: 400 ms are 40 chunks.
+        // Nor does it take long where the way is long: 400 ms are 40 chunks, to which it comes from 2 within five of them.
         let (rooms, _, idle) = download(&mut Window::default(), 400 * MS, 10 * MS, 1000);
         assert!(rooms[1] >= 40 && idle < 2000 * MS, "{rooms:?} {idle:?}");
     }

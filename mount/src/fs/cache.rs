@@ -282,8 +282,9 @@ impl Cache {
         self.inner().stamps.life(promises, &Promise::Content(ino))
     }
 
-    pub fn xattrs(&self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
-        self.inner().xattrs(promises, ino)
+    /// All extended attributes of an inode, if they are known to be right; so are these attributes.
+    pub fn xattrs(&self, promises: &Promises, attr: &Attr) -> Option<Xattrs> {
+        self.inner().xattrs(promises, attr)
     }
 
     pub fn target(&self, ino: Ino) -> Option<Bytes> {
@@ -403,8 +404,11 @@ impl Inner {
         (self.life(promises, &promise) == Some(life)).then_some(attr)
     }
 
-    fn xattrs(&mut self, promises: &Promises, ino: Ino) -> Option<Xattrs> {
-        let (promise, life, xattrs) = self.xattrs.get(&ino)?;
+    fn xattrs(&mut self, promises: &Promises, attr: &Attr) -> Option<Xattrs> {
+        if !attr.has_xattrs {
+            return Some(Xattrs::default());
+        }
+        let (promise, life, xattrs) = self.xattrs.get(&attr.ino)?;
         let (promise, life, xattrs) = (*promise, *life, xattrs.clone());
         (self.stamps.life(promises, &promise) == Some(life) || planted(Bug::XattrsForEver)).then_some(xattrs)
     }
@@ -730,7 +734,7 @@ impl Local<'_> {
 
     /// All extended attributes of an inode.
     pub fn xattrs(&mut self, attr: &Attr) -> Option<Xattrs> {
-        if attr.has_xattrs { self.inner.xattrs(self.promises, attr.ino) } else { Some(Xattrs::default()) }
+        self.inner.xattrs(self.promises, attr)
     }
 
     /// These are all from now on.

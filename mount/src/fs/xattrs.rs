@@ -138,10 +138,7 @@ impl Fs {
 
     async fn xattrs(&self, ino: Ino, patience: &Patience) -> Result<Xattrs, FsError> {
         let attr = self.attr(ino, patience).await?;
-        if !attr.has_xattrs {
-            return Ok(Arc::default());
-        }
-        if let Some(xattrs) = self.cache().xattrs(self.promises(), ino) {
+        if let Some(xattrs) = self.cache().xattrs(self.promises(), &attr) {
             return Ok(xattrs);
         }
         let reply = self.view(View::Xattrs { ino }, patience).await?;

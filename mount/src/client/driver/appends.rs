@@ -14,7 +14,7 @@ use tokio::task::coop::unconstrained;
 
 /// How long after its sending a record's fate is asked for.
 const APPENDS_AFTER_MS: u64 = 50;
-/// The same where others are sent when it is known.
+/// The same where others are sent when it is known; twice as long after each look that finds nothing, as in an outage.
 const APPENDS_SOON_MS: u64 = 2;
 
 /// Records whose fate the log has not told or was not asked for, with the numbers in them, in the order of their
@@ -22,11 +22,13 @@ const APPENDS_SOON_MS: u64 = 2;
 pub(super) struct Appends {
     records: VecDeque<(SessionId, Vec<RequestNo>, Appended)>,
     due_ms: u64,
+    /// From one look to the next.
+    wait_ms: u64,
 }
 
 impl Default for Appends {
     fn default() -> Self {
-        Appends { records: VecDeque::new(), due_ms: u64::MAX }
+        Appends { records: VecDeque::new(), due_ms: u64::MAX, wait_ms: APPENDS_AFTER_MS }
     }
 }
 
@@ -50,7 +52,14 @@ impl Appends {
 
     /// What becomes of them is looked at soon.
     pub fn hurry(&mut self, now_ms: u64) {
+        self.wait_ms = APPENDS_SOON_MS;
         self.due_ms = self.due_ms.min(now_ms + APPENDS_SOON_MS);
+    }
+
+    /// They have been looked at.
+    fn looked(&mut self, now_ms: u64) {
+        self.wait_ms = (self.wait_ms * 2).min(APPENDS_AFTER_MS);
+        self.due_ms = if self.records.is_empty() { u64::MAX } else { now_ms + self.wait_ms };
     }
 
     /// When they are to be looked at.
@@ -97,6 +106,7 @@ impl Inner {
 
     /// Tells the core what became of appends, in the order in which they were made.
     fn look_at_appends(&self, state: &mut State, now_ms: u64, context: &mut Context<'_>) {
+        let before = state.appends.records.len();
         while let Some((session, numbers, result)) = state.appends.next(context) {
             if let Err(error) = &result {
                 self.log_error(error);
@@ -106,8 +116,10 @@ impl Inner {
                 self.counters.appended.fetch_add(u64::from(is_first), Ordering::Relaxed);
             }
         }
-        state.appends.due_ms = if state.appends.records.is_empty() { u64::MAX } else { now_ms + APPENDS_AFTER_MS };
-        self.hurry_appends(state, now_ms);
+        state.appends.looked(now_ms);
+        if state.appends.records.len() < before {
+            self.hurry_appends(state, now_ms);
+        }
     }
 
     /// Where nothing more is sent until the log has told of something, that is looked for soon.
@@ -122,6 +134,22 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_tells_nothing_is_looked_at_less_and_less_often() {
+        let mut appends = Appends::default();
+        appends.add(0, SessionId::default(), Vec::new(), Box::pin(std::future::pending()));
+        assert_eq!(appends.due_ms(), 50);
+        appends.hurry(10);
+        let looks: Vec<u64> = std::iter::repeat_with(|| {
+            let due = appends.due_ms();
+            appends.looked(due);
+            due
+        })
+        .take(7)
+        .collect();
+        assert_eq!(looks, [12, 16, 24, 40, 72, 122, 172]);
+    }
 
     #[tokio::test]
     async fn all_that_the_log_has_told_of_is_taken_at_once() {

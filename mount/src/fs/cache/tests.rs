@@ -59,7 +59,7 @@ impl Known {
     }
 
     fn value(&self) -> Option<Bytes> {
-        Some(self.cache.xattrs(&self.promises, FILE)?[0].1.clone())
+        Some(self.cache.xattrs(&self.promises, &attr(DIR))?[0].1.clone())
     }
 }
 
