@@ -38,7 +38,7 @@ use proto::chunk::ChunkName;
 use proto::clock::Clock;
 use proto::log::{Log, LogError};
 use proto::login::DeviceCredential;
-use proto::message::{Op, Outcome, Promise, Refusal, SessionOp, UserName, View};
+use proto::message::{Op, Outcome, Promise, Refusal, Resource, SessionOp, UserName, View};
 use proto::{Ino, NamespaceId, Position, RequestNo, SessionId, Time};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,27 +90,28 @@ pub struct Client {
     inner: Arc<Handle>,
 }
 
-/// Room taken for content that is about to be written; free again when it is dropped.
+/// Room taken for what is about to be written or made; free again when it is dropped.
 pub struct Room {
     client: Client,
-    bytes: u64,
+    of: Resource,
+    amount: u64,
 }
 
 impl Room {
-    pub fn bytes(&self) -> usize {
-        self.bytes as usize
+    pub fn amount(&self) -> usize {
+        self.amount as usize
     }
 
-    /// The content is written: its request will use the room.
+    /// A request will use the room ([`Client::submit_reserved`]).
     pub fn keep(mut self) {
-        self.bytes = 0;
+        self.amount = 0;
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.client.inner.untake_room(self.bytes);
+        if self.amount > 0 {
+            self.client.inner.untake_room(self.of, self.amount);
         }
     }
 }
@@ -309,47 +310,56 @@ impl Client {
         self.inner.cancel(session, number);
     }
 
-    /// Takes room for written content, if it is there without asking: always, where there is no quota.
-    pub fn take_room(&self, bytes: usize) -> Option<Room> {
-        let bytes = bytes as u64;
-        self.inner.take_room(bytes).then(|| Room { client: self.clone(), bytes })
+    /// Takes so much room, if it is there without asking: always, where there is no quota.
+    pub fn take_room(&self, of: Resource, amount: usize) -> Option<Room> {
+        let amount = amount as u64;
+        self.inner.take_room(of, amount).then(|| Room { client: self.clone(), of, amount })
     }
 
-    /// Asks the server for room for that much, or with `part` for what there is. `None` says that there is none,
+    /// Asks the server for so much room, or with `part` for what there is. `None` says that there is none,
     /// and whether some may come.
     pub async fn ask_for_room(
         &self,
-        bytes: usize,
+        of: Resource,
+        amount: usize,
         part: bool,
         patience: &Patience,
     ) -> Result<(Option<Room>, bool), CallError> {
-        let asked = patience.wait(self.inner.ask_for_room(bytes as u64, part)).await??;
-        let room = (asked.taken > 0).then(|| Room { client: self.clone(), bytes: asked.taken });
+        let asked = patience.wait(self.inner.ask_for_room(of, amount as u64, part)).await??;
+        let room = (asked.taken > 0).then(|| Room { client: self.clone(), of, amount: asked.taken });
         Ok((room, asked.more))
     }
 
     /// Content that had room is not written after all, or takes no more than before.
     pub fn return_room(&self, bytes: usize) {
         if bytes > 0 {
-            self.inner.untake_room(bytes as u64);
+            self.inner.untake_room(Resource::Bytes, bytes as u64);
         }
     }
 
-    /// [`Client::submit_on`] for a write for whose content of `bytes` room was taken.
-    pub fn submit_reserved(&self, terms: Terms, op: Op, payload: Bytes, bytes: usize) -> Submitted {
-        self.inner.submit_reserved(terms, op, payload, bytes as u64)
+    /// [`Client::submit_on`] for a request without content, which uses this room.
+    pub fn submit_with(&self, terms: Terms, op: Op, room: Option<Room>) -> Submitted {
+        let Some(room) = room else { return self.submit_on(terms, op, Bytes::new()) };
+        let reserved = (room.of, room.amount());
+        room.keep();
+        self.submit_reserved(terms, op, Bytes::new(), reserved)
     }
 
-    /// Whether content is written under a quota.
-    pub fn is_limited(&self) -> bool {
-        self.inner.is_limited()
+    /// [`Client::submit_on`] for a request for which so much room was taken and kept.
+    pub fn submit_reserved(&self, terms: Terms, op: Op, payload: Bytes, (of, amount): (Resource, usize)) -> Submitted {
+        self.inner.submit_reserved(terms, op, payload, (of, amount as u64))
+    }
+
+    /// Whether there is a quota of this.
+    pub fn is_limited(&self, of: Resource) -> bool {
+        self.inner.is_limited(of)
     }
 
     /// Under a quota: what is deleted and what is reserved without need is free before whatever is asked next.
     pub fn free_unused(&self) {
-        if self.is_limited() {
+        for of in Resource::ALL.into_iter().filter(|of| self.is_limited(*of)) {
             self.inner.release_now();
-            self.inner.give_back_room();
+            self.inner.give_back_room(of);
         }
     }
 

@@ -48,7 +48,7 @@ pub use file::{CreateHow, Opened, Pages};
 pub use locks::LockCall;
 pub use names::NewNode;
 
-use crate::client::{CallError, Client, Forget, Patience, Reply, Since, Terms};
+use crate::client::{CallError, Client, Forget, Patience, Reply, Room, Since, Terms};
 use crate::error::FsError;
 use crate::tier::Tier;
 use accessed::Accessed;
@@ -62,7 +62,7 @@ use file::Files;
 use handles::Handles;
 use local::Locals;
 use proto::chunk::INLINE_BYTES;
-use proto::message::{Attr, FileKind, Op, Outcome, Owner, Promise, View};
+use proto::message::{Attr, FileKind, Op, Outcome, Owner, Promise, Resource, View};
 use proto::{Ino, Name};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
@@ -324,7 +324,7 @@ impl Fs {
 
     pub async fn statfs(&self, patience: &Patience) -> Result<Statfs, FsError> {
         let lock = || self.inner.statfs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let is_limited = self.inner.client.is_limited();
+        let is_limited = Resource::ALL.into_iter().any(|of| self.inner.client.is_limited(of));
         self.inner.client.free_unused();
         if let Some((when, statfs)) = *lock()
             && when.elapsed() < Statfs::GOOD_FOR
@@ -360,9 +360,14 @@ impl Fs {
     /// cache before the guard is dropped, which is after the answer is taken in: a later request
     /// may have been answered before, and whoever saw that must not be shown what was before this.
     async fn change(&self, op: Op, patience: &Patience) -> Result<(Reply, Changing), FsError> {
+        self.change_with(op, None, patience).await
+    }
+
+    /// The same with room for what it adds.
+    async fn change_with(&self, op: Op, room: Option<Room>, patience: &Patience) -> Result<(Reply, Changing), FsError> {
         let changing = Changing::begin(self, &op);
         let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op), local: false };
-        let mut submitted = self.inner.client.submit_on(terms, op, Bytes::new());
+        let mut submitted = self.inner.client.submit_with(terms, op, room);
         self.inner.client.somebody_waits();
         match patience.wait(&mut submitted).await {
             Ok(answer) => {

@@ -139,6 +139,7 @@ fn create(dir: Ino, new_name: &str, kind: FileKind) -> Op {
         rdev: 0,
         target: None,
         ino: None,
+        reserved: false,
     };
     Op::Upload(Upload::Create { dir, name: name(new_name), new })
 }

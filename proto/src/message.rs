@@ -13,6 +13,7 @@ mod download;
 mod lock;
 mod login;
 mod promise;
+mod quota;
 mod refusal;
 mod rules;
 mod server;
@@ -23,8 +24,8 @@ mod view;
 
 pub use acl::{Acl, AclKind, Rights};
 pub use admin::{
-    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, Quota, SealedNamespaceKey, ServerInfo,
-    Usage, UserInfo, UserName,
+    Admin, AdminAnswer, AdminOutcome, AdminRequest, NewCredential, NewUser, SealedNamespaceKey, ServerInfo, UserInfo,
+    UserName,
 };
 pub use answer::{Answer, Listed, Outcome, StoredExtent};
 pub use attr::{Attr, FileKind, Owner};
@@ -33,6 +34,7 @@ pub use download::{Download, Served};
 pub use lock::{Lock, LockHolder, LockKind, LockMode, LockOp, LockOwner, LockRange, Locked};
 pub use login::{LoginAnswer, LoginDone, LoginRequest, Ticket};
 pub use promise::{Promise, Push, PushBody};
+pub use quota::{Each, Quota, Resource, Usage};
 pub use refusal::Refusal;
 pub use server::{Activity, Heartbeat, Progress, ServerBody, ServerRecord};
 pub use session::{Ended, Open, SessionOp};

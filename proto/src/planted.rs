@@ -77,7 +77,7 @@ bugs! {
     WriteBeyondQuota,
     /// machine: a create is let in though there are as many inodes as the quota allows
     CreateBeyondQuota,
-    /// machine: a write does not use up what was reserved for it
+    /// machine: a request does not use up what was reserved for it
     ReserveNotSpent,
     /// machine: what a closed session had reserved stays reserved
     ReserveOutlivesSession,
@@ -169,6 +169,8 @@ bugs! {
     OvertakenGoesOn,
     /// client: content is buffered beyond what is reserved for it
     WriteUnreserved,
+    /// client: something is made beyond what is reserved for it
+    MakeUnreserved,
     /// client: what was written before a quota was set is not told of
     QuotaForgetsWritten,
     /// client: room that is given back is used all the same

@@ -7,7 +7,7 @@
 //! others in the same process live in the real world.
 
 use crate::ids::{NamespaceId, Position, RequestNo, SessionId, Time};
-use crate::message::{Op, Outcome, Quota, Refusal};
+use crate::message::{Each, Op, Outcome, Quota, Refusal};
 use crate::planted::Bug;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -89,11 +89,10 @@ pub enum Seen<'a> {
         at: Position,
         namespace: NamespaceId,
         quota: Quota,
-        bytes_used: u64,
-        inodes_used: u64,
-        reserved: u64,
+        used: Each<u64>,
+        reserved: Each<u64>,
         /// Some session may not have heard of the quota.
-        is_free: bool,
+        is_free: Each<bool>,
     },
     /// A machine has taken a record in, skipped or not; its state now has this hash.
     Hash { at: Position, hash: [u8; 32] },

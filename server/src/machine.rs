@@ -63,7 +63,7 @@ use promise::{Held, Things};
 use proto::frame::{self, Frame, Kind};
 use proto::keys::ClusterKey;
 use proto::log::Topic;
-use proto::message::{Activity, Promise, Refusal, Request, ServerBody, UserName};
+use proto::message::{Activity, Each, Promise, Refusal, Request, ServerBody, UserName};
 use proto::planted::{Bug, planted};
 use proto::seal::{self, Context, Direction, Key, SealError};
 use proto::{Epoch, IncarnationId, Ino, LogTime, NamespaceId, Position, RequestNo, ServerId, SessionId};
@@ -141,8 +141,8 @@ struct Live {
     /// Until when sessions that have ended may be quoted from by their successors.
     #[serde(default)]
     quotable: BTreeMap<SessionId, LogTime>,
-    /// Bytes that sessions have reserved under a quota, and ended ones for their successors. None is 0.
-    reserves: BTreeMap<NamespaceId, BTreeMap<SessionId, u64>>,
+    /// What sessions have reserved under a quota, and ended ones for their successors. Each has something.
+    reserves: BTreeMap<NamespaceId, BTreeMap<SessionId, Each<u64>>>,
     /// Whose history is looked at next.
     #[serde(default)]
     history_turn: NamespaceId,
@@ -458,7 +458,7 @@ impl Machine {
             sessions: self.live.sessions.len() as u64,
             locks: self.holdings.all(),
             waiting: self.live.parked.len() as u64,
-            reserved_bytes: reserved.fold(0, |all: u64, bytes| all.saturating_add(*bytes)),
+            reserved_bytes: reserved.fold(0, |all: u64, has| all.saturating_add(has.bytes)),
         }
     }
 

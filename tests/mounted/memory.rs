@@ -37,7 +37,7 @@ fn make_tree(user: &str, directories: usize) {
         let create = |dir: Ino, name: String, kind: FileKind| {
             let (uid, gid) = (Owner::Namespace, Owner::Namespace);
             let mode = if kind == FileKind::Dir { 0o755 } else { 0o644 };
-            let new = NewInode { kind, mode, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
+            let new = NewInode { kind, mode, umask: 0, uid, gid, rdev: 0, target: None, ino: None, reserved: false };
             Op::Upload(Upload::Create { dir, name: Name::new(name.as_bytes()).unwrap(), new })
         };
         let mut dirs = Vec::new();

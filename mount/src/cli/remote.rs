@@ -132,8 +132,17 @@ impl Remote {
         target: Option<&[u8]>,
     ) -> Result<Attr, RemoteError> {
         let target = target.map(|target| self.client.keys().seal_value(ValuePurpose::SymlinkTarget, target));
-        let new =
-            NewInode { kind, mode, umask: 0, uid: Owner::Namespace, gid: Owner::Namespace, rdev: 0, target, ino: None };
+        let new = NewInode {
+            kind,
+            mode,
+            umask: 0,
+            uid: Owner::Namespace,
+            gid: Owner::Namespace,
+            rdev: 0,
+            target,
+            ino: None,
+            reserved: false,
+        };
         let (dir, name) = place;
         self.entry(path, Op::Upload(Upload::Create { dir, name, new })).await
     }

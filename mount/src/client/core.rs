@@ -34,7 +34,9 @@ use flight::{Append, Flight, Flights, RESEND_FIRST_MS, backoff_ms};
 use kernel::KernelForgets;
 use ordered::Ordered;
 use parked::ParkedRequests;
-use proto::message::{Acked, Answer, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, SessionOp};
+use proto::message::{
+    Acked, Answer, Each, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, Resource, SessionOp,
+};
 use proto::planted::{Bug, planted};
 use proto::seal::SealError;
 use proto::{Epoch, Position, PushNo, RequestNo, SessionId, Time};
@@ -157,15 +159,15 @@ pub(crate) enum Action<W> {
         result: Result<Reply, CallError>,
     },
     /// The session lives. `ended` are the sessions that it replaces; what was under way in them has been
-    /// seen to. `limited` says that content is written under a quota.
+    /// seen to. `limited` says what there is a quota of.
     Opened {
         ended: Vec<Ended>,
-        limited: bool,
+        limited: Each<bool>,
     },
     /// A quota has been set.
-    Limited,
+    Limited(Resource),
     /// What is reserved and not used is to be given back.
-    GiveBack,
+    GiveBack(Resource),
     Invalidate(Invalidation),
     /// [`Core::wants_session`] has become true.
     WantSession,
@@ -388,8 +390,8 @@ impl<W: Waiter> Core<W> {
                 out.push(Action::Invalidate(Invalidation::Accessed { at: body.at, inodes }));
             }
             Push::LastNameGone(ino) => out.push(Action::Invalidate(Invalidation::LastNameGone(ino))),
-            Push::Limited => out.push(Action::Limited),
-            Push::GiveBack => out.push(Action::GiveBack),
+            Push::Limited(of) => out.push(Action::Limited(of)),
+            Push::GiveBack(of) => out.push(Action::GiveBack(of)),
             Push::Outcome { number, result } => self.outcome(now_ms, body.at, number, result, out),
         }
     }

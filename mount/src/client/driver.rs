@@ -29,10 +29,10 @@ use inodes::Inodes;
 use proto::chunk::SEALED_MAX_BYTES;
 use proto::frame::Kind;
 use proto::log::{LogError, Topic};
-use proto::message::{Attr, Ended, FileKind, Op, Open, Outcome, Request, SessionOp};
+use proto::message::{Attr, Each, Ended, FileKind, Op, Open, Outcome, Request, Resource, SessionOp};
 use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
-use reserve::Reserves;
+use reserve::{Reserve, Reserves};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -122,7 +122,7 @@ struct State {
     /// The reader of the current session's replies and content.
     readers: Vec<JoinHandle<()>>,
     /// Taken by the first `Opened`.
-    opened: Option<oneshot::Sender<(Vec<Ended>, bool)>>,
+    opened: Option<oneshot::Sender<(Vec<Ended>, Each<bool>)>>,
     open_inodes: HashMap<Ino, u32>,
     nameless: HashSet<Ino>,
     release: Vec<Ino>,
@@ -399,8 +399,8 @@ impl Inner {
             Action::Send { .. } => {}
             Action::Done { entry, result } => self.done(entry, result),
             Action::Opened { ended, limited } => self.opened(ended, limited),
-            Action::Limited => self.limited(),
-            Action::GiveBack => self.give_back_room(),
+            Action::Limited(of) => self.limited(of),
+            Action::GiveBack(of) => self.give_back_room(of),
             Action::WantSession => self.wanted.notify_one(),
             Action::WantContent => self.content_wanted.notify_one(),
             Action::Invalidate(invalidation) => {
@@ -461,7 +461,8 @@ impl Inner {
     }
 
     fn release_after_ms(&self) -> u64 {
-        if self.is_limited() { RELEASE_SOON_MS } else { RELEASE_AFTER_MS }
+        let is_limited = Resource::ALL.into_iter().any(|of| self.is_limited(of));
+        if is_limited { RELEASE_SOON_MS } else { RELEASE_AFTER_MS }
     }
 
     /// What is not open any more is free before anything that comes after this.
@@ -473,7 +474,7 @@ impl Inner {
         });
     }
 
-    fn opened(&self, ended: Vec<Ended>, limited: bool) {
+    fn opened(&self, ended: Vec<Ended>, limited: Each<bool>) {
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         let (link, first) = {
             let mut state = self.state();
@@ -488,8 +489,10 @@ impl Inner {
             None => {
                 self.forget(ended);
                 // What is under way goes before.
-                if limited && !self.is_limited() {
-                    self.limited();
+                for of in Resource::ALL {
+                    if limited[of] && !self.is_limited(of) {
+                        self.limited(of);
+                    }
                 }
             }
         }

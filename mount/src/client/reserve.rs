@@ -1,22 +1,28 @@
-//! What the session has reserved under a quota, and what of it is spoken for. Pure.
+//! What the session has reserved of a resource under a quota, and what of it is spoken for. Pure.
 //!
-//! The server counts down what is reserved as it applies writes, and this counts down as they
+//! The server counts down what is reserved as it executes requests, and this counts down as they
 //! are entered: both stand at the same place of the same order, so the two agree without a
-//! word. Before a quota is known of, what is written is counted as well, since it must be
+//! word. Before a quota is known of, what is taken is counted as well, since it must be
 //! told when one is set.
 
+use proto::message::Resource;
 use proto::planted::{Bug, planted};
 
-/// What one asking reserves beyond what is needed, at most, in bytes.
-const MAX_EXTRA: u64 = 16 << 20;
+/// What one asking reserves beyond what is needed, at most.
+fn max_extra(of: Resource) -> u64 {
+    match of {
+        Resource::Bytes => 16 << 20,
+        Resource::Inodes => 4096,
+    }
+}
 
-#[derive(Default)]
 pub(crate) struct Ledger {
+    of: Resource,
     /// A quota is known of. Once it is, room is asked for to the end: it is granted where there is none.
     limited: bool,
     /// Reserved and not spoken for.
     free: u64,
-    /// Of content that is in no request yet.
+    /// For what is in no request yet.
     taken: u64,
     /// What the next asking reserves beyond what is needed.
     extra: u64,
@@ -45,52 +51,60 @@ pub(crate) struct Ask {
 }
 
 impl Ledger {
+    pub(crate) fn new(of: Resource) -> Ledger {
+        Ledger { of, limited: false, free: 0, taken: 0, extra: 0, asking: false, tell: None, used: false }
+    }
+
     pub(crate) fn is_limited(&self) -> bool {
         self.limited
     }
 
-    /// Takes room for content, if it is there.
-    pub(crate) fn take(&mut self, bytes: u64) -> bool {
+    /// Takes room, if it is there.
+    pub(crate) fn take(&mut self, amount: u64) -> bool {
         if self.limited {
-            let Some(free) = self.free.checked_sub(bytes).or_else(|| planted(Bug::WriteUnreserved).then_some(0)) else {
+            let regardless = match self.of {
+                Resource::Bytes => Bug::WriteUnreserved,
+                Resource::Inodes => Bug::MakeUnreserved,
+            };
+            let Some(free) = self.free.checked_sub(amount).or_else(|| planted(regardless).then_some(0)) else {
                 return false;
             };
             self.free = free;
         }
-        self.taken += bytes;
+        self.taken += amount;
         self.used = true;
         true
     }
 
-    /// Content has gone without having been in a request, or takes no more room than before.
-    pub(crate) fn untake(&mut self, bytes: u64) {
-        self.taken -= bytes;
+    /// What had room has gone without having been in a request, or takes no more room than before.
+    pub(crate) fn untake(&mut self, amount: u64) {
+        self.taken -= amount;
         if self.limited {
-            self.free += bytes;
+            self.free += amount;
         }
     }
 
-    /// Content goes into a request.
-    pub(crate) fn spend(&mut self, bytes: u64) {
-        self.taken -= bytes;
+    /// What has room goes into a request.
+    pub(crate) fn spend(&mut self, amount: u64) {
+        self.taken -= amount;
     }
 
     /// What is to be asked for, so that there is room for that much; only one at a time.
-    pub(crate) fn ask(&mut self, bytes: u64) -> Ask {
+    pub(crate) fn ask(&mut self, amount: u64) -> Ask {
         self.asking = true;
-        let need = bytes.saturating_sub(self.free);
-        // Whoever asks again and again writes much.
-        self.extra = (self.extra * 2).clamp(need, MAX_EXTRA.max(need));
+        let need = amount.saturating_sub(self.free);
+        // Whoever asks again and again adds much.
+        self.extra = (self.extra * 2).clamp(need, max_extra(self.of).max(need));
         Ask { keep: self.free + self.taken, need, extra: self.extra }
     }
 
-    /// The asking was answered with so much. Takes room for `bytes`, or less if there is less and `is_all`. Gives
+    /// The asking was answered with so much. Takes `amount`, or less if there is less and `is_all`. Gives
     /// what was taken, and what the server is to keep if it must be told.
-    pub(crate) fn answered(&mut self, bytes: u64, granted: u64, is_all: bool) -> (u64, Option<u64>) {
+    pub(crate) fn answered(&mut self, amount: u64, granted: u64, is_all: bool) -> (u64, Option<u64>) {
         self.asking = false;
         self.free += granted;
-        let can = bytes.min(self.free);
-        let takes = if can == bytes || is_all { can } else { 0 };
+        let can = amount.min(self.free);
+        let takes = if can == amount || is_all { can } else { 0 };
         self.free -= takes;
         self.taken += takes;
         self.used = true;
@@ -138,7 +152,7 @@ mod tests {
 
     #[test]
     fn room_is_free_without_a_quota_and_what_was_written_is_told_when_there_is_one() {
-        let mut l = Ledger::default();
+        let mut l = Ledger::new(Resource::Bytes);
         assert!(l.take(100) && l.take(50));
         l.spend(100);
         assert_eq!(l.limit(), Some(50));
@@ -149,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_asking_reserves_what_is_missing_and_more_each_time() {
-        let mut l = Ledger::default();
+        let mut l = Ledger::new(Resource::Bytes);
         l.limit();
         assert_eq!(l.ask(100), Ask { keep: 0, need: 100, extra: 100 });
         assert_eq!(l.answered(100, 200, true), (100, None));
@@ -165,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_not_used_for_a_while_goes_back_and_what_is_asked_back_too() {
-        let mut l = Ledger::default();
+        let mut l = Ledger::new(Resource::Bytes);
         l.limit();
         l.ask(10);
         l.answered(10, 50, true);
@@ -181,7 +195,7 @@ mod tests {
     /// Granted before the quota was set, and not counted then.
     #[test]
     fn a_quota_set_while_room_is_asked_for_is_told_of_all_of_it() {
-        let mut l = Ledger::default();
+        let mut l = Ledger::new(Resource::Bytes);
         l.limit();
         l.ask(10);
         assert_eq!(l.limit(), None);

@@ -13,12 +13,11 @@ use super::extents::{ExtentMap, Part};
 use super::file::State;
 use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
-use crate::client::{Patience, Reply, Submitted, Terms};
+use crate::client::{Client, Patience, Reply, Room, Submitted, Terms};
 use crate::error::FsError;
 use crate::inline;
-use bytes::Bytes;
 use proto::message::{
-    Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Upload,
+    Attr, AttrChange, Cursor, Delete, FileKind, NewInode, Op, Outcome, Promise, Refusal, RenameHow, Resource, Upload,
 };
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, Time};
@@ -124,6 +123,31 @@ impl<T> Done<T> {
     }
 }
 
+/// Room for an inode that is about to be made.
+pub(super) enum RoomToMake {
+    NotLookedFor,
+    Found(Room),
+    Missing,
+}
+
+impl RoomToMake {
+    /// Takes room if there was none yet; whether there is.
+    pub(super) fn find(&mut self, client: &Client) -> bool {
+        if !matches!(self, RoomToMake::Found(_)) {
+            *self = client.take_room(Resource::Inodes, 1).map_or(RoomToMake::Missing, RoomToMake::Found);
+        }
+        matches!(self, RoomToMake::Found(_))
+    }
+
+    /// What was found.
+    pub(super) fn take(&mut self) -> Option<Room> {
+        match std::mem::replace(self, RoomToMake::NotLookedFor) {
+            RoomToMake::Found(room) => Some(room),
+            RoomToMake::NotLookedFor | RoomToMake::Missing => None,
+        }
+    }
+}
+
 /// A change that may be answered here: what is sent, what it does to what is known, and what whoever asked is told.
 struct Plan<T> {
     op: Op,
@@ -131,6 +155,8 @@ struct Plan<T> {
     names: Vec<(Ino, Name, Target)>,
     made: Option<Attr>,
     reshaped: Option<Reshaped>,
+    /// For what is made.
+    room: Option<Room>,
     value: T,
 }
 
@@ -231,15 +257,25 @@ impl Fs {
             && self.cache().locally(promises, |local| local.inode(ino)).is_some()
     }
 
-    pub(super) fn make_locally(&self, dir: Ino, name: &Name, new: &NewInode) -> Option<Result<Done<Attr>, FsError>> {
+    /// Room for the inode is taken from `room`, or looked for.
+    pub(super) fn make_locally(
+        &self,
+        dir: Ino,
+        name: &Name,
+        new: &NewInode,
+        room: &mut RoomToMake,
+    ) -> Option<Result<Done<Attr>, FsError>> {
         self.locally(|fs, local, time| {
             let parent = local.dir(dir)?;
             match local.lookup(dir, name)? {
                 Found::Absent => {}
                 Found::Entry(_) | Found::Inode(_) => return Some(Err(Refusal::Exists)),
             }
+            if !room.find(&fs.inner.client) {
+                return None;
+            }
             let ino = fs.inner.client.take_ino()?;
-            let new = NewInode { ino: Some(ino), ..new.clone() };
+            let new = NewInode { ino: Some(ino), reserved: true, ..new.clone() };
             let attr = Attr::made(ino, &parent, &new, time, Position::default());
             let is_dir = attr.kind == FileKind::Dir;
             Some(Ok(Plan {
@@ -248,6 +284,7 @@ impl Fs {
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: Some(attr.clone()),
                 reshaped: None,
+                room: room.take(),
                 value: attr,
             }))
         })
@@ -279,6 +316,7 @@ impl Fs {
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: None,
                 reshaped: None,
+                room: None,
                 value: attr,
             }))
         })
@@ -317,6 +355,7 @@ impl Fs {
                 names: vec![(dir, name.clone(), None)],
                 made: None,
                 reshaped: None,
+                room: None,
                 value: (),
             }))
         })
@@ -371,6 +410,7 @@ impl Fs {
                 names: vec![(from_dir, source, left), (to_dir, target, Some((moved.ino, moved.kind)))],
                 made: None,
                 reshaped: None,
+                room: None,
                 value: (),
             }))
         })
@@ -384,7 +424,7 @@ impl Fs {
         len: u64,
     ) -> Option<Result<Done<u64>, FsError>> {
         // Under a quota room would have to be reserved for it.
-        if from == to || self.inner.client.is_limited() {
+        if from == to || self.inner.client.is_limited(Resource::Bytes) {
             return None;
         }
         self.locally(|_, local, time| {
@@ -404,6 +444,7 @@ impl Fs {
                 names: Vec::new(),
                 made: None,
                 reshaped: Some(Reshaped { ino: to, how: How::Copied(to_offset..end) }),
+                room: None,
                 value: len,
             }))
         })
@@ -440,6 +481,7 @@ impl Fs {
                 names: Vec::new(),
                 made: None,
                 reshaped: change.size.map(|size| Reshaped { ino, how: How::Cut(size) }),
+                room: None,
                 value: attr,
             }))
         })
@@ -463,6 +505,7 @@ impl Fs {
                 names: Vec::new(),
                 made: None,
                 reshaped: None,
+                room: None,
                 value: (),
             }))
         })
@@ -479,12 +522,12 @@ impl Fs {
         let slot = self.inner.locals.slots.clone().try_acquire_owned().ok()?;
         let done = self.cache().locally(self.promises(), |local| {
             let time = self.inner.client.now();
-            let Plan { op, inodes, names, made, reshaped, value } = match plan(self, local, time)? {
+            let Plan { op, inodes, names, made, reshaped, room, value } = match plan(self, local, time)? {
                 Ok(plan) => plan,
                 Err(refusal) => return Some(Err(FsError::refused(refusal))),
             };
             let terms = Terms { time, only_in: None, local: true };
-            let submitted = self.inner.client.submit_on(terms, op, Bytes::new());
+            let submitted = self.inner.client.submit_with(terms, op, room);
             let order = submitted.order();
             let mut touched = Touched {
                 inodes: inodes.iter().map(|(ino, _)| *ino).collect(),

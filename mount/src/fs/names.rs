@@ -5,6 +5,8 @@
 //! (times, links), so it is noted without asking.
 
 use super::cache::{Found, Lesson};
+use super::changing::Changing;
+use super::local::RoomToMake;
 use super::{Caller, Fs, Stat};
 use crate::client::{CallError, Forget, Patience, Reply};
 use crate::error::FsError;
@@ -135,12 +137,19 @@ impl Fs {
             rdev: node.rdev,
             target: target.map(|target| self.seal_target(target)),
             ino: None,
+            reserved: false,
         };
-        if let Some(done) = self.make_locally(dir, &name, &new) {
+        let (mut room, mut has_asked) = (RoomToMake::NotLookedFor, false);
+        if let Some(done) = self.make_locally(dir, &name, &new, &mut room) {
             return done?.safe(patience).await;
         }
-        let (reply, _changing) =
-            self.change(Op::Upload(Upload::Create { dir, name: name.clone(), new }), patience).await?;
+        if matches!(room, RoomToMake::Missing) {
+            (room, has_asked) = (self.room_to_make(patience).await?, true);
+            if let Some(done) = self.make_locally(dir, &name, &new, &mut room) {
+                return done?.safe(patience).await;
+            }
+        }
+        let (reply, _changing) = self.make_there(dir, &name, new, (room, has_asked), patience).await?;
         let Outcome::Entry(attr) = &reply.outcome else { return Err(FsError::WrongAnswer { op: "create" }) };
         self.cache().learn(self.promises(), &reply, |l| {
             l.created(attr);
@@ -148,6 +157,29 @@ impl Fs {
             l.dir_changed(dir, attr.ctime, i32::from(attr.kind == FileKind::Dir));
         });
         Ok(attr.clone())
+    }
+
+    /// Lets the server make something, with room for it or without.
+    async fn make_there(
+        &self,
+        dir: Ino,
+        name: &Name,
+        new: NewInode,
+        (mut room, mut has_asked): (RoomToMake, bool),
+        patience: &Patience,
+    ) -> Result<(Reply, Changing), FsError> {
+        loop {
+            let has_room = room.find(&self.inner.client);
+            let new = NewInode { reserved: has_room, ..new.clone() };
+            let create = Op::Upload(Upload::Create { dir, name: name.clone(), new });
+            match self.change_with(create, room.take(), patience).await {
+                // There may be some that others have reserved; where the name is taken none is needed.
+                Err(error) if error.is(Refusal::QuotaExceeded) && !has_room && !has_asked => {
+                    (room, has_asked) = (self.room_to_make(patience).await?, true);
+                }
+                made => return made,
+            }
+        }
     }
 
     pub async fn readlink(&self, ino: u64, patience: &Patience) -> Result<Bytes, FsError> {

@@ -1,4 +1,4 @@
-//! Room under a quota: what a write does that finds none.
+//! Room under a quota: what a write does that finds none, or a create.
 //!
 //! The server is asked for it. If it has not enough, what is written here is sent first, since content
 //! that lies over other content gives room back; the others are asked for theirs, for a
@@ -7,13 +7,14 @@
 //! to the server, which knows what it adds, and is answered with its answer.
 
 use super::file::FileHandle;
+use super::local::RoomToMake;
 use super::pack::{Draft, Pack, Part};
 use super::{Fs, file::State};
 use crate::client::{CallError, Patience, Room};
 use crate::error::FsError;
 use bytes::Bytes;
 use proto::chunk::INLINE_BYTES;
-use proto::message::Refusal;
+use proto::message::{Refusal, Resource};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -37,14 +38,34 @@ impl Fs {
         data: &[u8],
         patience: &Patience,
     ) -> Result<RoomFor, FsError> {
-        let client = &self.inner.client;
-        let is_all = |room: &Room| room.bytes() == data.len();
+        if let Some(room) = self.all_room(Resource::Bytes, data.len(), patience).await? {
+            return Ok(RoomFor::Reserved(room));
+        }
+        if !handle.append
+            && let written @ 1.. = self.write_over(handle, offset, data, patience).await?
+        {
+            return Ok(RoomFor::Written(written));
+        }
+        match self.inner.client.ask_for_room(Resource::Bytes, data.len(), true, patience).await? {
+            (Some(room), _) => Ok(RoomFor::Reserved(room)),
+            (None, _) => Err(FsError::QuotaExceeded),
+        }
+    }
+
+    /// Room for an inode, if there is any.
+    pub(super) async fn room_to_make(&self, patience: &Patience) -> Result<RoomToMake, FsError> {
+        let room = self.all_room(Resource::Inodes, 1, patience).await?;
+        Ok(room.map_or(RoomToMake::Missing, RoomToMake::Found))
+    }
+
+    /// As much room as is asked for, or none.
+    async fn all_room(&self, of: Resource, amount: usize, patience: &Patience) -> Result<Option<Room>, FsError> {
         let mut wait = ASK_AGAIN;
-        let mut has_sent = false;
+        let mut has_sent = of == Resource::Inodes;
         loop {
-            let (room, more) = client.ask_for_room(data.len(), false, patience).await?;
-            if let Some(room) = room.filter(is_all) {
-                return Ok(RoomFor::Reserved(room));
+            let (room, more) = self.inner.client.ask_for_room(of, amount, false, patience).await?;
+            if let Some(room) = room.filter(|room| room.amount() == amount) {
+                return Ok(Some(room));
             }
             if !has_sent && self.inner.budget.used() > 0 {
                 has_sent = true;
@@ -52,19 +73,10 @@ impl Fs {
                 continue;
             }
             if !more || wait > ASK_AGAIN_MAX {
-                break;
+                return Ok(None);
             }
             patience.wait(tokio::time::sleep(wait)).await?;
             wait *= 2;
-        }
-        if !handle.append
-            && let written @ 1.. = self.write_over(handle, offset, data, patience).await?
-        {
-            return Ok(RoomFor::Written(written));
-        }
-        match client.ask_for_room(data.len(), true, patience).await? {
-            (Some(room), _) => Ok(RoomFor::Reserved(room)),
-            (None, _) => Err(FsError::QuotaExceeded),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::error::FsError;
 use crate::inline;
 use proto::chunk::ChunkName;
 use proto::log::Topic;
-use proto::message::{Attr, Op, Outcome, Piece, Source, Upload, WriteAt};
+use proto::message::{Attr, Op, Outcome, Piece, Resource, Source, Upload, WriteAt};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
@@ -127,7 +127,7 @@ impl Fs {
                 }
                 Tried::NoRoom => match self.room_for(&handle, offset, data, patience).await? {
                     RoomFor::Reserved(reserved) => {
-                        data = &data[..reserved.bytes()];
+                        data = &data[..reserved.amount()];
                         (room, end) = (Some(reserved), None);
                         continue;
                     }
@@ -174,7 +174,7 @@ impl Fs {
         if !self.inner.budget.try_take(data.len()) {
             return Ok(Tried::BufferFull);
         }
-        let Some(room) = room.take().or_else(|| self.inner.client.take_room(data.len())) else {
+        let Some(room) = room.take().or_else(|| self.inner.client.take_room(Resource::Bytes, data.len())) else {
             self.inner.budget.give_back(data.len());
             return Ok(Tried::NoRoom);
         };
@@ -298,7 +298,7 @@ impl Fs {
             let life = self.cache().content_life(self.promises(), file.ino);
             // Under the file's lock: requests enter the stream in the order of the packs.
             let submitted = match reserved {
-                true => self.inner.client.submit_reserved(terms, write, payload, batch.bytes),
+                true => self.inner.client.submit_reserved(terms, write, payload, (Resource::Bytes, batch.bytes)),
                 false => self.inner.client.submit_on(terms, write, payload),
             };
             if !(local && submitted.is_journaled()) {

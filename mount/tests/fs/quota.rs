@@ -1,10 +1,10 @@
 //! Quotas: what programs are told, and when.
 
-use crate::place::{ME, Place};
+use crate::place::{ME, Place, all_names};
 use mount::client::Patience;
 use mount::error::FsError;
 use mount::fs::{CreateHow, Fs, ROOT, Statfs};
-use proto::message::Quota;
+use proto::message::{Quota, Resource};
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -117,7 +117,7 @@ async fn what_was_written_before_a_quota_is_set_is_kept_and_the_next_write_is_to
     let (_, handle) = make(&fs, "a", false).await;
     assert_eq!(write(&fs, handle, 0, &vec![1; 300_000]).await.0, 300_000);
     place.quota(Quota { bytes: Some(100_000), inodes: None }).await;
-    while !fs.client().is_limited() {
+    while !fs.client().is_limited(Resource::Bytes) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(is_quota(write(&fs, handle, 300_000, b"x").await.1));
@@ -141,4 +141,52 @@ async fn inodes_are_limited_at_their_making() {
     assert_eq!((told.inodes_total, told.inodes_used), (2, 2));
     fs.rmdir(ROOT, b"d", &patience()).await.expect("removes");
     fs.symlink(ME, ROOT, b"l", b"d", &patience()).await.expect("there is room again");
+}
+
+/// What a mount makes where nobody else is waits for a reserve now and then, not for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_under_a_quota_of_inodes_is_answered_here() {
+    let place = Place::in_memory().await;
+    place.quota(Quota { bytes: None, inodes: Some(100_000) }).await;
+    let fs = place.fs().await;
+    let dir = fs.mkdir(ME, ROOT, b"d", 0o755, &patience()).await.expect("makes");
+    let before = fs.client().status().counters.waits;
+    for number in 0..200 {
+        let name = format!("{number}");
+        fs.symlink(ME, dir.ino, name.as_bytes(), b"there", &patience()).await.expect("makes");
+    }
+    let waits = fs.client().status().counters.waits - before;
+    assert!(waits <= 12, "twice as many are reserved each time: {waits}");
+    assert_eq!(full(&fs).await.inodes_used, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mounts_make_to_the_last_inode_and_nothing_that_was_answered_is_taken_back() {
+    let place = Place::in_memory().await;
+    place.quota(Quota { bytes: None, inodes: Some(100) }).await;
+    let (one, other) = (place.fs().await, place.fs().await);
+    let a = one.mkdir(ME, ROOT, b"a", 0o755, &patience()).await.expect("makes");
+    let b = other.mkdir(ME, ROOT, b"b", 0o755, &patience()).await.expect("makes");
+    let fill = async |fs: &Fs, dir: u64| {
+        let mut made = 0;
+        loop {
+            match fs.mkdir(ME, dir, format!("{made}").as_bytes(), 0o755, &patience()).await {
+                Ok(_) => made += 1,
+                Err(error) => return (made, is_quota(Some(error))),
+            }
+        }
+    };
+    let ((by_one, one_told), (by_other, other_told)) = tokio::join!(fill(&one, a.ino), fill(&other, b.ino));
+    assert!(one_told && other_told);
+    assert_eq!(by_one + by_other, 97, "one made {by_one}, the other {by_other}");
+    // What one removes the other may make.
+    one.rmdir(a.ino, b"0", &patience()).await.expect("removes");
+    assert_eq!(full(&one).await.inodes_used, 99);
+    other.mkdir(ME, b.ino, b"last", 0o755, &patience()).await.expect("there is room again");
+    let exists = other.mkdir(ME, b.ino, b"last", 0o755, &patience()).await.expect_err("is there");
+    assert_eq!(i32::from(exists.errno()), libc::EEXIST, "what is there needs no room");
+    assert_eq!(full(&one).await.inodes_used, 100);
+    let third = place.fs().await;
+    let (a, b) = (all_names(&third, a.ino).await.len(), all_names(&third, b.ino).await.len());
+    assert_eq!((a, b), (by_one - 1 + 2, by_other + 1 + 2), "what was answered is there, beside . and ..");
 }

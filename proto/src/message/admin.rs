@@ -1,6 +1,7 @@
 //! Users and cluster administration: records in partition 0, written by programs
 //! that hold the cluster key, answered on `replies` in frames of kind `AdminAnswer`.
 
+use super::quota::{Quota, Usage};
 use super::refusal::Refusal;
 use super::server::Progress;
 use crate::ids::{NamespaceId, Position, ServerId};
@@ -110,24 +111,6 @@ pub enum Admin {
 
 impl Admin {
     pub const MAX_USAGES: usize = 1000;
-}
-
-/// What a namespace may hold; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quota {
-    /// Bytes of content, without history.
-    pub bytes: Option<u64>,
-    /// Files, directories and everything else that has an inode, the root included.
-    pub inodes: Option<u64>,
-}
-
-/// What a namespace holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    pub bytes: u64,
-    pub inodes: u64,
-    /// What is in force there.
-    pub quota: Quota,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use super::attr::Attr;
 use super::lock::{LockHolder, Locked};
 use super::promise::Promise;
+use super::quota::Each;
 use super::refusal::Refusal;
 use super::session::Ended;
 use super::view::Cursor;
@@ -97,13 +98,13 @@ pub enum Outcome {
         /// What became of the sessions that this one replaces, in the order named.
         ended: Vec<Ended>,
         now: LogTime,
-        /// Content is written under a quota: room for it must be reserved.
-        limited: bool,
+        /// What there is a quota of: room for it must be reserved.
+        limited: Each<bool>,
     },
-    /// So many more bytes are reserved. `more` says that what is missing may come: others hold room that they have
+    /// So much more is reserved. `more` says that what is missing may come: others hold room that they have
     /// been asked for, or files that have no name any more.
     Reserved {
-        bytes: u64,
+        amount: u64,
         more: bool,
     },
     /// Requests are missing before this one: send again from here.

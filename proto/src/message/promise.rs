@@ -2,6 +2,7 @@
 
 use super::answer::Outcome;
 use super::attr::FileKind;
+use super::quota::Resource;
 use super::refusal::Refusal;
 use crate::ids::{Ino, Position, RequestNo, Time};
 use serde::{Deserialize, Serialize};
@@ -46,11 +47,11 @@ pub enum Push {
     LastNameGone(Ino),
     /// These have been read, and their atime is now this. What was promised goes on.
     Accessed(Vec<(Ino, Time)>),
-    /// A quota has been set. What the session has written so far will be taken whatever it adds; from its next
+    /// A quota has been set. What the session has added so far will be taken however much it is; from its next
     /// [`SessionOp::Reserve`](super::SessionOp::Reserve) on room must be reserved.
-    Limited,
+    Limited(Resource),
     /// Somebody needs the room that the session has reserved and does not use.
-    GiveBack,
+    GiveBack(Resource),
     /// How a request that was answered with [`Outcome::Waiting`] has ended. Told again until it is confirmed.
     Outcome { number: RequestNo, result: Result<Outcome, Refusal> },
 }

@@ -1,6 +1,7 @@
 //! What servers write to the request log, sealed under the cluster key.
 
-use super::admin::{AdminRequest, Quota, UserName};
+use super::admin::{AdminRequest, UserName};
+use super::quota::Quota;
 use crate::ids::{NamespaceId, Position, ServerId};
 use crate::login::CredentialId;
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,7 @@
 //! What a session says about itself.
 
 use super::answer::Answer;
+use super::quota::Resource;
 use crate::ids::{Ino, Position, PushNo, RequestNo, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -50,10 +51,10 @@ pub enum SessionOp {
     /// Answered when all before it is as safe as the cluster makes it: at once, or
     /// with a volatile log once a checkpoint holds it. → `Done`.
     Sync,
-    /// Room for content under the namespace's quota. Of what the session has reserved it keeps at most `keep` bytes, and
+    /// Room under the namespace's quota. Of what the session has reserved it keeps at most `keep`, and
     /// gives back the rest; it needs `need` more, all or (with `part`) what there is, and can use `extra` beside that, of
     /// which it gets a small share of what is left. Without a quota all is granted and nothing counted. → `Reserved`.
-    Reserve { keep: u64, need: u64, extra: u64, part: bool },
+    Reserve { of: Resource, keep: u64, need: u64, extra: u64, part: bool },
     /// Inode numbers for what the session makes itself; at most [`SessionOp::MAX_INODES`]. → `Inodes`.
     Inodes { count: u32 },
     /// The session relies on no delegation granted before this, and all that it answered itself stands before it. → `Done`.

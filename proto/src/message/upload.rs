@@ -114,6 +114,10 @@ pub struct NewInode {
     /// if it has been given to nobody.
     #[serde(default)]
     pub ino: Option<Ino>,
+    /// The session has reserved an inode for it ([`SessionOp::Reserve`](super::SessionOp::Reserve)). Else
+    /// `QuotaExceeded` if there is none left.
+    #[serde(default, skip_serializing_if = "super::is_false")]
+    pub reserved: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

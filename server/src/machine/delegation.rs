@@ -37,13 +37,6 @@ pub(super) struct Delegations {
     pub word: Word,
 }
 
-impl Delegations {
-    pub fn has_dir(&self) -> bool {
-        // They sort before all else.
-        matches!(self.has.first_key_value(), Some((Promise::Dir(_), _)))
-    }
-}
-
 /// What counts of what a session says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Word {
@@ -114,16 +107,10 @@ impl Machine {
             return Vec::new();
         }
         let mut delegated = Vec::new();
-        // What is made in a directory would have to be counted first. Looked up only where it matters: most of what is
-        // promised is delegated already.
-        let is_counted = |turn: &mut Turn, thing: &Promise| {
-            matches!(thing, Promise::Dir(_)) && turn.quota(turn.namespace).inodes.is_some()
-        };
         for thing in promised {
             if self.delegated.holder(thing) != Some(id) {
                 let has_room = self.live.sessions[&id].delegations.has.len() < MAX_DELEGATIONS;
-                let fits =
-                    turn.made == Some(*thing) || has_room && !self.is_contended(thing) && !is_counted(turn, thing);
+                let fits = turn.made == Some(*thing) || has_room && !self.is_contended(thing);
                 if !fits || !self.is_left_to(thing, id) {
                     continue;
                 }
@@ -133,20 +120,7 @@ impl Machine {
             }
             delegated.push(*thing);
         }
-        if let Some(made) = turn.made
-            && is_counted(turn, &made)
-        {
-            self.recall(turn, &BTreeSet::from([made]));
-        }
         delegated
-    }
-
-    /// Asks all directories of a namespace back.
-    pub(super) fn recall_dirs(&mut self, turn: &mut Turn, namespace: NamespaceId) {
-        let of = self.live.sessions.values().filter(|session| session.namespace == namespace);
-        let has = of.flat_map(|session| session.delegations.has.keys());
-        let dirs = has.filter(|thing| matches!(thing, Promise::Dir(_))).copied().collect();
-        self.recall(turn, &dirs);
     }
 
     /// Whether nobody but this session has to do with a thing.

@@ -16,7 +16,7 @@ use super::rows::Turn;
 use super::session::{Session, answer_effect};
 use super::shared::Shared;
 use bytes::Bytes;
-use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal};
+use proto::message::{Answer, Outcome, Promise, Push, PushBody, Refusal, Resource};
 use proto::planted::{Bug, planted};
 use proto::{Ino, LogTime, PushNo, RequestNo, SessionId, Time};
 use serde::{Deserialize, Serialize};
@@ -320,15 +320,16 @@ impl Machine {
         }
     }
 
-    pub(super) fn push_limited(&mut self, turn: &mut Turn, id: SessionId) {
-        self.push(turn, id, Push::Limited, BTreeSet::new());
+    pub(super) fn push_limited(&mut self, turn: &mut Turn, id: SessionId, of: Resource) {
+        self.push(turn, id, Push::Limited(of), BTreeSet::new());
     }
 
     /// Asks a session for the room that it does not use, unless it has not answered yet.
-    pub(super) fn push_give_back(&mut self, turn: &mut Turn, id: SessionId) {
-        let asked = |session: &Shared<Session>| session.pending.values().any(|p| p.body.push == Push::GiveBack);
+    pub(super) fn push_give_back(&mut self, turn: &mut Turn, id: SessionId, of: Resource) {
+        let push = Push::GiveBack(of);
+        let asked = |session: &Shared<Session>| session.pending.values().any(|p| p.body.push == push);
         if self.live.sessions.get(&id).is_some_and(|session| !asked(session)) {
-            self.push(turn, id, Push::GiveBack, BTreeSet::new());
+            self.push(turn, id, push, BTreeSet::new());
         }
     }
 

@@ -1,71 +1,81 @@
 //! Quotas: what a namespace may hold, and the room that sessions have reserved in it.
 //!
-//! A mount answers a write from its buffer, long before it is in the log; so what it may
-//! buffer is reserved before. What is used and what is reserved together grow up to
-//! the quota and no further; a write that was reserved turns the one into the other and is
+//! A mount answers a write from its buffer, and makes what is in a directory that it is delegated, long before that is in
+//! the log; so what it may add is reserved before: bytes, and inodes. What is used and what is reserved together grow up to
+//! the quota and no further; a request that was reserved for turns the one into the other and is
 //! never refused for the quota. Whatever was not reserved is refused if it does not fit.
 //!
-//! A session that has not heard yet of a quota reserves nothing, and its writes are taken
-//! whatever they add, until its first `Reserve` shows that it has heard. What a
+//! A session that has not heard yet of a quota reserves nothing, and what it sends is taken
+//! whatever it adds, until its first `Reserve` shows that it has heard. What a
 //! session had reserved that ended without a word stays reserved for its
-//! successor, which may still have to send what was written, for as long as it may quote
+//! successor, which may still have to send what was answered, for as long as it may quote
 //! what was uploaded.
-//!
-//! Where inodes are counted no directory is delegated, and those that are when counting begins are asked back; what a
-//! session has made in them by then, and its program believes to be there, is taken whatever there is.
 
 use super::Machine;
 use super::promise::To;
 use super::rows::{ExtentRow, NamespaceRow, Turn, extent_key, namespace_key};
-use super::session::Session;
-use super::shared::Shared;
-use proto::message::{Outcome, Quota, Refusal};
+use proto::message::{Each, Op, Outcome, Quota, Refusal, Resource, Upload};
 use proto::planted::{Bug, planted};
 use proto::{Ino, NamespaceId, Position, SessionId};
+use std::collections::BTreeMap;
 
 /// Of what is left, a session gets at most this part beyond what it needs.
 const SHARE: u64 = 16;
 
-/// What a session may say that it had written before it heard of the quota, in bytes: more
-/// than a mount buffers.
-const MAX_UNRESERVED: u64 = 256 << 20;
+/// What a session may say that it had answered before it heard of the quota: more than a mount buffers, and more inodes
+/// than it gives before their requests.
+const MAX_UNRESERVED: Each<u64> = Each { bytes: 256 << 20, inodes: 4096 };
 
 /// What a request may add.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Room {
     /// The session has not heard of the quota.
-    unlimited: bool,
-    /// Nor may what it makes have waited for that: its program has been answered.
-    pub made_already: bool,
-    /// Bytes that the session has reserved, and all sessions together.
-    own: u64,
-    all: u64,
+    unlimited: Each<bool>,
+    /// What the session has reserved, and all sessions together.
+    own: Each<u64>,
+    all: Each<u64>,
+}
+
+/// What a request adds at most, if it says that this was reserved.
+fn claimed(op: &Op) -> Option<(Resource, u64)> {
+    match op {
+        Op::Upload(Upload::Write { pieces, reserved: true, .. }) => {
+            Some((Resource::Bytes, pieces.iter().map(|piece| u64::from(piece.len)).sum()))
+        }
+        Op::Upload(Upload::Create { new, .. }) if new.reserved => Some((Resource::Inodes, 1)),
+        _ => None,
+    }
 }
 
 impl Turn<'_> {
-    /// Takes room for content of `bytes` that adds `bytes - covered` to the namespace. `covered` is only looked at
+    /// Looks whether there is room for what adds `amount - covered` to the namespace. `covered` is only looked at
     /// where it matters.
-    pub fn take_room(
+    pub fn find_room(
         &mut self,
-        bytes: u64,
+        of: Resource,
+        amount: u64,
         reserved: bool,
         covered: impl FnOnce(&mut Self) -> u64,
     ) -> Result<(), Refusal> {
-        let spent = if reserved { bytes.min(self.room.own) } else { 0 };
-        if bytes > spent && !self.room.unlimited && !planted(Bug::WriteBeyondQuota) {
-            let free = self.free_bytes();
-            if bytes > spent.saturating_add(free) && bytes - covered(self) > spent.saturating_add(free) {
+        let own = if reserved { self.room.own[of] } else { 0 };
+        let beyond = match of {
+            Resource::Bytes => Bug::WriteBeyondQuota,
+            Resource::Inodes => Bug::CreateBeyondQuota,
+        };
+        if amount > own && !self.room.unlimited[of] && !planted(beyond) {
+            let most = own.saturating_add(self.room_left(of));
+            if amount > most && amount - covered(self) > most {
                 return Err(Refusal::QuotaExceeded);
             }
         }
-        self.spent = spent;
         Ok(())
     }
 
-    /// Bytes that are neither used nor reserved.
-    fn free_bytes(&mut self) -> u64 {
+    /// What is neither used nor reserved.
+    fn room_left(&mut self, of: Resource) -> u64 {
         let Some(row) = self.get::<NamespaceRow>(&namespace_key(self.namespace)) else { return u64::MAX };
-        row.quota.bytes.map_or(u64::MAX, |quota| quota.saturating_sub(row.bytes_used).saturating_sub(self.room.all))
+        let left = |quota: u64| quota.saturating_sub(row.used(of)).saturating_sub(self.room.all[of]);
+        row.quota[of].map_or(u64::MAX, left)
     }
 
     /// How many bytes of `from..to` have an extent.
@@ -81,8 +91,8 @@ impl Turn<'_> {
         covered
     }
 
-    /// Bytes reserved in the namespace.
-    pub fn reserved(&self) -> u64 {
+    /// What is reserved in the namespace.
+    pub fn reserved(&self) -> Each<u64> {
         self.room.all
     }
 
@@ -90,39 +100,56 @@ impl Turn<'_> {
         self.get::<NamespaceRow>(&namespace_key(namespace)).map_or(Quota::default(), |row| row.quota)
     }
 
-    /// Whether content is written under a quota.
-    pub fn is_limited(&mut self, namespace: NamespaceId) -> bool {
-        self.quota(namespace).bytes.is_some()
+    /// What there is a quota of.
+    pub fn limited(&mut self, namespace: NamespaceId) -> Each<bool> {
+        let quota = self.quota(namespace);
+        Each::of(|of| quota[of].is_some())
     }
 }
 
 impl Machine {
     /// What a session's request may add.
-    pub(super) fn room(&self, id: SessionId, is_answered: bool) -> Room {
+    pub(super) fn room(&self, id: SessionId) -> Room {
         let Some(session) = self.live.sessions.get(&id) else { return Room::default() };
-        let reserves = self.live.reserves.get(&session.namespace);
-        let own = reserves.and_then(|of| of.get(&id)).copied().unwrap_or(0);
-        let all = reserves.map_or(0, |of| of.values().fold(0, |all: u64, bytes| all.saturating_add(*bytes)));
-        Room { unlimited: session.unlimited, made_already: is_answered && session.delegations.has_dir(), own, all }
+        let all = self.reserved(session.namespace);
+        let own = self.live.reserves.get(&session.namespace).and_then(|reserves| reserves.get(&id));
+        Room { unlimited: session.unlimited, own: own.copied().unwrap_or_default(), all }
     }
 
-    /// A write has used what was reserved for it.
-    pub(super) fn spend(&mut self, turn: &mut Turn, id: SessionId) {
-        let spent = std::mem::take(&mut turn.spent);
-        if spent > 0 && !planted(Bug::ReserveNotSpent) {
-            self.set_reserve(turn.namespace, id, turn.room.own - spent);
+    /// What sessions have reserved in a namespace, all together.
+    fn reserved(&self, namespace: NamespaceId) -> Each<u64> {
+        let reserves = self.live.reserves.get(&namespace).into_iter().flat_map(BTreeMap::values);
+        reserves.fold(Each::default(), |all: Each<u64>, more| Each::of(|of| all[of].saturating_add(more[of])))
+    }
+
+    /// A request has been executed, done or refused: what was reserved for it is not needed any more. Its session counts
+    /// that from when it sends it.
+    pub(super) fn spend(&mut self, turn: &Turn, id: SessionId, op: &Op) {
+        let Some((of, amount)) = claimed(op).filter(|_| !planted(Bug::ReserveNotSpent)) else { return };
+        let own = turn.room.own[of];
+        if own > 0 {
+            self.set_reserve(turn.namespace, id, of, own.saturating_sub(amount));
         }
     }
 
-    fn set_reserve(&mut self, namespace: NamespaceId, id: SessionId, bytes: u64) {
-        let of = self.live.reserves.entry(namespace).or_default();
-        if bytes == 0 {
-            of.remove(&id)
-        } else {
-            of.insert(id, bytes)
-        };
-        if of.is_empty() {
-            self.live.reserves.remove(&namespace);
+    /// What is reserved for requests of a session that wait.
+    fn waiting_reserved(&self, id: SessionId, of: Resource) -> u64 {
+        let claims = self.waiting_changes(id).filter_map(claimed).filter(|(claimed, _)| *claimed == of);
+        claims.fold(0, |all: u64, (_, amount)| all.saturating_add(amount))
+    }
+
+    fn set_reserve(&mut self, namespace: NamespaceId, id: SessionId, of: Resource, amount: u64) {
+        let reserves = self.live.reserves.entry(namespace).or_default();
+        reserves.entry(id).or_default()[of] = amount;
+        self.forget_empty_reserves(namespace);
+    }
+
+    fn forget_empty_reserves(&mut self, namespace: NamespaceId) {
+        if let Some(reserves) = self.live.reserves.get_mut(&namespace) {
+            reserves.retain(|_, has| *has != Each::default());
+            if reserves.is_empty() {
+                self.live.reserves.remove(&namespace);
+            }
         }
     }
 
@@ -142,9 +169,9 @@ impl Machine {
         let Some(of) = self.live.reserves.get_mut(&namespace).filter(|_| !planted(Bug::ReserveNotInherited)) else {
             return;
         };
-        if let Some(bytes) = of.remove(&from) {
+        if let Some(more) = of.remove(&from) {
             let own = of.entry(to).or_default();
-            *own = own.saturating_add(bytes);
+            *own = Each::of(|of| own[of].saturating_add(more[of]));
         }
     }
 
@@ -154,6 +181,7 @@ impl Machine {
         &mut self,
         turn: &mut Turn,
         to: To,
+        of: Resource,
         keep: u64,
         (need, extra): (u64, u64),
         part: bool,
@@ -162,31 +190,31 @@ impl Machine {
         let session = self.live.sessions.get_mut(&to.session).expect("a request's session lives");
         let namespace = session.namespace;
         let row: Option<NamespaceRow> = turn.get(&namespace_key(namespace));
-        let Some((used, Some(quota))) = row.map(|row| (row.bytes_used, row.quota.bytes)) else {
-            return Outcome::Reserved { bytes: need.saturating_add(extra), more: false };
+        let Some((used, Some(quota))) = row.map(|row| (row.used(of), row.quota[of])) else {
+            return Outcome::Reserved { amount: need.saturating_add(extra), more: false };
         };
-        let had = turn.room.own;
-        let is_new = goes_on && std::mem::take(&mut session.unlimited);
-        // What writes that wait will use is used up already for whoever sent them.
-        let keep = keep.saturating_add(self.waiting_reserved(to.session));
+        let had = turn.room.own[of];
+        let is_new = goes_on && std::mem::take(&mut session.unlimited[of]);
+        // What requests that wait will use is used up already for whoever sent them.
+        let keep = keep.saturating_add(self.waiting_reserved(to.session, of));
         let keeps = match goes_on {
-            true => keep.min(if is_new { MAX_UNRESERVED } else { had }),
+            true => keep.min(if is_new { MAX_UNRESERVED[of] } else { had }),
             false => had,
         };
 
-        let others = turn.room.all - had;
+        let others = turn.room.all[of] - had;
         let free = quota.saturating_sub(used).saturating_sub(others).saturating_sub(keeps);
         let may_come = others > 0 || self.has_nameless(namespace);
-        let bytes = match free.checked_sub(need) {
+        let amount = match free.checked_sub(need) {
             Some(left) => need + extra.min(left / SHARE),
             None if part || !may_come => free,
             None => 0,
         };
-        self.set_reserve(namespace, to.session, keeps + bytes);
+        self.set_reserve(namespace, to.session, of, keeps + amount);
         if need > free && others > 0 && !part {
-            self.ask_back(turn, namespace, to.session);
+            self.ask_back(turn, namespace, of, to.session);
         }
-        Outcome::Reserved { bytes, more: bytes < need && may_come }
+        Outcome::Reserved { amount, more: amount < need && may_come }
     }
 
     /// Whether files of the namespace have no name any more and are kept for sessions, which may not know yet that
@@ -197,11 +225,12 @@ impl Machine {
     }
 
     /// Asks the others for what they do not use.
-    fn ask_back(&mut self, turn: &mut Turn, namespace: NamespaceId, but: SessionId) {
-        let Some(of) = self.live.reserves.get(&namespace) else { return };
-        let holders: Vec<SessionId> = of.keys().filter(|id| **id != but).copied().collect();
+    fn ask_back(&mut self, turn: &mut Turn, namespace: NamespaceId, of: Resource, but: SessionId) {
+        let Some(reserves) = self.live.reserves.get(&namespace) else { return };
+        let others = reserves.iter().filter(|(id, has)| **id != but && has[of] > 0);
+        let holders: Vec<SessionId> = others.map(|(id, _)| *id).collect();
         for id in holders {
-            self.push_give_back(turn, id);
+            self.push_give_back(turn, id, of);
         }
     }
 
@@ -216,26 +245,38 @@ impl Machine {
         if row.quota_decision.is_some_and(|before| decision <= before) {
             return;
         }
-        let (was_limited, was_counted) = (row.quota.bytes.is_some(), row.quota.inodes.is_some());
+        let before = row.quota;
         row.quota = quota;
         row.quota_decision = Some(decision);
-        if quota.bytes.is_some() && !was_limited {
-            row.limited_since = turn.at;
-        }
-        turn.put(&key, &row);
-        let of = |(_, session): &(&SessionId, &mut Shared<Session>)| session.namespace == namespace;
-        let sessions = self.live.sessions.iter_mut().filter(of);
-        if quota.bytes.is_none() {
-            sessions.for_each(|(_, session)| session.unlimited = true);
-            self.live.reserves.remove(&namespace);
-        } else if !was_limited {
-            let ids: Vec<SessionId> = sessions.map(|(id, _)| *id).collect();
-            for id in ids {
-                self.push_limited(turn, id);
+        for of in Resource::ALL {
+            if quota[of].is_some() && before[of].is_none() {
+                row.limited_since[of] = turn.at;
             }
         }
-        if quota.inodes.is_some() && !was_counted {
-            self.recall_dirs(turn, namespace);
+        turn.put(&key, &row);
+        for of in Resource::ALL {
+            match (before[of], quota[of]) {
+                (_, None) => self.unlimit(namespace, of),
+                (None, Some(_)) => self.limit(turn, namespace, of),
+                (Some(_), Some(_)) => {}
+            }
+        }
+    }
+
+    fn unlimit(&mut self, namespace: NamespaceId, of: Resource) {
+        let sessions = self.live.sessions.values_mut().filter(|session| session.namespace == namespace);
+        sessions.for_each(|session| session.unlimited[of] = true);
+        if let Some(reserves) = self.live.reserves.get_mut(&namespace) {
+            reserves.values_mut().for_each(|has| has[of] = 0);
+        }
+        self.forget_empty_reserves(namespace);
+    }
+
+    fn limit(&mut self, turn: &mut Turn, namespace: NamespaceId, of: Resource) {
+        let sessions = self.live.sessions.iter().filter(|(_, session)| session.namespace == namespace);
+        let ids: Vec<SessionId> = sessions.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.push_limited(turn, id, of);
         }
     }
 
@@ -243,15 +284,14 @@ impl Machine {
     pub(super) fn tell_room(&self, turn: &mut Turn) {
         #[cfg(feature = "simulation")]
         if let Some(row) = turn.get::<NamespaceRow>(&namespace_key(turn.namespace)) {
-            let reserves = self.live.reserves.get(&turn.namespace);
+            let sessions = || self.live.sessions.values().filter(|session| session.namespace == turn.namespace);
             proto::simulation::seen(&proto::simulation::Seen::Room {
                 at: turn.at,
                 namespace: turn.namespace,
                 quota: row.quota,
-                bytes_used: row.bytes_used,
-                inodes_used: row.inodes_used,
-                reserved: reserves.map_or(0, |of| of.values().sum()),
-                is_free: self.live.sessions.values().any(|s| s.namespace == turn.namespace && s.unlimited),
+                used: Each::of(|of| row.used(of)),
+                reserved: self.reserved(turn.namespace),
+                is_free: Each::of(|of| sessions().any(|session| session.unlimited[of])),
             });
         }
         let _ = turn;

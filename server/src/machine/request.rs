@@ -137,7 +137,7 @@ impl Machine {
         turn.payload = asked.payload.clone();
         turn.stands = asked.stands;
         turn.time = asked.time;
-        turn.room = self.room(id, asked.local);
+        turn.room = self.room(id);
     }
 
     /// Executes a request about the tree, its content or locks. If it would show or change what others are delegated
@@ -178,7 +178,7 @@ impl Machine {
         self.note_nameless(turn, id);
         self.push_accessed(turn, id);
         turn.settle();
-        self.spend(turn, id);
+        self.spend(turn, id, &asked.op);
         #[cfg(feature = "simulation")]
         proto::simulation::seen(&proto::simulation::Seen::Applied {
             at: turn.at,

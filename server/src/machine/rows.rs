@@ -15,7 +15,7 @@ use super::quota::Room;
 use crate::limits::limits;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, SealedValue, WrappedKey};
-use proto::message::{Attr, Cursor, FileKind, Promise, Quota, Refusal};
+use proto::message::{Attr, Cursor, Each, FileKind, Promise, Quota, Refusal, Resource};
 use proto::planted::{Bug, planted};
 use proto::{Epoch, Ino, LogTime, Name, NamespaceId, Position, SessionId, Time};
 use serde::de::DeserializeOwned;
@@ -216,12 +216,19 @@ pub(super) struct NamespaceRow {
     #[serde(default = "bytes_total")]
     pub bytes_total: u64,
     pub quota: Quota,
-    /// The place in partition 0 that set the quota, and where the last one landed that found no limit of bytes.
+    /// The place in partition 0 that set the quota, and where the last one landed that found no limit.
     pub quota_decision: Option<Position>,
-    pub limited_since: Position,
+    pub limited_since: Each<Position>,
 }
 
 impl NamespaceRow {
+    pub fn used(&self, of: Resource) -> u64 {
+        match of {
+            Resource::Bytes => self.bytes_used,
+            Resource::Inodes => self.inodes_used,
+        }
+    }
+
     /// Bytes of content that it may hold.
     pub fn may_hold(&self) -> u64 {
         self.quota.bytes.unwrap_or(self.bytes_total)
@@ -279,9 +286,8 @@ pub(super) struct Turn<'a> {
     pub freed: Vec<ChunkName>,
     /// The uploads that are quoted stand before this offset of the partition's chunks.
     pub quoted_before: u64,
-    /// What it may add, and how much of what the session has reserved it uses.
+    /// What it may add.
     pub room: Room,
-    pub spent: u64,
     /// Rows that went to history so far, and those that have been made room for.
     pub(super) remembered: usize,
     pub(super) bounded: usize,
@@ -318,7 +324,6 @@ impl<'a> Turn<'a> {
             freed: Vec::new(),
             quoted_before: 0,
             room: Room::default(),
-            spent: 0,
             remembered: 0,
             bounded: 0,
             references: BTreeMap::new(),
@@ -337,7 +342,6 @@ impl<'a> Turn<'a> {
         self.opened.clear();
         self.accesses.clear();
         self.nameless.clear();
-        self.spent = 0;
     }
 
     /// Ends the turn: the state's hash after it, and what the world is to do.
@@ -481,10 +485,6 @@ impl<'a> Turn<'a> {
     /// The number of a new inode: the one that its maker gives it, or a fresh one.
     pub fn new_ino(&mut self, given: Option<Ino>) -> Result<Ino, Refusal> {
         let row = self.counted()?;
-        let is_full = row.quota.inodes.is_some_and(|quota| row.inodes_used >= quota);
-        if is_full && !self.room.made_already && !planted(Bug::CreateBeyondQuota) {
-            return Err(Refusal::QuotaExceeded);
-        }
         let ino = match given {
             // Numbers are handed out once, so whose this is need not be known.
             Some(ino) if ino.namespace() != self.namespace || ino.counter() >= row.next => {

@@ -15,7 +15,7 @@ use super::{Machine, Stop};
 use bytes::Bytes;
 use proto::frame::Frame;
 use proto::keys::ClusterKey;
-use proto::message::{Acked, Answer, Ended, Open, Outcome, Promise, Push, Refusal, SessionOp, Ticket, UserName};
+use proto::message::{Acked, Answer, Each, Ended, Open, Outcome, Promise, Push, Refusal, SessionOp, Ticket, UserName};
 use proto::planted::{Bug, planted};
 use proto::seal::{Key, SealError, open_blob_of, seal_blob_of};
 use proto::{Ino, LogTime, NamespaceId, Position, PushNo, RequestNo, SessionId};
@@ -81,8 +81,8 @@ pub(super) struct Session {
     pub missed: Vec<LogTime>,
     /// Gets no promises before this.
     pub barred_until: LogTime,
-    /// Writes without reserving room: there is no quota, or it may not have heard of it.
-    pub unlimited: bool,
+    /// Of what it adds without reserving room: there is no quota, or it may not have heard of it.
+    pub unlimited: Each<bool>,
     #[serde(default)]
     pub delegations: Delegations,
 }
@@ -156,8 +156,8 @@ struct EndedRow {
     lineage: Vec<SessionId>,
     /// What it had open, at most `MAX_KEPT_OPEN`.
     opened: Vec<Ino>,
-    /// What it had written may not have been reserved.
-    unlimited: bool,
+    /// What it had added of these may not have been reserved.
+    unlimited: Each<bool>,
     at: Position,
     until: LogTime,
 }
@@ -237,8 +237,8 @@ impl Machine {
         let mut waits = BTreeSet::new();
         let mut named = BTreeSet::new();
         let mut opened = BTreeSet::new();
-        let limited = turn.is_limited(ticket.namespace);
-        let mut unlimited = !limited;
+        let limited = turn.limited(ticket.namespace);
+        let mut unlimited = Each::of(|of| !limited[of]);
         for predecessor in open.predecessors.into_iter().take(Open::MAX_PREDECESSORS) {
             if !named.insert(predecessor) {
                 continue;
@@ -298,7 +298,7 @@ impl Machine {
         by: &Ticket,
         lineage: &mut Vec<SessionId>,
         opened: &mut BTreeSet<Ino>,
-        unlimited: &mut bool,
+        unlimited: &mut Each<bool>,
     ) -> Ended {
         let unknown = Ended { session: id, known: false, last: RequestNo(0), results: Vec::new(), at: turn.at };
         if let Some(session) = self.live.sessions.get(&id) {
@@ -317,7 +317,8 @@ impl Machine {
                 lineage.extend(&row.lineage);
                 self.hand_on(turn, &row.opened, by.session, opened);
                 self.inherit_reserve(row.namespace, id, by.session);
-                *unlimited |= self.may_have_written_freely(turn, id, &row);
+                let freely = self.may_have_added_freely(turn, id, &row);
+                *unlimited = Each::of(|of| unlimited[of] || freely[of]);
                 if planted(Bug::ReplacedAppliedNothing) {
                     return Ended { known: true, ..unknown };
                 }
@@ -327,11 +328,12 @@ impl Machine {
         }
     }
 
-    /// Whether an ended session may have written what it has not reserved, and its successor still has to send it.
-    fn may_have_written_freely(&self, turn: &mut Turn, id: SessionId, row: &EndedRow) -> bool {
+    /// Of what an ended session may have added what it has not reserved, and its successor still has to send it.
+    fn may_have_added_freely(&self, turn: &mut Turn, id: SessionId, row: &EndedRow) -> Each<bool> {
         let since = turn.get::<NamespaceRow>(&namespace_key(row.namespace)).map(|row| row.limited_since);
-        let heard = !row.unlimited && since.is_none_or(|since| since < row.at);
-        !heard && self.live.quotable.contains_key(&id)
+        let heard = |of| !row.unlimited[of] && since.is_none_or(|since| since[of] < row.at);
+        let is_in_time = self.live.quotable.contains_key(&id);
+        Each::of(|of| is_in_time && !heard(of))
     }
 
     /// Ends a session: what it held is free, and what it had not acknowledged is
@@ -455,8 +457,8 @@ impl Machine {
                     }
                 }
             }
-            SessionOp::Reserve { keep, need, extra, part } => {
-                let outcome = self.reserve(turn, to, *keep, (*need, *extra), *part);
+            SessionOp::Reserve { of, keep, need, extra, part } => {
+                let outcome = self.reserve(turn, to, *of, *keep, (*need, *extra), *part);
                 return self.tell_once(turn, to, Ok(outcome));
             }
             SessionOp::Inodes { count } => {

@@ -327,7 +327,17 @@ fn create(dir: Ino, at: &str, kind: FileKind) -> Op {
 
 fn make(dir: Ino, at: &str, kind: FileKind, mode: u32, umask: u32) -> Op {
     let target = (kind == FileKind::Symlink).then(|| value(b"there"));
-    let new = NewInode { kind, mode, umask, uid: Owner::Namespace, gid: Owner::Number(7), rdev: 0, target, ino: None };
+    let new = NewInode {
+        kind,
+        mode,
+        umask,
+        uid: Owner::Namespace,
+        gid: Owner::Number(7),
+        rdev: 0,
+        target,
+        ino: None,
+        reserved: false,
+    };
     Op::Upload(Upload::Create { dir, name: name(at), new })
 }
 

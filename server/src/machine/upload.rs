@@ -5,10 +5,11 @@ use super::rows::{DirentRow, InodeRow, Turn, ValueRow};
 use super::rows::{covering, dirent_key, inode_key, link_key, xattr_key};
 use proto::chunk::SealedValue;
 use proto::message::{
-    Attr, AttrChange, Cursor, FileKind, NewInode, Outcome, Owner, Promise, Quota, Refusal, Rights, Upload, XattrHow,
+    Attr, AttrChange, Cursor, Each, FileKind, NewInode, Outcome, Owner, Promise, Quota, Refusal, Resource, Rights,
+    Upload, XattrHow,
 };
 use proto::planted::{Bug, planted};
-use proto::{Ino, Name, NamespaceId, Position, Time};
+use proto::{Ino, Name, NamespaceId, Time};
 
 /// Bytes that sealing may add to a value, from above.
 const VALUE_OVERHEAD_BYTES: usize = 1024;
@@ -47,6 +48,7 @@ impl Turn<'_> {
         if new.target.as_ref().is_some_and(|target| value_bytes(target) > MAX_TARGET_BYTES) {
             return Err(Refusal::TooLarge);
         }
+        self.find_room(Resource::Inodes, 1, new.reserved, |_| 0)?;
         let ino = self.new_ino(new.ino)?;
 
         let attr = Attr::made(ino, &parent.attr, new, self.time, self.at);
@@ -258,7 +260,7 @@ impl Turn<'_> {
             bytes_total: super::rows::bytes_total(),
             quota: Quota::default(),
             quota_decision: None,
-            limited_since: Position::default(),
+            limited_since: Each::default(),
         };
         self.put(&namespace_key(namespace), &row);
         self.put(&inode_key(root), &InodeRow { attr, entries: 0, xattr_bytes: 0, begin: self.begin() });

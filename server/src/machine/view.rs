@@ -126,9 +126,9 @@ impl Turn<'_> {
         Ok(Outcome::Statfs {
             bytes_total: row.quota.bytes.unwrap_or(row.bytes_total.max(row.bytes_used)),
             // What others have reserved nobody else can have.
-            bytes_used: row.bytes_used.saturating_add(self.reserved()),
+            bytes_used: row.bytes_used.saturating_add(self.reserved().bytes),
             inodes_total: row.quota.inodes.unwrap_or(1 << Ino::COUNTER_BITS),
-            inodes_used: row.inodes_used,
+            inodes_used: row.inodes_used.saturating_add(self.reserved().inodes),
         })
     }
 

@@ -170,16 +170,9 @@ impl Machine {
         })
     }
 
-    /// Bytes that were reserved for writes of a session that wait.
-    pub(super) fn waiting_reserved(&self, id: SessionId) -> u64 {
-        let changes = self.waiting_of(id).filter_map(|order| self.live.waiting.get(&order)?.change.as_ref());
-        let reserved = |change: &Asked| match &change.op {
-            Op::Upload(Upload::Write { pieces, reserved: true, .. }) => {
-                pieces.iter().map(|piece| u64::from(piece.len)).sum()
-            }
-            _ => 0,
-        };
-        changes.map(reserved).fold(0, u64::saturating_add)
+    /// The changes of a session that wait.
+    pub(super) fn waiting_changes(&self, id: SessionId) -> impl Iterator<Item = &Op> + '_ {
+        self.waiting_of(id).filter_map(|order| Some(&self.live.waiting.get(&order)?.change.as_ref()?.op))
     }
 
     /// Whether the request in this frame is a change that waits: what came with it is not kept yet.

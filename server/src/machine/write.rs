@@ -7,7 +7,9 @@
 use super::rows::{ExtentRow, InodeRow, Turn, after, decode, extent_key};
 use proto::Ino;
 use proto::chunk::{CHUNK_BYTES, ChunkName};
-use proto::message::{Attr, FallocateHow, FileKind, Outcome, Piece, Promise, Range, Refusal, Source, Upload, WriteAt};
+use proto::message::{
+    Attr, FallocateHow, FileKind, Outcome, Piece, Promise, Range, Refusal, Resource, Source, Upload, WriteAt,
+};
 use proto::planted::{Bug, planted};
 
 /// Extents handled at a time while a range is cleared: bounds memory, not work.
@@ -24,7 +26,7 @@ impl Turn<'_> {
         let extents = self.checked_pieces(base, pieces)?;
         let end = extents.last().map_or(old.attr.size, ExtentRow::end);
         let bytes = extents.iter().map(|extent| u64::from(extent.len)).sum();
-        self.take_room(bytes, reserved, |turn| {
+        self.find_room(Resource::Bytes, bytes, reserved, |turn| {
             extents.iter().map(|extent| turn.covered(ino, extent.offset, extent.end())).sum()
         })?;
 
@@ -91,7 +93,7 @@ impl Turn<'_> {
 
         let ends = |extent: &ExtentRow| (extent.offset.max(from.offset), extent.end().min(from_end));
         let adds = extents.iter().map(ends).map(|(start, stop)| stop - start).sum();
-        self.take_room(adds, false, |turn| turn.covered(to, to_offset, end).min(adds))?;
+        self.find_room(Resource::Bytes, adds, false, |turn| turn.covered(to, to_offset, end).min(adds))?;
 
         let mut new = old.clone();
         let freed = self.clear(to, to_offset, end);

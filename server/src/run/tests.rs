@@ -281,7 +281,17 @@ fn mkdir(dir: Ino, name: &str) -> Op {
     use proto::message::{FileKind, NewInode, Owner, Upload};
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode { kind: FileKind::Dir, mode: 0o755, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
+    let new = NewInode {
+        kind: FileKind::Dir,
+        mode: 0o755,
+        umask: 0,
+        uid,
+        gid,
+        rdev: 0,
+        target: None,
+        ino: None,
+        reserved: false,
+    };
     Op::Upload(Upload::Create { dir, name, new })
 }
 

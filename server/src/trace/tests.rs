@@ -110,6 +110,7 @@ fn a_log_reads_as_it_happened() {
         rdev: 0,
         target,
         ino: Some(Ino::new(NAMESPACE, 9)),
+        reserved: false,
     };
     let source = Source::Inline { payload_from: 0, payload_len: 6 };
     let key = WrappedKey { key_epoch: 1, wrapped: [0x5a; WrappedKey::BYTES] };

@@ -4,8 +4,8 @@
 use proto::chunk::ChunkName;
 use proto::message::{
     Acked, Admin, Answer, Attr, AttrChange, Delete, Heartbeat, Lock, LockOp, LockOwner, LockRange, Locked, NewUser, Op,
-    Open, Outcome, Owner, Piece, Progress, Promise, Push, Quota, Refusal, Request, ServerRecord, SessionOp, Source,
-    Ticket, Upload, View, WriteAt,
+    Open, Outcome, Owner, Piece, Progress, Promise, Push, Quota, Refusal, Request, Resource, ServerRecord, SessionOp,
+    Source, Ticket, Upload, View, WriteAt,
 };
 use proto::{Ino, Name, Time};
 use serde::Serialize;
@@ -105,6 +105,7 @@ impl Words {
                 .with("uid", new.uid)
                 .with("gid", new.gid)
                 .with_some("ino", new.ino)
+                .with_some("reserved", new.reserved.then_some(true))
                 .with_some("target_bytes", new.target.as_ref().map(|target| target.sealed.len() as u64)),
             Upload::Link { ino, dir, name } => {
                 Words::new("link").with("ino", *ino).with("dir", *dir).with("name", name)
@@ -192,7 +193,8 @@ impl Words {
             SessionOp::Confirm { pushes } => Words::new("confirm").with("pushes", list(pushes, |push| push.0.into())),
             SessionOp::Repeat { from } => Words::new("repeat").with("from", from.0),
             SessionOp::Release { inos } => Words::new("release").with("inos", list(inos, |ino| (*ino).into())),
-            SessionOp::Reserve { keep, need, extra, part } => Words::new("reserve")
+            SessionOp::Reserve { of, keep, need, extra, part } => Words::new("reserve")
+                .with("of", resource(*of))
                 .with("keep", *keep)
                 .with("need", *need)
                 .with("extra", *extra)
@@ -328,12 +330,14 @@ impl Words {
             }
             Outcome::Cloned { to, len } => attributes("cloned", to).with("len", *len),
             Outcome::Removed(attr) => attributes("removed", attr),
-            Outcome::Reserved { bytes, more } => {
-                Words::new("reserved").with("bytes", *bytes).with_some("more", more.then_some(true))
+            Outcome::Reserved { amount, more } => {
+                Words::new("reserved").with("amount", *amount).with_some("more", more.then_some(true))
             }
             Outcome::Opened { root, ended, now, limited } => {
                 let opened = Words::new("opened").with("root", root.ino).with("now", now.0);
-                opened.with_some("limited", limited.then_some(true)).with_some(
+                let limited: Vec<Resource> = Resource::ALL.into_iter().filter(|of| limited[*of]).collect();
+                let limited = (!limited.is_empty()).then(|| list(&limited, |of| resource(*of).into()));
+                opened.with_some("limited", limited).with_some(
                     "ended",
                     (!ended.is_empty()).then(|| {
                         list(ended, |ended| {
@@ -359,8 +363,8 @@ impl Words {
             Push::Invalidate(things) => Words::new("invalidate").with("things", list(things, promise)),
             Push::Accessed(inodes) => Words::new("accessed").with("inos", list(inodes, |(ino, _)| (*ino).into())),
             Push::LastNameGone(ino) => Words::new("last_name_gone").with("ino", *ino),
-            Push::Limited => Words::new("limited"),
-            Push::GiveBack => Words::new("give_back"),
+            Push::Limited(of) => Words::new("limited").with("of", resource(*of)),
+            Push::GiveBack(of) => Words::new("give_back").with("of", resource(*of)),
             Push::Outcome { number, result } => {
                 let words = match result {
                     Ok(outcome) => Words::outcome(outcome),
@@ -369,6 +373,13 @@ impl Words {
                 words.with("of", number.0)
             }
         }
+    }
+}
+
+fn resource(of: Resource) -> &'static str {
+    match of {
+        Resource::Bytes => "bytes",
+        Resource::Inodes => "inodes",
     }
 }
 

@@ -198,7 +198,7 @@ impl World {
 
     fn create(&mut self, dir: Ino, name: &str, kind: FileKind) -> Result<Ino> {
         let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-        let new = NewInode { kind, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
+        let new = NewInode { kind, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None, reserved: false };
         let op = Upload::Create { dir, name: Name::new(name.as_bytes())?, new };
         match self.call(Op::Upload(op))? {
             Outcome::Entry(attr) => Ok(attr.ino),

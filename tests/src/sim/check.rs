@@ -19,7 +19,7 @@ use mount::client::ContentKeys;
 use proto::chunk::{ChunkName, ValuePurpose};
 use proto::frame::Frame;
 use proto::log::{Record, Topic};
-use proto::message::{Op, Refusal, Source, Upload};
+use proto::message::{Op, Refusal, Resource, Source, Upload};
 use proto::{Epoch, Ino, Position};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,30 +111,26 @@ fn nothing_lost(
 fn quota(history: &Inner) -> Result<(), String> {
     let mut before: Option<Room> = None;
     for (at, room) in &history.rooms {
-        if let Some(before) = before.filter(|before| before.quota == room.quota && !before.is_free) {
-            let (was, is) = (before.bytes_used + before.reserved, room.bytes_used + room.reserved);
-            if room.quota.bytes.is_some_and(|quota| is > quota.max(was)) {
+        for of in Resource::ALL {
+            let Some(before) = before.filter(|before| before.quota == room.quota && !before.is_free[of]) else {
+                continue;
+            };
+            let (was, is) = (before.full(of), room.full(of));
+            if room.quota[of].is_some_and(|quota| is > quota.max(was)) {
                 return Err(format!("at {at} more is used and reserved than the quota allows: {before:?}, {room:?}"));
-            }
-            // What a mount answered before it heard of a limit is let in.
-            let is_local = history.applied.get(at).is_some_and(|applied| applied.local);
-            let is_over = |limit: u64| room.inodes_used > limit.max(before.inodes_used) && !is_local;
-            if room.quota.inodes.is_some_and(is_over) {
-                return Err(format!("at {at} there are more inodes than the quota allows: {before:?}, {room:?}"));
             }
         }
         if let Some(applied) = history.applied.get(at)
             && applied.result == Err(Refusal::QuotaExceeded)
         {
-            let full = room.bytes_used + room.reserved;
-            let fits = match &applied.op {
-                Op::Upload(Upload::Create { .. }) => room.quota.inodes.is_none_or(|quota| room.inodes_used < quota),
+            let (of, adds) = match &applied.op {
+                Op::Upload(Upload::Create { .. }) => (Resource::Inodes, 1),
                 Op::Upload(Upload::Write { pieces, .. }) => {
-                    let adds: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
-                    room.quota.bytes.is_none_or(|quota| full + adds <= quota)
+                    (Resource::Bytes, pieces.iter().map(|piece| u64::from(piece.len)).sum())
                 }
-                _ => room.quota.bytes.is_none(),
+                _ => (Resource::Bytes, u64::MAX),
             };
+            let fits = room.quota[of].is_none_or(|quota| room.full(of).saturating_add(adds) <= quota);
             if fits {
                 return Err(format!("at {at} was refused what fits: {room:?}, {:?}", applied.op));
             }

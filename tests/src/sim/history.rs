@@ -5,7 +5,7 @@ use super::bus::Bus;
 use super::counting::Counted;
 use bytes::Bytes;
 use proto::log::Topic;
-use proto::message::{FileKind, Op, Outcome, Quota, Refusal, Upload};
+use proto::message::{Each, FileKind, Op, Outcome, Quota, Refusal, Resource, Upload};
 use proto::simulation::Seen;
 use proto::{Position, SessionId, Time};
 use std::cell::Cell;
@@ -57,11 +57,17 @@ pub struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     pub quota: Quota,
-    pub bytes_used: u64,
-    pub inodes_used: u64,
-    pub reserved: u64,
+    pub used: Each<u64>,
+    pub reserved: Each<u64>,
     /// Some session may not have heard of the quota.
-    pub is_free: bool,
+    pub is_free: Each<bool>,
+}
+
+impl Room {
+    /// What others cannot have.
+    pub fn full(&self, of: Resource) -> u64 {
+        self.used[of] + self.reserved[of]
+    }
 }
 
 /// What tells a change from every other one: simulated clocks never show the same time twice, and what
@@ -242,9 +248,8 @@ impl History {
             Seen::Waits { sent, op } => {
                 inner.waited.insert(ChangeId::of(*sent, op));
             }
-            Seen::Room { at, quota, bytes_used, inodes_used, reserved, is_free, .. } => {
-                let (bytes_used, inodes_used, reserved) = (*bytes_used, *inodes_used, *reserved);
-                let room = Room { quota: *quota, bytes_used, inodes_used, reserved, is_free: *is_free };
+            Seen::Room { at, quota, used, reserved, is_free, .. } => {
+                let room = Room { quota: *quota, used: *used, reserved: *reserved, is_free: *is_free };
                 inner.rooms.insert(*at, room);
             }
             Seen::Hash { at, hash } => {

@@ -177,6 +177,9 @@ impl Model {
                 Upload::Write { reserved: true, .. } => {
                     Err("refused for the quota, though its writer was told yes".into())
                 }
+                Upload::Create { new, .. } if new.reserved => {
+                    Err("refused for the quota, though room was reserved for it".into())
+                }
                 Upload::Write { .. } | Upload::Create { .. } | Upload::Clone { .. } => Ok(()),
                 _ => Err("refused for the quota, though it adds nothing".into()),
             };

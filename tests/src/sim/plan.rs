@@ -419,7 +419,7 @@ fn quotas(seed: u64, clients: &mut [Vec<Vec<Step>>], faults: &[Fault]) -> Vec<(u
     if is_lost || !rng.chance(70) {
         return Vec::new();
     }
-    let writes = rng.chance(800);
+    let writes = rng.chance(600);
     if writes {
         for (client, workers) in clients.iter_mut().enumerate() {
             workers.iter_mut().flatten().for_each(|step| *step = Kind::Contents.step(&mut rng, client));
@@ -427,7 +427,7 @@ fn quotas(seed: u64, clients: &mut [Vec<Vec<Step>>], faults: &[Fault]) -> Vec<(u
     }
     let quota = |rng: &mut Rng| Quota {
         bytes: rng.chance(850).then(|| rng.range(1000, if writes { 60_000 } else { 10_000 })),
-        inodes: rng.chance(250).then(|| rng.range(3, 9)),
+        inodes: rng.chance(400).then(|| rng.range(4, 16)),
     };
     let at_ms = if rng.chance(600) { 0 } else { rng.range(1, 3000) };
     let mut quotas = vec![(at_ms, quota(&mut rng))];

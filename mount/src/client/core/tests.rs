@@ -292,7 +292,7 @@ impl Sim {
                 Action::WantSession => self.want_session(client),
                 // There is one epoch here.
                 Action::WantContent => panic!("content of another epoch is wanted"),
-                Action::Opened { .. } | Action::Invalidate(_) | Action::Limited | Action::GiveBack => {}
+                Action::Opened { .. } | Action::Invalidate(_) | Action::Limited(_) | Action::GiveBack(_) => {}
             }
         }
     }
@@ -455,6 +455,7 @@ fn create(name: &str) -> Op {
             rdev: 0,
             target: None,
             ino: None,
+            reserved: false,
         },
     })
 }
@@ -518,7 +519,7 @@ fn an_outcome_that_came_before_its_answer_counts_although_the_session_ends() {
     let seal = TestSeal { key: Key::random(), session: id, ticket: Vec::new() };
     core.open(now, id, Box::new(seal), 16, &mut out).expect("seals");
     let ended = vec![Ended { session, known: true, last: number, results: Vec::new(), at }];
-    let opened = Outcome::Opened { root: attr, ended, now: LogTime(0), limited: false };
+    let opened = Outcome::Opened { root: attr, ended, now: LogTime(0), limited: Each::default() };
     core.answer(now, RequestNo(0), Answer::bare(at, PushNo(0), Ok(opened)), Bytes::new(), &mut out);
     let told = out.iter().find_map(|action| match action {
         Action::Done { entry, result } if entry.waiter.as_ref().is_some_and(|token| token.0 == 77) => Some(result),

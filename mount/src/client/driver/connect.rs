@@ -53,7 +53,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         live: watch::Sender::new(None),
         journal,
         transfers: Transfers::default(),
-        reserves: Reserves::default(),
+        reserves: Reserves::of(Reserve::new),
         inodes: Mutex::default(),
         looks_at_appends: tokio::sync::Mutex::default(),
         invalidations: broadcast::Sender::new(INVALIDATIONS),
@@ -88,10 +88,8 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         }
     };
     let adopting = inner.adopt(adopted, ended).await;
-    if limited {
-        // Behind what earlier mounts have reserved room for; the rest of it is given back.
-        inner.limited();
-    }
+    // Behind what earlier mounts have reserved room for; the rest of it is given back.
+    Resource::ALL.into_iter().filter(|of| limited[*of]).for_each(|of| inner.limited(of));
     // What takes longer goes on behind the mount's back, as any unanswered request does.
     let _ = tokio::time::timeout(inner.config.timeout, adopting).await;
     Ok(handle)

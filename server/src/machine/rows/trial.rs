@@ -94,7 +94,6 @@ impl Turn<'_> {
             effects,
             freed,
             quoted_before,
-            spent,
             remembered,
             bounded,
             references,
@@ -115,7 +114,7 @@ impl Turn<'_> {
         self.effects.extend(effects);
         self.freed.extend(freed);
         self.quoted_before = self.quoted_before.max(quoted_before);
-        (self.spent, self.remembered, self.bounded) = (spent, remembered, bounded);
+        (self.remembered, self.bounded) = (remembered, bounded);
         self.references = references;
         (self.bytes_used, self.inodes_used, self.history_bytes) = (bytes_used, inodes_used, history_bytes);
         Ok(done)

@@ -5,7 +5,7 @@ use super::audit::audit;
 use super::*;
 use LockMode::Exclusive;
 use proto::frame::join;
-use proto::message::{Access, Quota, RenameHow};
+use proto::message::{Access, Quota, RenameHow, Resource};
 
 fn confirm(number: u64) -> Op {
     Op::Session(SessionOp::Confirm { pushes: vec![PushNo(number)] })
@@ -381,29 +381,22 @@ fn what_a_lease_takes_along_is_forfeited_and_nothing_else() {
     world.sound();
 }
 
-/// What is made in a directory of its own has been answered before it can be counted.
+/// What was made in a directory of its own before it heard of the quota has been answered.
 #[test]
-fn where_inodes_are_counted_no_directory_is_delegated() {
-    let (mut world, mut a, _, file, dir) = alone();
+fn what_is_made_under_a_delegation_is_taken_until_its_session_has_heard_of_the_quota() {
+    let (mut world, mut a, mut b, _, dir) = alone();
     let decision = Position { epoch: Epoch(1), partition: 0, offset: world.log.len() as u64, index: 0 };
     let quota = Quota { bytes: None, inodes: Some(3) };
     let effects = world.server_record(ServerRecord::Quota { namespace: NAMESPACE, quota, decision });
-    assert_eq!(recalls(&effects, &a), [(1, vec![DIR_ROOT, Promise::Dir(dir)])]);
-    // It has answered this before it hears of that.
-    let effects = world.send_local(&mut a, create(ROOT, "sub", FileKind::Dir));
-    let Ok(Outcome::Entry(sub)) = answer_of(&effects, &a).expect("answered").result else { panic!("made") };
-    assert_eq!(recalls(&effects, &a), [(2, vec![Promise::Dir(sub.ino)])]);
-    assert!(world.local(&mut a, create(sub.ino, "g", FileKind::File)).is_ok());
-    assert_eq!(world.call(&mut a, create(ROOT, "h", FileKind::File)), Err(Refusal::QuotaExceeded));
-    for push in 1..3 {
-        assert!(world.local(&mut a, create(sub.ino, &format!("i{push}"), FileKind::File)).is_ok());
-        world.send(&mut a, confirm(push));
-    }
-    // From here on it says so without a reason.
-    assert_eq!(world.local(&mut a, create(sub.ino, "j", FileKind::File)), Err(Refusal::QuotaExceeded));
-    assert_eq!(world.answer(&mut a, lookup(ROOT, "nothing")).delegated, []);
-    let view = Op::View(View::Extents { ino: file, from: 0, limit: 9 });
-    assert_eq!(world.answer(&mut a, view).delegated, [Promise::Content(file)], "that is counted by bytes");
+    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::Limited(Resource::Inodes))]);
+    assert_eq!(recalls(&effects, &a), [], "nobody else has to do with its directories");
+    world.local(&mut a, create(dir, "g", FileKind::File)).expect("was made before it heard");
+
+    let heard = Op::Session(SessionOp::Reserve { of: Resource::Inodes, keep: 0, need: 1, extra: 0, part: false });
+    assert_eq!(world.call(&mut a, heard), Ok(Outcome::Reserved { amount: 0, more: false }));
+    assert_eq!(world.call(&mut a, create(dir, "h", FileKind::File)), Err(Refusal::QuotaExceeded));
+    assert_eq!(world.delegated_to(&a), [DIR_ROOT, Promise::Dir(dir)], "and goes on to work in them");
+    world.call(&mut b, Op::Session(SessionOp::Close)).expect("closes");
     world.sound();
 }
 

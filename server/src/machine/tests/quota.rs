@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::limits::{Limits, limits, set_limits};
-use proto::message::Quota;
+use proto::message::{Quota, Resource};
 
 fn set(world: &mut World, bytes: Option<u64>, inodes: Option<u64>) -> Vec<Effect> {
     let decision = Position { epoch: Epoch(1), partition: 0, offset: world.log.len() as u64, index: 0 };
@@ -11,12 +11,12 @@ fn set(world: &mut World, bytes: Option<u64>, inodes: Option<u64>) -> Vec<Effect
 }
 
 fn reserve(keep: u64, need: u64) -> Op {
-    Op::Session(SessionOp::Reserve { keep, need, extra: 0, part: false })
+    Op::Session(SessionOp::Reserve { of: Resource::Bytes, keep, need, extra: 0, part: false })
 }
 
 fn reserved(result: Result<Outcome, Refusal>) -> (u64, bool) {
     match result {
-        Ok(Outcome::Reserved { bytes, more }) => (bytes, more),
+        Ok(Outcome::Reserved { amount, more }) => (amount, more),
         other => panic!("not reserved: {other:?}"),
     }
 }
@@ -89,14 +89,14 @@ fn a_session_gives_back_what_it_does_not_keep_and_is_asked_to_when_others_need_i
     assert_eq!(reserved(world.call(&mut a, reserve(0, 90))), (90, false));
     let effects = world.send(&mut b, reserve(0, 20));
     assert_eq!(reserved(answer_of(&effects, &b).expect("answered").result), (0, true));
-    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::GiveBack)]);
+    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::GiveBack(Resource::Bytes))]);
     let again = world.send(&mut b, reserve(0, 20));
     assert_eq!(pushes(&again, &a), [], "asked once as long as it has not confirmed");
     world.call(&mut a, Op::Session(SessionOp::Confirm { pushes: vec![PushNo(1)] })).expect("confirms");
     assert_eq!(reserved(world.call(&mut a, reserve(50, 0))), (0, false));
     assert_eq!(reserved(world.call(&mut b, reserve(0, 20))), (20, false));
     // Whoever takes less gets what there is.
-    let part = Op::Session(SessionOp::Reserve { keep: 20, need: 100, extra: 0, part: true });
+    let part = Op::Session(SessionOp::Reserve { of: Resource::Bytes, keep: 20, need: 100, extra: 0, part: true });
     assert_eq!(reserved(world.call(&mut b, part)), (30, true));
     assert_eq!(used(&mut world, &mut a), (100, 100));
 }
@@ -104,7 +104,7 @@ fn a_session_gives_back_what_it_does_not_keep_and_is_asked_to_when_others_need_i
 #[test]
 fn beside_what_it_needs_a_session_gets_a_small_share() {
     let (mut world, mut a) = limited(1000);
-    let stream = Op::Session(SessionOp::Reserve { keep: 0, need: 40, extra: 10_000, part: false });
+    let stream = Op::Session(SessionOp::Reserve { of: Resource::Bytes, keep: 0, need: 40, extra: 10_000, part: false });
     assert_eq!(reserved(world.call(&mut a, stream)), (100, false));
 }
 
@@ -159,7 +159,7 @@ fn a_session_that_has_not_heard_of_the_quota_writes_freely_until_it_has() {
     let file = world.mkfile(&mut a, ROOT, "a");
     assert_eq!(reserved(world.call(&mut a, reserve(0, 1 << 40))), (1 << 40, false), "nothing is counted");
     let effects = set(&mut world, Some(100), None);
-    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::Limited)]);
+    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::Limited(Resource::Bytes))]);
     world.call_with(&mut a, put(file, 0, 90, true), b"abcd").expect("was written before");
     // 50 more lie in its buffer when it hears of it.
     assert_eq!(reserved(world.call(&mut a, reserve(50, 10))), (0, false));
@@ -192,7 +192,7 @@ fn a_quota_that_is_gone_counts_no_more_and_a_new_one_begins_afresh() {
     set(&mut world, None, None);
     world.call_with(&mut a, put(file, 0, 500, true), b"abcd").expect("no quota");
     let effects = set(&mut world, Some(1000), None);
-    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::Limited)]);
+    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::Limited(Resource::Bytes))]);
     assert_eq!(reserved(world.call(&mut a, reserve(60, 440))), (440, false));
     assert_eq!(used(&mut world, &mut a), (1000, 1000));
     let late = Position { epoch: Epoch(1), partition: 0, offset: 0, index: 0 };
@@ -251,7 +251,11 @@ fn a_write_that_waits_for_a_delegation_keeps_its_reserve() {
     assert_eq!(answer_of(&effects, &b).expect("answered").result, Ok(Outcome::Waiting));
     assert_eq!(reserved(world.call(&mut b, reserve(0, 0))), (0, false));
     assert_eq!(
-        reserved(world.call(&mut a, Op::Session(SessionOp::Reserve { keep: 0, need: 90, extra: 0, part: true }))).0,
+        reserved(world.call(
+            &mut a,
+            Op::Session(SessionOp::Reserve { of: Resource::Bytes, keep: 0, need: 90, extra: 0, part: true })
+        ))
+        .0,
         40
     );
     let effects = world.send(&mut a, Op::Session(SessionOp::Confirm { pushes: vec![PushNo(1), PushNo(2)] }));
@@ -301,4 +305,113 @@ fn a_session_of_which_something_was_not_taken_gives_nothing_back() {
         world.assert_replayable();
         super::audit::audit(&world);
     }
+}
+
+fn reserve_inodes(keep: u64, need: u64) -> Op {
+    Op::Session(SessionOp::Reserve { of: Resource::Inodes, keep, need, extra: 0, part: false })
+}
+
+fn make(dir: Ino, at: &str) -> Op {
+    match create(dir, at, FileKind::File) {
+        Op::Upload(Upload::Create { dir, name, new }) => {
+            Op::Upload(Upload::Create { dir, name, new: NewInode { reserved: true, ..new } })
+        }
+        other => other,
+    }
+}
+
+fn inodes(world: &mut World, client: &mut Client) -> (u64, u64) {
+    match world.call(client, Op::View(View::Statfs)) {
+        Ok(Outcome::Statfs { inodes_total, inodes_used, .. }) => (inodes_total, inodes_used),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A world with a quota of so many inodes, and two sessions that know of it.
+fn counted(inodes: u64) -> (World, Client, Client) {
+    let mut world = World::new();
+    set(&mut world, None, Some(inodes));
+    let (a, b) = (world.open(DELEGABLE), world.open(1));
+    (world, a, b)
+}
+
+#[test]
+fn an_inode_that_is_reserved_is_nobody_elses_and_is_used_up_by_what_is_made() {
+    let (mut world, mut a, mut b) = counted(4);
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(0, 2))), (2, false));
+    assert_eq!(inodes(&mut world, &mut b), (4, 3));
+    world.mkfile(&mut a, ROOT, "b");
+    assert_eq!(world.call(&mut a, create(ROOT, "c", FileKind::File)), Err(Refusal::QuotaExceeded), "says no reserve");
+    assert_eq!(reserved(world.call(&mut b, reserve_inodes(0, 1))), (0, true));
+
+    world.entry(&mut a, make(ROOT, "d"));
+    assert_eq!(inodes(&mut world, &mut b), (4, 4));
+    // Whoever made it counts it as used up from when it was sent, whatever came of it.
+    assert_eq!(world.call(&mut a, make(ROOT, "d")), Err(Refusal::Exists));
+    assert_eq!(inodes(&mut world, &mut b), (4, 3));
+    assert_eq!(reserved(world.call(&mut b, reserve_inodes(0, 1))), (1, false));
+    assert_eq!(world.call(&mut a, make(ROOT, "e")), Err(Refusal::QuotaExceeded), "nothing is left of what it had");
+    world.restart();
+    assert_eq!(inodes(&mut world, &mut b), (4, 4));
+    world.assert_replayable();
+    super::audit::audit(&world);
+}
+
+#[test]
+fn bytes_and_inodes_are_reserved_asked_back_and_given_back_apart() {
+    let mut world = World::new();
+    set(&mut world, Some(100), Some(10));
+    let (mut a, mut b) = (world.open(DELEGABLE), world.open(1));
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(0, 9))), (9, false));
+    assert_eq!(reserved(world.call(&mut a, reserve(0, 100))), (100, false));
+    let effects = world.send(&mut b, reserve_inodes(0, 1));
+    assert_eq!(pushes(&effects, &a), [(PushNo(1), Push::GiveBack(Resource::Inodes))]);
+    let effects = world.send(&mut b, reserve(0, 1));
+    assert_eq!(pushes(&effects, &a), [(PushNo(2), Push::GiveBack(Resource::Bytes))]);
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(4, 0))), (0, false));
+    assert_eq!((inodes(&mut world, &mut b), used(&mut world, &mut b)), ((10, 5), (100, 100)));
+    // A quota that is gone takes its reserves along, and leaves those of the other one.
+    set(&mut world, Some(100), None);
+    assert_eq!((inodes(&mut world, &mut b).1, used(&mut world, &mut b)), (1, (100, 100)));
+    world.assert_replayable();
+    super::audit::audit(&world);
+}
+
+/// Others must not get what it had reserved before it is executed, and it is not refused then.
+#[test]
+fn a_create_that_waits_for_a_delegation_keeps_its_reserve() {
+    let (mut world, mut a, mut b) = counted(5);
+    world.mkfile(&mut a, ROOT, "a");
+    assert_eq!(reserved(world.call(&mut b, reserve_inodes(0, 2))), (2, false));
+    let effects = world.send(&mut b, make(ROOT, "b"));
+    assert_eq!(answer_of(&effects, &b).expect("answered").result, Ok(Outcome::Waiting));
+    // What is not spoken for goes back; what waits is.
+    assert_eq!(reserved(world.call(&mut b, reserve_inodes(0, 0))), (0, false));
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(0, 2))), (2, false));
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(2, 1))).0, 0);
+    let effects = world.send(&mut a, Op::Session(SessionOp::Confirm { pushes: vec![PushNo(1)] }));
+    let made = pushes(&effects, &b).into_iter().find_map(|(_, push)| match push {
+        Push::Outcome { result, .. } => Some(result),
+        _ => None,
+    });
+    assert!(matches!(made, Some(Ok(Outcome::Entry(_)))), "{made:?}");
+    assert_eq!(inodes(&mut world, &mut b), (5, 5));
+    world.assert_replayable();
+}
+
+#[test]
+fn the_successor_of_a_session_that_vanished_makes_what_it_had_reserved() {
+    let (mut world, mut a, mut other) = counted(3);
+    assert_eq!(reserved(world.call(&mut a, reserve_inodes(0, 2))), (2, false));
+    world.pass_ms(61_000);
+    let mut successor = world.open_ticket(&world.ticket(4), &[a.id]);
+    let effects = world.send(&mut other, create(ROOT, "x", FileKind::File));
+    assert!(answer_of(&effects, &other).is_none(), "that session is over as well");
+    let mut other = world.open(5);
+    assert_eq!(world.call(&mut other, create(ROOT, "x", FileKind::File)), Err(Refusal::QuotaExceeded));
+    world.entry(&mut successor, make(ROOT, "a"));
+    world.entry(&mut successor, make(ROOT, "b"));
+    assert_eq!(inodes(&mut world, &mut other), (3, 3));
+    world.assert_replayable();
+    super::audit::audit(&world);
 }

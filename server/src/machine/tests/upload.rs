@@ -281,6 +281,7 @@ fn a_symlink_keeps_its_target() {
         rdev: 0,
         target: Some(value(b"/to/there")),
         ino: None,
+        reserved: false,
     };
     let attr = world.entry(&mut c, Op::Upload(Upload::Create { dir: ROOT, name: name("l"), new: new.clone() }));
     assert_eq!(attr.size, 9);

@@ -13,7 +13,17 @@ use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Uploa
 fn create(dir: Ino, name: &str) -> Op {
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode { kind: FileKind::File, mode: 0o644, umask: 0, uid, gid, rdev: 0, target: None, ino: None };
+    let new = NewInode {
+        kind: FileKind::File,
+        mode: 0o644,
+        umask: 0,
+        uid,
+        gid,
+        rdev: 0,
+        target: None,
+        ino: None,
+        reserved: false,
+    };
     Op::Upload(Upload::Create { dir, name, new })
 }
 

@@ -106,6 +106,7 @@ pub async fn create(client: &Client, dir: Ino, name: &str, kind: FileKind) -> Re
         rdev: 0,
         target: None,
         ino: None,
+        reserved: false,
     };
     let op = Op::Upload(Upload::Create { dir, name: Name::new(name.as_bytes())?, new });
     match client.call(op, Default::default(), &client.patience()).await?.outcome {
