@@ -167,6 +167,8 @@ bugs! {
     LeaseFromAnswer,
     /// client: an overtaken answer to a change of its own lets caches go on
     OvertakenGoesOn,
+    /// client: a view goes before a change of what it looks at
+    ViewOvertakesAll,
     /// client: content is buffered beyond what is reserved for it
     WriteUnreserved,
     /// client: something is made beyond what is reserved for it

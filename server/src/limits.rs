@@ -26,9 +26,11 @@ pub struct Limits {
     pub sweep_every: Duration,
     /// How often a partition that clients change is checkpointed, where the log lasts.
     pub checkpoint_every: Duration,
+    /// Requests that a session may have unanswered.
+    pub window_requests: u32,
 }
 
-/// 30 days, 24 hours, 1 PiB, 10 minutes, 32 MiB, 4 MiB, 10 minutes, 5 seconds.
+/// 30 days, 24 hours, 1 PiB, 10 minutes, 32 MiB, 4 MiB, 10 minutes, 5 seconds, 256.
 const LIMITS: Limits = Limits {
     history_ms: 30 * 24 * 3_600_000,
     quote_ms: 24 * 3_600_000,
@@ -38,6 +40,7 @@ const LIMITS: Limits = Limits {
     tail_bytes: TAIL_BYTES,
     sweep_every: Duration::from_secs(600),
     checkpoint_every: Duration::from_secs(5),
+    window_requests: 256,
 };
 
 #[cfg(not(any(test, feature = "simulation")))]

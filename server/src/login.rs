@@ -6,6 +6,7 @@
 //! which the client opens its session in the namespace's partition itself.
 #![allow(clippy::disallowed_methods)] // Waits are bounded here, and partitions drawn.
 
+use crate::limits::limits;
 use crate::live::Live;
 use crate::machine::effect::Verdict;
 use crate::machine::{StoredUser, seal_ticket};
@@ -35,8 +36,6 @@ const ATTEMPTS_MAX: usize = 1024;
 /// How long an attempt's record may take to come back. The client asks again anyway.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 
-/// Requests that a session may have unanswered.
-const WINDOW_REQUESTS: u32 = 256;
 
 /// Bytes of content that a session may have under way. The embedded broker forgets
 /// what exceeds 5 MiB of a partition.
@@ -247,7 +246,7 @@ impl Service {
             uid,
             gid,
             volatile,
-            window_requests: WINDOW_REQUESTS,
+            window_requests: limits().window_requests,
             window_bytes: if volatile { WINDOW_BYTES_VOLATILE } else { WINDOW_BYTES },
             server_time_ms: self.clock.now_ms(),
         };

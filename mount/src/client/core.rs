@@ -11,6 +11,7 @@
 //! * Whoever enters a request hears of its end exactly once.
 
 mod acks;
+mod ahead;
 pub(super) mod content;
 mod delegated;
 mod flight;
@@ -266,7 +267,8 @@ impl<W: Waiter> Core<W> {
         }
     }
 
-    /// Enters a request behind all entered before it. Gives its order.
+    /// Enters a request behind all entered before it, a view before what waits and does not concern it. Gives its order; a
+    /// view's comes with its answer.
     pub(crate) fn submit(&mut self, now_ms: u64, mut entry: Entry<W>, out: &mut Vec<Action<W>>) -> u64 {
         self.entered += 1;
         entry.order = self.entered;
@@ -276,7 +278,7 @@ impl<W: Waiter> Core<W> {
             out.push(Action::Done { entry, result: Err(CallError::Overloaded) });
         } else {
             self.last_submit_ms = now_ms;
-            self.waiting.push_back(entry);
+            self.line_up(entry);
             self.pump(now_ms, out);
         }
         self.entered
@@ -561,7 +563,7 @@ impl<W: Waiter> Core<W> {
     fn pump(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         while matches!(self.phase, Phase::Live)
             && self.ordinary < self.window
-            && self.flight.have_room()
+            && (self.flight.have_room() || self.waiting.front().is_some_and(ahead::is_view))
             && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
         {
             if !self.wants_content().is_empty() {

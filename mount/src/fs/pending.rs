@@ -1,7 +1,7 @@
 //! What changes that were answered here do to names and attributes, until the server has answered for them too.
 //!
-//! The log has a mount's requests in the order in which they were submitted. So an answer shows all changes that were
-//! submitted before its request, and none that came after: those are put over what it says.
+//! The log has a mount's changes in the order in which they were submitted, and a view's order says which of them stand before
+//! it. So an answer shows all changes of a lower order, and none of a higher one: those are put over what it says.
 
 use proto::message::{Acl, AclKind, Attr, AttrChange, Cursor, FileKind};
 use proto::{Ino, Position, Time};

@@ -100,7 +100,8 @@ pub fn run_with(plan: &Plan, is_traced: bool, bug: Option<Bug>) -> Report {
         plant(bug);
     }
     let before = limits();
-    set_limits(Limits { checkpoint_every: Duration::from_millis(plan.servers.checkpoint_ms), ..SHORT });
+    let checkpoint_every = Duration::from_millis(plan.servers.checkpoint_ms);
+    set_limits(Limits { checkpoint_every, window_requests: plan.window, ..SHORT });
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = runtime(plan.seed);
         let done = runtime.block_on(World::run(plan, template, &trace));

@@ -32,6 +32,8 @@ pub struct Plan {
     /// A client that crashes loses its journal, which nobody has brought to disk.
     pub power_goes: bool,
     pub servers: Servers,
+    /// Requests that a client may have unanswered: where these are few, others wait for them.
+    pub window: u32,
     /// Between two steps everybody thinks for up to so long.
     pub pace_ms: u32,
     /// By client, by worker: what is done, one after the other.
@@ -397,7 +399,22 @@ impl Plan {
             journal = true;
             power_goes_at(&mut power, &mut clients, &mut faults);
         }
-        Plan { seed, net, append_time: true, journal, power_goes, servers, pace_ms, clients, faults, quotas, tidies_up }
+        let mut few = Rng::new(seed, "window");
+        let window = if few.chance(200) { few.range(1, 5) as u32 } else { 256 };
+        Plan {
+            seed,
+            net,
+            append_time: true,
+            journal,
+            power_goes,
+            servers,
+            window,
+            pace_ms,
+            clients,
+            faults,
+            quotas,
+            tidies_up,
+        }
     }
 
     /// Whether partitions lose their last records, and nothing else.

@@ -17,6 +17,7 @@ pub const SHORT: Limits = Limits {
     pack_bytes: 128 << 10,
     tail_bytes: 8 << 10,
     checkpoint_every: Duration::from_secs(5),
+    window_requests: 256,
 };
 
 /// Sessions have ended by then and may be quoted from no more, history is over, and

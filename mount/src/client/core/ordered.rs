@@ -36,8 +36,8 @@ impl<W> Ordered<W> {
         }
     }
 
-    /// The order of what would be sent next, before all that still waits.
-    pub(super) fn next(&self) -> u64 {
+    /// The highest order of what has been sent.
+    pub(super) fn numbered(&self) -> u64 {
         self.numbered
     }
 

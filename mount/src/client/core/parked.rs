@@ -81,7 +81,7 @@ impl<W: Waiter> Core<W> {
     /// The request is entered once more, before all that waits here: what others were delegated has been given back, or
     /// its answer may be of a later moment than it should be.
     pub(super) fn ask_again(&mut self, mut entry: Entry<W>) {
-        (entry.order, entry.asked_again) = (self.ordered.next(), true);
+        (entry.order, entry.asked_again) = (self.order_ahead(), true);
         self.waiting.push_front(entry);
     }
 

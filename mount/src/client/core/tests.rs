@@ -721,6 +721,35 @@ fn a_view_that_was_sent_again_shows_nothing_that_was_entered_after_it() {
     }
 }
 
+/// On a slow link changes wait for long that nobody waits for.
+#[test]
+fn a_view_goes_before_changes_that_wait_unless_they_concern_what_it_looks_at() {
+    let mut sim = Sim::new(3, 1, QUIET);
+    sim.call(0, create("other")).expect("created");
+    let (now, core) = (sim.now_ms, &mut sim.clients[0].core);
+    let mut out = Vec::new();
+    let mut orders = Vec::new();
+    for number in 0..10 {
+        let op = create(&format!("{number}"));
+        let payload = Bytes::from(vec![0; 100 << 10]);
+        let entry = Entry { waiter: Some(Token(1)), payload, answered: true, local: true, ..Entry::own(op, now) };
+        orders.push(core.submit(now, entry, &mut out));
+    }
+    let sent = core.flight.len();
+    assert!((1..10).contains(&sent), "the log has not told of them: {sent}");
+    let view = |view| Entry { waiter: Some(Token(2)), ..Entry::own(Op::View(view), now) };
+    core.submit(now, view(View::Lookup { dir: root(), name: Name::new(b"9").expect("valid") }), &mut out);
+    assert_eq!(core.flight.len(), sent, "what waits stands in that directory");
+    core.submit(now, view(View::Getattr { ino: Ino(77) }), &mut out);
+    assert_eq!(core.flight.len(), sent + 1);
+
+    let number = *core.flight.last_key_value().expect("is sent").0;
+    let at = Position { epoch: EPOCH, partition: PARTITION, offset: 20, index: 0 };
+    out.clear();
+    core.answer(now, number, Answer::bare(at, PushNo(0), Err(Refusal::NotFound)), Bytes::new(), &mut out);
+    assert_eq!(told_order(&out), Some(orders[sent - 1]), "it shows what was sent before, and nothing that waits");
+}
+
 /// On a slow link it stands behind others for long; the server can only answer what it has.
 #[test]
 fn a_request_that_the_log_took_late_has_its_time_from_then_on() {
