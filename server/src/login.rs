@@ -36,7 +36,6 @@ const ATTEMPTS_MAX: usize = 1024;
 /// How long an attempt's record may take to come back. The client asks again anyway.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 
-
 /// Bytes of content that a session may have under way. The embedded broker forgets
 /// what exceeds 5 MiB of a partition.
 const WINDOW_BYTES: u64 = 32 << 20;

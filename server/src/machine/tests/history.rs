@@ -18,6 +18,7 @@ const LIMITS: Limits = Limits {
     checkpoint_every: Duration::from_secs(5),
     pack_bytes: 32 << 20,
     tail_bytes: 4 << 20,
+    window_requests: 256,
 };
 
 /// Lets log time pass while sessions live on.
