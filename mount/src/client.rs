@@ -268,7 +268,12 @@ impl Client {
     pub async fn call(&self, op: Op, payload: Bytes, patience: &Patience) -> Result<Reply, CallError> {
         let submitted = self.submit(op, payload);
         self.inner.somebody_waits();
-        patience.wait(submitted).await?
+        self.wait(submitted, patience).await?
+    }
+
+    /// Waits for what hangs on requests: on a slow link as long as others still get there that go before.
+    pub async fn wait<T>(&self, work: impl Future<Output = T>, patience: &Patience) -> Result<T, CallError> {
+        patience.wait_while(work, || self.gone_up()).await
     }
 
     /// Somebody waits for answers to what has been submitted: none of it is held back any longer. Counted for
@@ -325,7 +330,7 @@ impl Client {
         part: bool,
         patience: &Patience,
     ) -> Result<(Option<Room>, bool), CallError> {
-        let asked = patience.wait(self.inner.ask_for_room(of, amount as u64, part)).await??;
+        let asked = self.wait(self.inner.ask_for_room(of, amount as u64, part), patience).await??;
         let room = (asked.taken > 0).then(|| Room { client: self.clone(), of, amount: asked.taken });
         Ok((room, asked.more))
     }

@@ -369,7 +369,7 @@ impl Fs {
         let terms = Terms { time: self.inner.client.now(), only_in: self.locked_in(&op), local: false };
         let mut submitted = self.inner.client.submit_with(terms, op, room);
         self.inner.client.somebody_waits();
-        match patience.wait(&mut submitted).await {
+        match self.inner.client.wait(&mut submitted, patience).await {
             Ok(answer) => {
                 let answer = answer?;
                 // What was answered here before it is taken in before it: some answers say only what they have changed.

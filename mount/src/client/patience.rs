@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// Makes a future that resolves when the caller is interrupted, one for each wait.
 pub type Interrupt = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// One caller's patience, over all the waits of one operation. It is for silence: while content that is waited for comes
-/// or goes, however slowly, the time begins anew.
+/// One caller's patience, over all the waits of one operation. It is for silence: while what is waited for, or what goes
+/// before it, comes or goes, however slowly, the time begins anew.
 #[derive(Default)]
 pub struct Patience {
     started: Option<Instant>,
@@ -84,7 +84,8 @@ impl Patience {
         done
     }
 
-    async fn wait_while<T>(&self, work: impl Future<Output = T>, moved: impl Fn() -> u64) -> Result<T, CallError> {
+    /// Waits for `work`, and longer than this caller would as long as `moved` rises at least once in each timeout.
+    pub async fn wait_while<T>(&self, work: impl Future<Output = T>, moved: impl Fn() -> u64) -> Result<T, CallError> {
         // One timer and one look at the interrupt for each wait, none before the work is pending.
         let interrupted = async {
             match &self.interrupted {

@@ -88,6 +88,7 @@ impl Fs {
             return Ok(());
         }
         self.before_publishing(ino, patience).await?;
+        self.one_more(patience).await?;
         if let Some(done) = self.set_acl_locally(ino, which, acl.as_ref(), clear_setgid) {
             return done?.safe(patience).await;
         }

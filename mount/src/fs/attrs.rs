@@ -91,6 +91,7 @@ impl Fs {
         if change.atime.is_some() {
             self.inner.accessed.forget(ino);
         }
+        self.one_more(patience).await?;
         if let Some(done) = self.set_locally(ino, &change) {
             let safe = done?.safe(patience).await;
             if size.is_some() && safe.is_err() {

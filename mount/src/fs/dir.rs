@@ -259,7 +259,7 @@ impl Fs {
         };
         let page = match ahead {
             // One that was given up (the timeout of its own) is asked for again.
-            Some(ahead) => match patience.wait(ahead).await? {
+            Some(ahead) => match self.inner.client.wait(ahead, patience).await? {
                 Ok(Ok(page)) => page,
                 _ => self.fetch_page(handle.dir, offset, PAGE_ENTRIES, patience).await?,
             },

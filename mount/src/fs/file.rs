@@ -368,7 +368,7 @@ impl Fs {
 
     /// Takes in the answer.
     async fn content_version(&self, asked: Submitted, patience: &Patience) -> Result<Position, FsError> {
-        let reply = patience.wait(asked).await??;
+        let reply = self.inner.client.wait(asked, patience).await??;
         let Outcome::Extents { attr, .. } = &reply.outcome else { return Err(FsError::WrongAnswer { op: "open" }) };
         let version = attr.version;
         self.learn_extents(0, reply);

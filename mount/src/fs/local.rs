@@ -6,7 +6,7 @@
 //! * One task takes the server's answers, in the order of the requests, where they are read. One that is not a yes (the
 //!   delegation had ended, and others have changed something) costs what is known of the places concerned; what was
 //!   asked for is set aside in the journal's `conflicts/`.
-//! * At most [`UNDER_WAY`] are not answered for; further ones go the ordinary way, which waits.
+//! * At most [`UNDER_WAY`] are not answered for; further ones wait until one of them is ([`Fs::one_more`]).
 
 use super::cache::{Found, Local};
 use super::extents::{ExtentMap, Part};
@@ -219,6 +219,16 @@ impl Fs {
         let Some(last) = last else { return Ok(()) };
         self.inner.client.somebody_waits();
         self.settled(last, patience).await
+    }
+
+    /// Waits until one more change may be answered here, where too many are under way: it would have to wait for all of them.
+    pub(super) async fn one_more(&self, patience: &Patience) -> Result<(), FsError> {
+        let slots = &self.inner.locals.slots;
+        if slots.available_permits() == 0 {
+            // Whoever takes it before this one does will be waited for.
+            drop(self.inner.client.wait(slots.acquire(), patience).await?);
+        }
+        Ok(())
     }
 
     /// Everything up to this order that was answered here is answered for.

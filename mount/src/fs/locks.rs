@@ -236,7 +236,7 @@ impl Fs {
         }
         let submitted = self.submit_unlocks(file, owners, range);
         for submitted in submitted {
-            match patience.wait(submitted).await? {
+            match self.inner.client.wait(submitted, patience).await? {
                 // It went with its session.
                 Ok(_) | Err(CallError::SessionLost) => {}
                 Err(error) => return Err(error.into()),
@@ -368,7 +368,7 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// Waits for the answer. The server may take as long as it likes once it has said that the request waits.
     async fn answer(&self, mut submitted: Submitted, patience: &Patience) -> Result<Reply, FsError> {
-        let (session, number) = match patience.wait(submitted.first()).await {
+        let (session, number) = match self.fs.inner.client.wait(submitted.first(), patience).await {
             Ok(First::Answer(answer)) => return Ok((*answer)?),
             Ok(First::Parked(session, number)) => (session, number),
             Err(error) => {

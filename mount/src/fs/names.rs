@@ -139,6 +139,7 @@ impl Fs {
             ino: None,
             reserved: false,
         };
+        self.one_more(patience).await?;
         let (mut room, mut has_asked) = (RoomToMake::NotLookedFor, false);
         if let Some(done) = self.make_locally(dir, &name, &new, &mut room) {
             return done?.safe(patience).await;
@@ -210,6 +211,7 @@ impl Fs {
 
     async fn remove(&self, dir: Ino, name: &Name, delete: Delete, patience: &Patience) -> Result<(), FsError> {
         self.before_publishing_name(dir, name, patience).await?;
+        self.one_more(patience).await?;
         if let Some(done) = self.remove_locally(&delete) {
             return done?.safe(patience).await;
         }
@@ -226,6 +228,7 @@ impl Fs {
     pub async fn link(&self, ino: u64, dir: u64, name: &[u8], patience: &Patience) -> Result<Stat, FsError> {
         let (ino, dir, name) = (self.ino(ino), self.ino(dir), Name::new(name)?);
         self.before_publishing(ino, patience).await?;
+        self.one_more(patience).await?;
         if let Some(done) = self.link_locally(ino, dir, &name) {
             let attr = done?.safe(patience).await?;
             return Ok(self.stat(&attr));
@@ -255,6 +258,7 @@ impl Fs {
         if how == RenameHow::Exchange {
             self.before_publishing_name(to_dir, &to, patience).await?;
         }
+        self.one_more(patience).await?;
         if let Some(done) = self.rename_locally((from_dir, &from), (to_dir, &to), how) {
             done?.safe(patience).await?;
             self.moved((from_dir, &from), (to_dir, &to), how);

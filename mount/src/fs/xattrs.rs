@@ -95,6 +95,7 @@ impl Fs {
             Some((value, how)) => Upload::SetXattr { ino, name: name.to_vec(), value: self.seal_xattr(value), how },
             None => Upload::RemoveXattr { ino, name: name.to_vec() },
         };
+        self.one_more(patience).await?;
         if let Some(done) = self.set_xattr_locally(ino, name, value, &upload) {
             return done?.safe(patience).await;
         }

@@ -24,7 +24,8 @@ impl Numbers {
     }
 }
 
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
+/// What does not get smaller.
+pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut numbers = Numbers(seed | 1);
     (0..len).map(|_| numbers.below(256) as u8).collect()
 }

@@ -12,3 +12,4 @@ mod names;
 mod owners;
 mod place;
 mod quota;
+mod slow;

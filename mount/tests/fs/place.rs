@@ -155,6 +155,12 @@ impl Place {
         self.fs_made(path, owners, false).await
     }
 
+    /// One whose requests take so long to the log, one record after the other.
+    pub async fn fs_slow(&self, each: Duration) -> Fs {
+        let client = self.client_on(Arc::new(Slow { log: Arc::clone(&self.log), each, way: Arc::default() })).await;
+        Place::made_with(client, "/", OWNERS, false).await
+    }
+
     /// One whose records on a topic can be held back.
     pub async fn fs_held(&self, topic: Topic) -> (Fs, watch::Sender<bool>) {
         let (held, is_held) = watch::channel(false);
@@ -189,6 +195,40 @@ impl Log for Held {
         Box::pin(async move {
             // Whoever held it back is gone, or lets it pass.
             let _ = is_held.wait_for(|held| !held).await;
+            log.append(topic, partition, value).await
+        })
+    }
+
+    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
+        self.log.read_from(starts)
+    }
+
+    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
+        self.log.bounds(topic, partition)
+    }
+
+    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
+        self.log.trim(topic, partition, before)
+    }
+}
+
+/// A log to which requests take their time.
+struct Slow {
+    log: Arc<dyn Log>,
+    each: Duration,
+    /// Taken by one record after the other.
+    way: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Log for Slow {
+    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
+        if topic != Topic::Requests {
+            return self.log.append(topic, partition, value);
+        }
+        let (log, each, way) = (Arc::clone(&self.log), self.each, Arc::clone(&self.way));
+        Box::pin(async move {
+            let _way = way.lock().await;
+            tokio::time::sleep(each).await;
             log.append(topic, partition, value).await
         })
     }
