@@ -14,7 +14,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::SkipDedup, 0),
     (Bug::ApplyAcrossGap, 13),
     (Bug::FramesShareAPlace, 0),
-    (Bug::AnswerBeforeConfirmed, 97),
+    (Bug::AnswerBeforeConfirmed, 222),
     (Bug::ViewBeforeConfirmed, 409),
     (Bug::ForgetInodeInvalidation, 1699),
     (Bug::ForgetContentInvalidation, 8),

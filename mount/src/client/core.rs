@@ -199,8 +199,9 @@ pub(crate) struct Core<W> {
     session: Option<(SessionId, Box<dyn Seal>)>,
     window: usize,
     waiting: VecDeque<Entry<W>>,
-    /// The order of the last request entered.
+    /// The order of the last request entered, and of the last among these that the server waits for.
     entered: u64,
+    owed: u64,
     delegated: Delegated,
     kernel: KernelForgets,
     flight: Flights<W>,
@@ -239,6 +240,7 @@ impl<W: Waiter> Core<W> {
         Core {
             promises,
             entered: 0,
+            owed: 0,
             delegated: Delegated::new(delegable),
             kernel: KernelForgets::default(),
             phase: Phase::Login,
@@ -562,7 +564,7 @@ impl<W: Waiter> Core<W> {
     /// Numbers and sends what the window has room for.
     fn pump(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
         while matches!(self.phase, Phase::Live)
-            && self.ordinary < self.window
+            && (self.ordinary < self.window || self.owes_word())
             && (self.flight.have_room() || self.waiting.front().is_some_and(ahead::is_view))
             && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
         {
@@ -588,9 +590,16 @@ impl<W: Waiter> Core<W> {
         self.number(now_ms, Entry::own(Op::Session(op), now_ms), out);
     }
 
+    /// Whether what waits first stands before something that the server waits for, and others with it: answers that fill the
+    /// window may be held until that comes, so it does not wait for the window.
+    fn owes_word(&self) -> bool {
+        self.waiting.front().is_some_and(|entry| entry.order <= self.owed)
+    }
+
     /// The same behind all that has been entered.
     fn behind(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) -> u64 {
         self.entered += 1;
+        self.owed = self.entered;
         self.waiting.push_back(Entry { order: self.entered, ..Entry::own(Op::Session(op), now_ms) });
         self.pump(now_ms, out);
         self.entered

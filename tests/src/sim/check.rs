@@ -24,7 +24,7 @@ use proto::{Epoch, Ino, Position};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The epoch in which a run begins.
-const FIRST_EPOCH: Epoch = Epoch(1);
+pub const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// What the checks know besides the history.
 pub struct Known<'a> {
@@ -110,7 +110,12 @@ fn nothing_lost(
 /// What is used and reserved together grows up to the quota and no further, and nothing is refused that fits.
 fn quota(history: &Inner) -> Result<(), String> {
     let mut before: Option<Room> = None;
+    let mut epoch = FIRST_EPOCH;
     for (at, room) in &history.rooms {
+        if std::mem::replace(&mut epoch, at.epoch) != at.epoch {
+            // It begins from what was kept.
+            before = None;
+        }
         for of in Resource::ALL {
             let Some(before) = before.filter(|before| before.quota == room.quota && !before.is_free[of]) else {
                 continue;

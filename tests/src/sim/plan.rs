@@ -431,9 +431,9 @@ impl Plan {
 /// In some runs there is a quota, mostly a tight one for people who write much.
 fn quotas(seed: u64, clients: &mut [Vec<Vec<Step>>], faults: &[Fault]) -> Vec<(u64, Quota)> {
     let mut rng = Rng::new(seed, "quota");
-    // What was granted can be lost with the log.
-    let is_lost = faults.iter().any(|fault| matches!(fault.what, What::LogLost { .. }));
-    if is_lost || !rng.chance(70) {
+    // What stood in one place and what came to stand there cannot be told apart afterwards.
+    let loses_ends = faults.iter().any(|fault| matches!(fault.what, What::LogLost { lost: Lost::Ends }));
+    if loses_ends || !rng.chance(70) {
         return Vec::new();
     }
     let writes = rng.chance(600);

@@ -417,7 +417,10 @@ impl Work {
                     Found::Written { ino, wrote: Wrote { pieces, appended: append } }
                 }
                 Err(error) if i32::from(error.errno()) == libc::EDQUOT => {
-                    self.history.violated(format!("the quota is told of after the write: {error}"));
+                    // What had been granted may have gone with the log.
+                    if self.history.lock().log_lost.is_none() {
+                        self.history.violated(format!("the quota is told of after the write: {error}"));
+                    }
                     Found::Nothing
                 }
                 _ => Found::Nothing,

@@ -114,6 +114,7 @@ impl<W: Waiter> Core<W> {
         // What was answered under the delegations of another session is asked for like anything else.
         self.waiting.iter_mut().for_each(|entry| entry.local = false);
         self.waiting.retain(|entry| !is_upkeep(&entry.op));
+        self.owed = 0;
         self.delegated.anew(self.entered);
         self.kernel.anew();
         self.predecessors.clear();

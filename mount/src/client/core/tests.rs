@@ -721,6 +721,34 @@ fn a_view_that_was_sent_again_shows_nothing_that_was_entered_after_it() {
     }
 }
 
+/// Two who work in one directory fill their windows with what waits for the other one's word.
+#[test]
+fn what_the_server_waits_for_does_not_wait_for_the_window() {
+    let mut sim = Sim::new(3, 1, QUIET);
+    sim.call(0, create("other")).expect("created");
+    let (now, core) = (sim.now_ms, &mut sim.clients[0].core);
+    let mut out = Vec::new();
+    let at = |offset| Position { epoch: EPOCH, partition: PARTITION, offset, index: 0 };
+    core.delegated.delegable = true;
+    let view = Op::View(View::Lookup { dir: root(), name: Name::new(b"none").expect("valid") });
+    core.submit(now, Entry { waiter: Some(Token(1)), ..Entry::own(view, now) }, &mut out);
+    let number = *core.flight.last_key_value().expect("is sent").0;
+    let things = vec![Promise::Dir(root())];
+    let absent = Answer::bare(at(20), PushNo(0), Err(Refusal::NotFound));
+    let answer = Answer { granted: things.clone(), delegated: things.clone(), ..absent };
+    core.answer(now, number, answer, Bytes::new(), &mut out);
+    for number in 0..20 {
+        let op = create(&format!("{number}"));
+        core.submit(now, Entry { answered: true, local: true, ..Entry::own(op, now) }, &mut out);
+    }
+    assert_eq!((core.flight.len(), core.waiting.len()), (16, 4), "the window is full");
+    core.push(now, PushNo(1), PushBody { at: at(21), push: Push::Invalidate(things) }, &mut out);
+    core.flush(now, &mut out);
+    let last = core.flight.last_key_value().map(|(_, flight)| &flight.entry.op);
+    assert!(matches!(last, Some(Op::Session(SessionOp::Confirm { .. }))), "{last:?}");
+    assert!(core.waiting.is_empty());
+}
+
 /// On a slow link changes wait for long that nobody waits for.
 #[test]
 fn a_view_goes_before_changes_that_wait_unless_they_concern_what_it_looks_at() {
