@@ -11,11 +11,11 @@
 //! * Whoever enters a request hears of its end exactly once.
 
 mod acks;
-mod ahead;
 pub(super) mod content;
 mod delegated;
 mod flight;
 mod kernel;
+mod line;
 mod ordered;
 mod parked;
 mod pushes;
@@ -28,16 +28,14 @@ mod tests;
 
 use super::promises::Promises;
 use super::{CallError, Invalidation, Reply};
-use acks::{Acks, MAX_AHEAD};
+use acks::Acks;
 use bytes::Bytes;
 use delegated::Delegated;
 use flight::{Append, Flight, Flights, RESEND_FIRST_MS, backoff_ms};
 use kernel::KernelForgets;
 use ordered::Ordered;
 use parked::ParkedRequests;
-use proto::message::{
-    Acked, Answer, Each, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, Resource, SessionOp,
-};
+use proto::message::{Answer, Each, Ended, Op, Open, Outcome, Push, PushBody, Refusal, Request, Resource, SessionOp};
 use proto::planted::{Bug, planted};
 use proto::seal::SealError;
 use proto::{Epoch, Position, PushNo, RequestNo, SessionId, Time};
@@ -561,50 +559,6 @@ impl<W: Waiter> Core<W> {
 }
 
 impl<W: Waiter> Core<W> {
-    /// Numbers and sends what the window has room for.
-    fn pump(&mut self, now_ms: u64, out: &mut Vec<Action<W>>) {
-        while matches!(self.phase, Phase::Live)
-            && (self.ordinary < self.window || self.owes_word())
-            && (self.flight.have_room() || self.waiting.front().is_some_and(ahead::is_view))
-            && self.next.0 - self.acks.floor().0 <= MAX_AHEAD
-        {
-            if !self.wants_content().is_empty() {
-                return out.push(Action::WantContent);
-            }
-            let Some(entry) = self.waiting.pop_front() else { return };
-            // Nobody waits for this view any more: sending it would only delay others.
-            let is_moot = matches!(entry.op, Op::View(_)) && entry.waiter.as_ref().is_some_and(W::is_gone);
-            if is_moot {
-                out.push(Action::Done { entry, result: Err(CallError::Interrupted) });
-            } else if entry.only_in.is_some_and(|only| self.session() != Some(only))
-                && !planted(Bug::WrittenOutlivesLock)
-            {
-                out.push(Action::Done { entry, result: Err(CallError::SessionLost) });
-            } else {
-                self.number(now_ms, entry, out);
-            }
-        }
-    }
-
-    fn upkeep(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) {
-        self.number(now_ms, Entry::own(Op::Session(op), now_ms), out);
-    }
-
-    /// Whether what waits first stands before something that the server waits for, and others with it: answers that fill the
-    /// window may be held until that comes, so it does not wait for the window.
-    fn owes_word(&self) -> bool {
-        self.waiting.front().is_some_and(|entry| entry.order <= self.owed)
-    }
-
-    /// The same behind all that has been entered.
-    fn behind(&mut self, now_ms: u64, op: SessionOp, out: &mut Vec<Action<W>>) -> u64 {
-        self.entered += 1;
-        self.owed = self.entered;
-        self.waiting.push_back(Entry { order: self.entered, ..Entry::own(Op::Session(op), now_ms) });
-        self.pump(now_ms, out);
-        self.entered
-    }
-
     /// What has been delegated counts no more here: the server is told so by the next [`Core::flush`], behind all that
     /// was answered under it.
     fn give_up_delegations(&mut self, now_ms: u64) {
@@ -612,47 +566,6 @@ impl<W: Waiter> Core<W> {
         if self.delegated.is_to_be_given_up() {
             self.wake_at(now_ms);
         }
-    }
-
-    fn number(&mut self, now_ms: u64, mut entry: Entry<W>, out: &mut Vec<Action<W>>) {
-        let Some((session, seal)) = &mut self.session else {
-            return self.waiting.push_front(entry);
-        };
-        let number = self.next;
-        let acked: Acked = self.acks.tell(number);
-        let request = Request { acked, time: entry.time, op: entry.op, local: entry.local };
-        let sealed = seal.request(number, &request, &entry.payload);
-        entry.op = request.op;
-        let record = match sealed {
-            Ok(record) => record,
-            Err(error) => {
-                return out
-                    .push(Action::Done { entry, result: Err(CallError::Unsendable { reason: error.to_string() }) });
-            }
-        };
-        self.next = number.next();
-        self.flight_session = Some(*session);
-        self.ordinary += usize::from(!is_upkeep(&entry.op));
-        self.numbered_ms = now_ms;
-        self.silent_since.get_or_insert(now_ms);
-        self.wake_at(now_ms + RESEND_FIRST_MS);
-        // A program that has been answered waits all the same if the journal does not have what it did.
-        let waits = !entry.answered || entry.journaled.is_none();
-        out.push(Action::Send { number, frame: record.clone(), journaled: entry.journaled, again: false, waits });
-        let hash = proto::frame::record_hash(&record);
-        self.ordered.number(&entry);
-        let flight = Flight {
-            entry,
-            record,
-            hash,
-            first_sent_ms: now_ms,
-            sent_ms: now_ms,
-            sends: 1,
-            append: Append::Queued,
-            first_at: None,
-            overtaken: false,
-        };
-        self.flight.insert(number, flight);
     }
 
     fn heard(&mut self, now_ms: u64) {

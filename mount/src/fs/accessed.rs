@@ -7,7 +7,7 @@
 use super::{Fs, Stat};
 use crate::error::FsError;
 use bytes::Bytes;
-use proto::message::{Access, Attr, Op, Outcome, Upload};
+use proto::message::{Access, Op, Outcome, Upload};
 use proto::{Ino, Time};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,11 +40,11 @@ impl Accessed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the inode was last read here, if that is not in its attributes yet and they are what they were.
-    pub fn of(&self, attr: &Attr) -> Option<Time> {
+    /// When the inode was last read here, if that is not in its attributes yet and nothing has changed it since.
+    pub fn of(&self, ino: Ino, ctime: Time) -> Option<Time> {
         let state = self.state();
-        let access = state.waiting.get(&attr.ino).or_else(|| state.sent.get(&attr.ino))?;
-        (access.ctime == attr.ctime).then_some(access.atime)
+        let access = state.waiting.get(&ino).or_else(|| state.sent.get(&ino))?;
+        (access.ctime == ctime).then_some(access.atime)
     }
 
     /// Somebody says what the atime is to be.
@@ -72,7 +72,8 @@ impl Fs {
         if state.waiting.len() >= MAX_WAITING && !state.waiting.contains_key(&ino) {
             return false;
         }
-        state.waiting.insert(ino, Access { ino, atime: now, ctime: attr.ctime });
+        // What is written here and on its way counts as a change.
+        state.waiting.insert(ino, Access { ino, atime: now, ctime: stat.ctime });
         if !std::mem::replace(&mut state.sending, true) {
             let inner = std::sync::Arc::downgrade(&self.inner);
             proto::task::spawn_on(&self.inner.runtime, async move {

@@ -177,9 +177,6 @@ impl Fs {
             rdev: attr.rdev,
             covering: is_right.then(|| covering(&attr)),
         };
-        if let Some(accessed) = self.inner.accessed.of(&attr) {
-            stat.atime = stat.atime.max(accessed);
-        }
         if let Some(pending) = pending {
             stat.size = stat.size.max(pending.end);
             stat.blocks = stat.blocks.max(pending.end.min(stat.blocks * 512 + pending.bytes).div_ceil(512));
@@ -188,6 +185,9 @@ impl Fs {
             if pending.mtime >= stat.ctime {
                 (stat.mtime, stat.ctime) = (pending.mtime, pending.mtime);
             }
+        }
+        if let Some(accessed) = self.inner.accessed.of(attr.ino, stat.ctime) {
+            stat.atime = stat.atime.max(accessed);
         }
         stat
     }

@@ -98,3 +98,26 @@ async fn listings_and_links_are_read_too_and_noatime_tells_nothing() {
     told(&quiet, dir.ino, seen_dir.atime).await;
     told(&quiet, link.ino, seen_link.atime).await;
 }
+
+/// The write's answer brings the time of the write; the read came after it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_what_is_still_on_its_way_is_not_forgotten_when_that_is_there() {
+    let place = Place::in_memory().await;
+    let (fs, p) = (place.fs_slow(Duration::from_millis(200)).await, patience());
+    let (file, opened) = fs.create(ME, ROOT, b"f", 0o644, CreateHow::default(), &p).await.expect("makes");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    fs.write(opened.handle, 0, b"content", &p).await.expect("writes");
+    fs.flush(opened.handle, &p).await.expect("closes");
+    assert!(fs.dirty_bytes() > 0, "it is on its way");
+    read(&fs, file.ino, false).await;
+    let atime = fs.getattr(file.ino, &p).await.expect("is there").atime;
+    fs.fsync(opened.handle, &p).await.expect("syncs");
+    let synced = async {
+        while fs.dirty_bytes() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), synced).await.expect("is answered for");
+    assert_eq!(fs.getattr(file.ino, &p).await.expect("is there").atime, atime);
+    fs.release(opened.handle).expect("closes");
+}

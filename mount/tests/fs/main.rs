@@ -7,6 +7,7 @@ mod content;
 mod counts;
 mod delegation;
 mod locks;
+mod logs;
 mod mounted;
 mod names;
 mod owners;

@@ -1,20 +1,20 @@
 //! A cluster in this process: its log, its data, its server, one user.
 
-use bytes::Bytes;
+use crate::logs::{self, Losing};
 use mount::client::{Client, ClientConfig, JournalConfig, Patience, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
 use proto::frame::{Kind, frames};
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
 use proto::log::memory::MemoryLog;
-use proto::log::{Appended, Log, LogError, Start, Tail, Topic};
+use proto::log::{Log, Start, Topic};
 use proto::message::{Quota, UserName};
 use server::admin::Admin;
 use server::admin::users::UserSpec;
 use server::{Server, ServerConfig, data};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -44,8 +44,8 @@ impl Place {
     /// One whose server's answers can be lost.
     pub async fn losing() -> (Place, Arc<Losing>) {
         let log = Arc::new(MemoryLog::new());
-        let losing = Arc::new(Losing { log: log.clone(), loses: AtomicBool::new(false), lost: AtomicUsize::new(0) });
-        (Place::with(log, losing.clone(), None, ServerConfig::embedded).await, losing)
+        let losing = Arc::<Losing>::default();
+        (Place::with(log.clone(), losing.log(log), None, ServerConfig::embedded).await, losing)
     }
 
     /// With a log that is taken for one that lasts, as Kafka's, so with its windows. It stamps nothing.
@@ -157,14 +157,14 @@ impl Place {
 
     /// One whose requests take so long to the log, one record after the other.
     pub async fn fs_slow(&self, each: Duration) -> Fs {
-        let client = self.client_on(Arc::new(Slow { log: Arc::clone(&self.log), each, way: Arc::default() })).await;
-        Place::made_with(client, "/", OWNERS, false).await
+        let client = self.client_on(logs::slow(Arc::clone(&self.log), each)).await;
+        Place::made_with(client, "/", OWNERS, true).await
     }
 
     /// One whose records on a topic can be held back.
     pub async fn fs_held(&self, topic: Topic) -> (Fs, watch::Sender<bool>) {
         let (held, is_held) = watch::channel(false);
-        let client = self.client_on(Arc::new(Held { log: Arc::clone(&self.log), topic, is_held })).await;
+        let client = self.client_on(logs::held(Arc::clone(&self.log), topic, is_held)).await;
         (Place::made_with(client, "/", OWNERS, false).await, held)
     }
 
@@ -176,120 +176,6 @@ impl Place {
         let patience = client.patience();
         let config = FsConfig { relatime, ..FsConfig::new(owners) };
         Fs::open_root(client, config, Path::new(path), &patience).await.expect("opens")
-    }
-}
-
-/// A log that brings no record of a topic there while it is told so.
-struct Held {
-    log: Arc<dyn Log>,
-    topic: Topic,
-    is_held: watch::Receiver<bool>,
-}
-
-impl Log for Held {
-    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
-        if topic != self.topic || !*self.is_held.borrow() {
-            return self.log.append(topic, partition, value);
-        }
-        let (log, mut is_held) = (Arc::clone(&self.log), self.is_held.clone());
-        Box::pin(async move {
-            // Whoever held it back is gone, or lets it pass.
-            let _ = is_held.wait_for(|held| !held).await;
-            log.append(topic, partition, value).await
-        })
-    }
-
-    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
-        self.log.read_from(starts)
-    }
-
-    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
-        self.log.bounds(topic, partition)
-    }
-
-    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
-        self.log.trim(topic, partition, before)
-    }
-}
-
-/// A log to which requests take their time.
-struct Slow {
-    log: Arc<dyn Log>,
-    each: Duration,
-    /// Taken by one record after the other.
-    way: Arc<tokio::sync::Mutex<()>>,
-}
-
-impl Log for Slow {
-    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
-        if topic != Topic::Requests {
-            return self.log.append(topic, partition, value);
-        }
-        let (log, each, way) = (Arc::clone(&self.log), self.each, Arc::clone(&self.way));
-        Box::pin(async move {
-            let _way = way.lock().await;
-            tokio::time::sleep(each).await;
-            log.append(topic, partition, value).await
-        })
-    }
-
-    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
-        self.log.read_from(starts)
-    }
-
-    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
-        self.log.bounds(topic, partition)
-    }
-
-    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
-        self.log.trim(topic, partition, before)
-    }
-}
-
-/// A log that takes answers and forgets them while it is told so.
-pub struct Losing {
-    log: Arc<dyn Log>,
-    loses: AtomicBool,
-    lost: AtomicUsize,
-}
-
-impl Losing {
-    /// Loses every answer from now on until one has been.
-    pub async fn loses_while(&self, work: impl Future<Output = ()>) {
-        let before = self.lost.load(Ordering::SeqCst);
-        self.loses.store(true, Ordering::SeqCst);
-        work.await;
-        let lost = async {
-            while self.lost.load(Ordering::SeqCst) == before {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(WAIT, lost).await.expect("there is an answer to lose");
-        self.loses.store(false, Ordering::SeqCst);
-    }
-}
-
-impl Log for Losing {
-    fn append(&self, topic: Topic, partition: u32, value: Bytes) -> Appended {
-        let is_answer =
-            || frames(value.clone()).is_ok_and(|all| all.iter().all(|one| one.header().kind == Kind::Answer));
-        if topic == Topic::Replies && self.loses.load(Ordering::SeqCst) && is_answer() {
-            self.lost.fetch_add(1, Ordering::SeqCst);
-            return Box::pin(async { Ok(0) });
-        }
-        self.log.append(topic, partition, value)
-    }
-
-    fn read_from(&self, starts: &[(Topic, u32, Start)]) -> Result<Tail, LogError> {
-        self.log.read_from(starts)
-    }
-
-    fn bounds(&self, topic: Topic, partition: u32) -> Result<(u64, u64), LogError> {
-        self.log.bounds(topic, partition)
-    }
-
-    fn trim(&self, topic: Topic, partition: u32, before: u64) -> Result<(), LogError> {
-        self.log.trim(topic, partition, before)
     }
 }
 
