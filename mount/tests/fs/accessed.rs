@@ -111,6 +111,7 @@ async fn a_read_of_what_is_still_on_its_way_is_not_forgotten_when_that_is_there(
     assert!(fs.dirty_bytes() > 0, "it is on its way");
     read(&fs, file.ino, false).await;
     let atime = fs.getattr(file.ino, &p).await.expect("is there").atime;
+    assert!(atime > file.atime, "{atime:?}, {file:?}");
     fs.fsync(opened.handle, &p).await.expect("syncs");
     let synced = async {
         while fs.dirty_bytes() > 0 {
