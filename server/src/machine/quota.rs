@@ -140,8 +140,11 @@ impl Machine {
 
     fn set_reserve(&mut self, namespace: NamespaceId, id: SessionId, of: Resource, amount: u64) {
         let reserves = self.live.reserves.entry(namespace).or_default();
-        reserves.entry(id).or_default()[of] = amount;
-        self.forget_empty_reserves(namespace);
+        let has = reserves.entry(id).or_default();
+        has[of] = amount;
+        if *has == Each::default() {
+            self.forget_empty_reserves(namespace);
+        }
     }
 
     fn forget_empty_reserves(&mut self, namespace: NamespaceId) {

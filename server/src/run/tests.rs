@@ -16,8 +16,8 @@ use proto::log::memory::MemoryLog;
 use proto::log::{LogError, Record, Start, Tail};
 use proto::login::{ClientDone, ClientLogin, CredentialId, public_key};
 use proto::message::{
-    Acked, Answer, Download, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served, SessionOp,
-    UserName, View,
+    Acked, Answer, Download, FileKind, LoginAnswer, LoginDone, LoginRequest, Op, Open, Outcome, Request, Served,
+    SessionOp, UserName, View,
 };
 use proto::seal::{Context, Direction, Head, hash_of, open, random, seal};
 use proto::{Ino, NamespaceId, RequestNo, Time};
@@ -278,20 +278,18 @@ impl Client {
 }
 
 fn mkdir(dir: Ino, name: &str) -> Op {
-    use proto::message::{FileKind, NewInode, Owner, Upload};
+    make(dir, name, FileKind::Dir, 0o755)
+}
+
+fn create(dir: Ino, name: &str) -> Op {
+    make(dir, name, FileKind::File, 0o644)
+}
+
+fn make(dir: Ino, name: &str, kind: FileKind, mode: u32) -> Op {
+    use proto::message::{NewInode, Owner, Upload};
     let name = proto::Name::new(name.as_bytes()).expect("a name");
     let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode {
-        kind: FileKind::Dir,
-        mode: 0o755,
-        umask: 0,
-        uid,
-        gid,
-        rdev: 0,
-        target: None,
-        ino: None,
-        reserved: false,
-    };
+    let new = NewInode { kind, mode, umask: 0, uid, gid, rdev: 0, target: None, ino: None, reserved: false };
     Op::Upload(Upload::Create { dir, name, new })
 }
 

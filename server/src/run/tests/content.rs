@@ -8,24 +8,7 @@ use crate::limits::{Limits, limits, set_limits};
 use proto::Position;
 use proto::chunk::WrappedKey;
 use proto::log::LogError;
-use proto::message::{AttrChange, FileKind, NewInode, Owner, Piece, Source, Upload, WriteAt};
-
-fn create(dir: Ino, name: &str) -> Op {
-    let name = proto::Name::new(name.as_bytes()).expect("a name");
-    let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode {
-        kind: FileKind::File,
-        mode: 0o644,
-        umask: 0,
-        uid,
-        gid,
-        rdev: 0,
-        target: None,
-        ino: None,
-        reserved: false,
-    };
-    Op::Upload(Upload::Create { dir, name, new })
-}
+use proto::message::{AttrChange, Piece, Source, Upload, WriteAt};
 
 pub(super) fn quote(ino: Ino, offset: u64, name: ChunkName) -> Op {
     let key = WrappedKey { key_epoch: 1, wrapped: [7; WrappedKey::BYTES] };

@@ -273,24 +273,6 @@ fn inline_write(ino: Ino, len: u32) -> Op {
     Op::Upload(Upload::Write { ino, at: WriteAt::Offsets, pieces: vec![piece], reserved: false })
 }
 
-fn create(dir: Ino, name: &str) -> Op {
-    use proto::message::{FileKind, NewInode, Owner, Upload};
-    let name = proto::Name::new(name.as_bytes()).expect("a name");
-    let (uid, gid) = (Owner::Namespace, Owner::Namespace);
-    let new = NewInode {
-        kind: FileKind::File,
-        mode: 0o644,
-        umask: 0,
-        uid,
-        gid,
-        rdev: 0,
-        target: None,
-        ino: None,
-        reserved: false,
-    };
-    Op::Upload(Upload::Create { dir, name, new })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_server_takes_a_snapshot_while_the_others_work_and_then_takes_over() {
     let place = Place::new();
