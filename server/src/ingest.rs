@@ -11,7 +11,7 @@ use crate::packs::{Packs, Reached};
 use crate::run::last;
 use bytes::Bytes;
 use proto::chunk::{ChunkName, verify_chunk};
-use proto::frame::{Frame, record_hash};
+use proto::frame::Frame;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, Record, Start, Tail, Topic};
 use proto::{Epoch, NamespaceId, SessionId};
@@ -66,11 +66,9 @@ pub(crate) fn changed(log: &dyn Log, packs: &Packs) -> Result<Changed, ServerErr
 }
 
 /// What tells a record apart from any other: of a chunk what is sealed, which names its content.
-fn mark(record: &Bytes) -> [u8; 32] {
-    match Frame::parse(record.clone()) {
-        Ok(frame) => record_hash(&record[..record.len() - frame.payload().len()]),
-        Err(_) => record_hash(record),
-    }
+fn mark(record: &Record) -> [u8; 32] {
+    let payload = Frame::parse(record.value.clone()).map_or(0, |frame| frame.payload().len());
+    last::mark(record.append_time_ms, &record.value[..record.value.len() - payload])
 }
 
 /// Whether a partition holds what comes next.
@@ -164,7 +162,7 @@ pub(crate) async fn run(
                 if let Err(reason) = &chunk {
                     skipped.tell(&record, reason);
                 }
-                let reached = Reached { epoch: reached, next_offset: next, last: Some(mark(&record.value)) };
+                let reached = Reached { epoch: reached, next_offset: next, last: Some(mark(&record)) };
                 packs.ingest(record.partition, reached, chunk.ok())?;
             }
             Some(Err(LogError::OutOfRange { partition, offset, first, .. })) => {

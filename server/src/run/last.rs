@@ -1,9 +1,16 @@
 //! Whether the log still ends, or goes on, where it was read to: by the last record that was.
 
 use crate::error::ServerError;
-use bytes::Bytes;
-use proto::log::{Log, Start, Topic};
+use proto::log::{Log, Record, Start, Topic};
 use std::collections::BTreeMap;
+
+/// What tells a record apart from any other that could stand in its place. The very same request may come once more and
+/// stand where it stood before the log has lost its end, behind others than before; but it came at another time.
+pub(crate) fn mark(append_time_ms: i64, bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&append_time_ms.to_le_bytes()).update(bytes);
+    *hasher.finalize().as_bytes()
+}
 
 /// Reads the record at each partition's offset again: where it is another one than was `marked`
 /// so, the log has changed.
@@ -11,7 +18,7 @@ pub(crate) fn compare(
     log: &dyn Log,
     topic: Topic,
     mut lasts: BTreeMap<u32, (u64, [u8; 32])>,
-    mark: impl Fn(&Bytes) -> [u8; 32],
+    mark: impl Fn(&Record) -> [u8; 32],
 ) -> Result<BTreeMap<u32, ServerError>, ServerError> {
     let mut changed = BTreeMap::new();
     if lasts.is_empty() {
@@ -33,7 +40,7 @@ pub(crate) fn compare(
         };
         // Later records of partitions that are compared already.
         let Some((offset, marked)) = lasts.remove(&record.partition) else { continue };
-        if record.offset != offset || mark(&record.value) != marked {
+        if record.offset != offset || mark(&record) != marked {
             let reason = format!("the record at offset {offset} is not the one that was read there");
             let partition = record.partition;
             changed.insert(partition, ServerError::LogChanged { topic, partition, reason });

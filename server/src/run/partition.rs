@@ -1,6 +1,7 @@
 //! One partition of the request log as the loop sees it: its rows, its machine,
 //! how far both have come, and when the next tick and checkpoint are due.
 
+use super::last;
 use crate::error::ServerError;
 use crate::limits::limits;
 use crate::machine::effect::{Applied, Effect};
@@ -8,7 +9,6 @@ use crate::machine::{Image, Machine};
 use crate::packs::Cut;
 use crate::store::{Checkpoint, Frozen, PartitionStore, StoreError, Written};
 use bytes::Bytes;
-use proto::frame::record_hash;
 use proto::log::{Record, Topic};
 use proto::planted::{Bug, planted};
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub struct Partition {
     pub next_offset: u64,
     /// What the log had when the server started ends here.
     pub existing_end: u64,
-    /// The value of the last applied record; its hash is asked for at checkpoints only.
-    last: Option<Bytes>,
+    /// When the last applied record was appended, and its value; they are hashed at checkpoints only.
+    last: Option<(i64, Bytes)>,
     last_hash: Option<[u8; 32]>,
     /// When the first change since the last checkpoint was applied, and whether a
     /// client's record was among them.
@@ -148,7 +148,7 @@ impl Partition {
         if planted(Bug::ReplayOneTwice) && self.next_offset == self.existing_end {
             let _ = self.machine.apply(&mut self.store, record.offset, record.append_time_ms, &record.value);
         }
-        self.last = Some(record.value.clone());
+        self.last = Some((record.append_time_ms, record.value.clone()));
         let (since, client) = self.changed.unwrap_or((now, false));
         self.changed = Some((since, client || by_client));
         Ok(Some(applied))
@@ -157,7 +157,7 @@ impl Partition {
     /// Moves on by a record that the state is to know nothing of.
     pub fn pass(&mut self, record: &Record, now: Instant) {
         self.next_offset = record.offset + 1;
-        self.last = Some(record.value.clone());
+        self.last = Some((record.append_time_ms, record.value.clone()));
         // The state of another log must not be kept as if it had come from this one.
         if self.opened || !self.is_foreign {
             self.changed.get_or_insert((now, false));
@@ -224,7 +224,7 @@ impl Partition {
         self.changed.take()?;
         self.sync_since = None;
         if let Some(last) = self.last.take() {
-            self.last_hash = Some(record_hash(&last));
+            self.last_hash = Some(last::mark(last.0, &last.1));
         }
         let cut = Cut { partition: self.number, epoch: self.machine.epoch(), upto: self.next_offset };
         self.writing = Some(cut);

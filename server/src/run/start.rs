@@ -11,7 +11,6 @@ use crate::machine::Machine;
 use crate::packs::Packs;
 use crate::store::{Checkpoint, PartitionStore};
 use proto::Epoch;
-use proto::frame::record_hash;
 use proto::keys::ClusterKey;
 use proto::log::{Log, LogError, REQUEST_PARTITIONS, Start, Tail, Topic};
 use std::collections::BTreeMap;
@@ -134,6 +133,8 @@ fn compare(
         }
     }
 
-    changed.extend(last::compare(log, Topic::Requests, hashes, |record| record_hash(record))?);
+    changed.extend(last::compare(log, Topic::Requests, hashes, |record| {
+        last::mark(record.append_time_ms, &record.value)
+    })?);
     Ok(changed)
 }

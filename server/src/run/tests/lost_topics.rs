@@ -9,6 +9,32 @@ async fn without(log: &MemoryLog, is_lost: impl Fn(Topic, u32) -> bool) -> Memor
     only(log, |record| !is_lost(record.topic, record.partition)).await
 }
 
+/// A client sends again what nobody has answered: what is lost comes to stand where it stood, behind other records.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_very_last_record_that_came_once_more_is_not_taken_for_itself() {
+    let mut place = Place::new();
+    let server = place.start();
+    place.add_user("ann", b"secret").await;
+    let mut client = Client::open(&place.log, "ann", b"secret").await;
+    let (topic, partition) = (Topic::Requests, client.done.partition);
+    assert!(client.call(Op::Session(SessionOp::Sync)).await.result.is_ok());
+    server.stop().expect("stops cleanly");
+
+    let records = place.log.records(topic, partition);
+    let [.., before, last] = &records[..] else { panic!("{} records", records.len()) };
+    let rest = only(&place.log, |record| {
+        (record.topic, record.partition) != (topic, partition) || record.offset < before.offset
+    })
+    .await;
+    for time_ms in [last.append_time_ms + 1000, last.append_time_ms + 2000] {
+        rest.set_time(time_ms);
+        rest.append(topic, partition, last.value.clone()).await.expect("appended");
+    }
+    place.log = rest;
+    let error = place.try_start(NewLog::Refuse).err().expect("refused").to_string();
+    assert!(error.contains("is not the one that was read there"), "{error}");
+}
+
 /// The log with these records, of which each partition must keep the first ones.
 async fn only(log: &MemoryLog, is_kept: impl Fn(&Record) -> bool) -> MemoryLog {
     let rest = MemoryLog::new();
