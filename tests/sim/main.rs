@@ -3,7 +3,7 @@
 
 mod planted;
 
-use harness::sim::{Plan, Step, minimise, run, run_with};
+use harness::sim::{Count, Fault, Kind, Plan, Step, What, minimise, run, run_with};
 use proto::planted::Bug;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,13 +55,30 @@ const FOUND: &[u64] = &[
     7_034_701, 7_043_172, 7_045_951, 7_046_510, 7_062_743, 7_128_794, 7_150_609, 8_007_878, 9_009_620, 10_012_147,
     10_060_457, 10_101_610, 10_108_189, 10_161_336, 12_083_067, 12_123_150, 12_131_110, 14_010_383, 20_000_111,
     20_000_811, 20_002_192, 20_003_978, 20_006_306, 20_008_675, 20_011_885, 20_025_528, 20_025_584, 20_046_903,
-    20_067_216, 20_085_598, 20_055_729, 20_097_719, 20_101_278, 20_131_406, 20_154_074,
+    20_067_216, 20_085_598, 20_055_729, 20_097_719, 20_101_278, 20_131_406, 20_154_074, 20_361_977, 20_372_548,
+    20_374_679,
 ];
 
 #[test]
 fn seeds_that_have_found_bugs_find_none() {
     let broken = broken_by(FOUND.len() as u64, |number| FOUND[number as usize]);
     assert!(broken.is_empty(), "see `cargo sim --seed N`:\n{}", broken.join("\n"));
+}
+
+/// It looks twice while it has a shared lock. Before it hears the second answer its session ends, and another one counts.
+#[test]
+fn whoever_was_deaf_while_its_lock_was_lost_does_not_look_under_it() {
+    let count = |looks, hold_ms| Step::Count(Count { looks, kind: Kind::Range, hold_ms, give_up_ms: None });
+    let mut plan = Plan::draw(20_372_548);
+    plan.clients = vec![vec![], vec![vec![count(true, 12_000)]], vec![vec![count(false, 1500)]]];
+    let what = What::ClientDeaf { client: 1, for_ms: 75_000, forgetful: false };
+    plan.faults = vec![Fault { at_ms: 4460, server: 0, what }];
+    (plan.net.slow, plan.net.lost, plan.net.no_offset, plan.net.late_ack) = (0, 0, 0, 0);
+    (plan.net.repeated, plan.net.reply_lost) = (0, 0);
+    (plan.quotas, plan.window) = (Vec::new(), 256);
+    (plan.journal, plan.power_goes, plan.append_time, plan.tidies_up) = (false, false, true, false);
+    (plan.servers.count, plan.servers.upkeep_ms, plan.servers.keeps_log) = (1, 30_000, false);
+    assert_eq!(run(&plan, false).violation, None);
 }
 
 #[test]

@@ -27,5 +27,6 @@ mod work;
 mod workload;
 
 pub use cluster::{Counts, Report, run, run_with};
+pub use counting::{Count, Kind};
 pub use minimise::minimise;
 pub use plan::{Fault, Plan, Step, What};

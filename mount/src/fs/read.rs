@@ -24,10 +24,22 @@ impl Fs {
             match self.read_once(handle, offset, len, patience).await {
                 // Another mount has just replaced it; that it did will be known in a moment.
                 Err(FsError::Call(CallError::ChunkMissing { .. })) => patience.wait(tokio::time::sleep(wait)).await?,
-                done => return done,
+                done => return self.still_locked(handle, done?, patience).await,
             }
         }
-        self.read_once(handle, offset, len, patience).await
+        let data = self.read_once(handle, offset, len, patience).await?;
+        self.still_locked(handle, data, patience).await
+    }
+
+    /// What was read under a lock is given to the program only while that is sure to be held: an answer that comes late
+    /// may be older than the session's end, which the next one tells.
+    async fn still_locked(&self, handle: u64, data: Bytes, patience: &Patience) -> Result<Bytes, FsError> {
+        let handle = self.inner.handles.file(handle)?;
+        while handle.file.owners().session().is_some() && !self.promises().count(proto::clock::monotonic_ms()) {
+            self.view(View::Getattr { ino: handle.file.ino }, patience).await?;
+            self.check_locks(&handle)?;
+        }
+        Ok(data)
     }
 
     async fn read_once(&self, number: u64, offset: u64, len: u32, patience: &Patience) -> Result<Bytes, FsError> {
