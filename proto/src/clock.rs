@@ -7,7 +7,7 @@
 use crate::ids::Time;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Gives nanoseconds since 1970.
 type Source = Arc<dyn Fn() -> i128 + Send + Sync>;
@@ -27,6 +27,15 @@ impl Clock {
         match &self.0 {
             Some(source) => source(),
             None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128),
+        }
+    }
+
+    /// Nanoseconds since some moment before this one, as [`monotonic_ms`] counts: whoever sets the clock does not move
+    /// it. Of a given clock only what is below a millisecond is its own.
+    pub fn steady_nanos(&self) -> i128 {
+        match &self.0 {
+            Some(source) => i128::from(monotonic_ms()) * 1_000_000 + source().rem_euclid(1_000_000),
+            None => boot_time().as_nanos() as i128,
         }
     }
 
@@ -55,9 +64,14 @@ pub fn monotonic_ms() -> u64 {
     if let Some(ms) = crate::simulation::monotonic_ms() {
         return ms;
     }
+    boot_time().as_millis() as u64
+}
+
+/// Since the machine was started, also what it was suspended for.
+fn boot_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec to write to, and the call does nothing else.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
     assert_eq!(failed, 0, "every Linux since 2.6.39 has this clock");
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -34,7 +34,7 @@ use proto::seal::{Context, Direction, Head, Key, SealError, seal};
 use proto::{Epoch, Ino, NamespaceId, RequestNo, SessionId, Time};
 use reserve::{Reserve, Reserves};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use submit::Caller;
@@ -63,7 +63,6 @@ pub(super) struct Identity {
     pub gid: u32,
     pub volatile: bool,
     pub keys: ContentKeys,
-    clock_offset_ms: i64,
 }
 
 /// One session's way to and from the server.
@@ -78,6 +77,8 @@ pub(super) struct Link {
     pub bulk_partition: u32,
     pub window_requests: usize,
     pub window_bytes: u64,
+    /// What the server's time was ahead of this machine's steady one.
+    pub server_ahead_ms: i64,
 }
 
 impl Link {
@@ -91,6 +92,8 @@ impl Link {
 pub(super) struct Inner {
     pub config: ClientConfig,
     identity: Identity,
+    /// What is added to this machine's steady time to get the server's, in milliseconds.
+    server_ahead_ms: AtomicI64,
     promises: Arc<Promises>,
     shown: Shown,
     forgetter: OnceLock<Forgetter>,
@@ -211,8 +214,10 @@ impl Inner {
         self.invalidations.subscribe()
     }
 
+    /// The server's time, as far as that is known: this machine's clock may be wrong, and be set meanwhile.
     pub(super) fn now(&self) -> Time {
-        let nanos = self.config.clock.nanos() + i128::from(self.identity.clock_offset_ms) * 1_000_000;
+        let ahead_ms = self.server_ahead_ms.load(Ordering::Relaxed);
+        let nanos = self.config.clock.steady_nanos() + i128::from(ahead_ms) * 1_000_000;
         Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
     }
 
@@ -645,6 +650,7 @@ impl From<login::LoggedIn> for (Identity, Link, Vec<u8>) {
             bulk_partition: done.bulk_partition,
             window_requests: done.window_requests as usize,
             window_bytes: done.window_bytes,
+            server_ahead_ms: login.server_ahead_ms,
         };
         let identity = Identity {
             namespace: done.namespace,
@@ -652,7 +658,6 @@ impl From<login::LoggedIn> for (Identity, Link, Vec<u8>) {
             gid: done.gid,
             volatile: done.volatile,
             keys: login.keys,
-            clock_offset_ms: login.clock_offset_ms,
         };
         (identity, link, done.ticket)
     }

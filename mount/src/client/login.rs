@@ -23,8 +23,8 @@ pub(super) struct LoggedIn {
     /// Seals the session's records on its partition.
     pub key: Key,
     pub keys: ContentKeys,
-    /// The server's clock minus ours, in milliseconds.
-    pub clock_offset_ms: i64,
+    /// The server's time minus our steady one, in milliseconds.
+    pub server_ahead_ms: i64,
 }
 
 /// Logs in, within `patience`.
@@ -52,7 +52,7 @@ pub(super) async fn login(config: &ClientConfig, patience: Duration) -> Result<L
         .map_err(|error| protocol(error.to_string()))?
         .map_err(|error| unusable(config, error))?;
 
-    let asked = config.clock.now_ms();
+    let asked_ms = proto::clock::monotonic_ms() as i64;
     let answer = attempt.ask(2, &LoginRequest::Finish { half_state, ke1, ke3: finished.ke3.clone() }).await?;
     let sealed = match answer {
         LoginAnswer::Done { sealed } => sealed,
@@ -62,7 +62,7 @@ pub(super) async fn login(config: &ClientConfig, patience: Duration) -> Result<L
         }
         LoginAnswer::Challenge { .. } => return Err(protocol("a login was asked for its beginning twice")),
     };
-    let answered = config.clock.now_ms();
+    let answered_ms = proto::clock::monotonic_ms() as i64;
     let done = LoginDone::open(&finished.session_secret.login_key(), finished.session, &sealed)
         .map_err(|error| protocol(error.to_string()))?;
     let keys_failed = |reason: String| ConnectError::Keys { user: config.user.clone(), reason };
@@ -72,7 +72,7 @@ pub(super) async fn login(config: &ClientConfig, patience: Duration) -> Result<L
     Ok(LoggedIn {
         key: finished.session_secret.partition_key(done.partition),
         keys,
-        clock_offset_ms: done.server_time_ms - (asked + (answered - asked) / 2),
+        server_ahead_ms: done.server_time_ms.saturating_sub(asked_ms + (answered_ms - asked_ms) / 2),
         done,
     })
 }

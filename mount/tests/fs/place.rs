@@ -3,6 +3,7 @@
 use crate::logs::{self, Losing};
 use mount::client::{Client, ClientConfig, JournalConfig, Patience, Secret};
 use mount::fs::{Caller, Fs, FsConfig, Owners};
+use proto::clock::Clock;
 use proto::frame::{Kind, frames};
 use proto::log::embedded::EmbeddedBroker;
 use proto::log::kafka::{KafkaLog, KafkaSettings};
@@ -123,6 +124,10 @@ impl Place {
     }
 
     async fn client_on(&self, log: Arc<dyn Log>) -> Client {
+        self.client_with(log, Clock::default()).await
+    }
+
+    async fn client_with(&self, log: Arc<dyn Log>, clock: Clock) -> Client {
         let config = ClientConfig {
             log,
             brokers: "test".to_owned(),
@@ -132,7 +137,7 @@ impl Place {
             timeout: WAIT,
             hard: false,
             journal: Some(self.journal()),
-            clock: proto::clock::Clock::default(),
+            clock,
         };
         Client::connect(config).await.expect("logs in")
     }
@@ -159,6 +164,12 @@ impl Place {
     pub async fn fs_slow(&self, each: Duration) -> Fs {
         let client = self.client_on(logs::slow(Arc::clone(&self.log), each)).await;
         Place::made_with(client, "/", OWNERS, true).await
+    }
+
+    /// One on a machine with this clock.
+    pub async fn fs_by(&self, clock: Clock) -> Fs {
+        let client = self.client_with(Arc::clone(&self.log), clock).await;
+        Place::made_with(client, "/", OWNERS, false).await
     }
 
     /// One whose records on a topic can be held back.

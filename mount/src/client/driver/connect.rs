@@ -17,6 +17,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between logins that failed: first, and at most.
 const LOGIN_AGAIN: Duration = Duration::from_millis(500);
 const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(10);
+/// What one estimate of the server's time may differ from another by without a clock's having been set.
+const CLOCK_SET_MS: u64 = 1_000;
 /// After the server has said no to the password, which was right before.
 const LOGIN_REFUSED: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,7 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError
         last_log_error: Mutex::default(),
         tasks: Mutex::default(),
         identity,
+        server_ahead_ms: AtomicI64::new(link.server_ahead_ms),
         config,
     });
     let handle = Handle { inner: Arc::clone(&inner) };
@@ -99,6 +102,7 @@ impl Inner {
     /// Starts reading where the session is answered, then opens it.
     async fn open_session(self: &Arc<Self>, link: Link, ticket: Vec<u8>) -> Result<(), ConnectError> {
         let link = Arc::new(link);
+        self.learn_time(link.server_ahead_ms);
         let replies = inbox::tail(self, Topic::Replies, link.replies_partition).await?;
         let bulk = inbox::tail(self, Topic::Bulk, link.bulk_partition).await?;
         let seal = Box::new(SessionSeal { link: Arc::clone(&link), ticket });
@@ -120,6 +124,14 @@ impl Inner {
             state.core.open(now_ms, link.session, seal, link.window_requests, actions)
         })
         .map_err(|error| ConnectError::Protocol { reason: error.to_string() })
+    }
+
+    /// One of the clocks may have been set since. What estimates differ by of themselves moves nothing: times would go back.
+    fn learn_time(&self, ahead_ms: i64) {
+        let known_ms = self.server_ahead_ms.load(Ordering::Relaxed);
+        if known_ms.abs_diff(ahead_ms) >= CLOCK_SET_MS {
+            self.server_ahead_ms.store(ahead_ms, Ordering::Relaxed);
+        }
     }
 
     /// Logs in again whenever the session has ended or nobody answers it.
