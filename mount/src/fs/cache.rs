@@ -14,7 +14,7 @@ use super::pending::{Effect, Pending, Target, Touched};
 use super::stamps::{Life, Stamps};
 use crate::client::{Continued, Grant, Promises, Reply};
 use bytes::Bytes;
-use proto::message::{Attr, Cursor, FileKind, Listed, Promise, StoredExtent};
+use proto::message::{Attr, Cursor, FileKind, Listed, Outcome, Promise, StoredExtent};
 use proto::planted::{Bug, planted};
 use proto::{Ino, Name, Position, Time};
 use std::collections::{BTreeMap, HashMap};
@@ -340,6 +340,12 @@ impl Cache {
         touched: &Touched,
         learn: impl FnOnce(&mut Lesson<'_>),
     ) {
+        // The server corrects a time that is ahead of the log's.
+        let time = match &reply.outcome {
+            Outcome::Entry(attr) | Outcome::Removed(attr) => Some(attr.ctime),
+            Outcome::Renamed { moved, .. } => Some(moved.ctime),
+            _ => None,
+        };
         self.learn(promises, reply, |l| {
             let (at, inner) = (l.at, &mut *l.inner);
             inner.pending.settle(touched, order, Some(at));
@@ -351,6 +357,9 @@ impl Cache {
                     && known.at < at
                 {
                     (known.at, known.attr.version) = (at, at);
+                    if let Some(time) = time.filter(|_| !inner.pending.has_touched(*dir, order)) {
+                        (known.attr.mtime, known.attr.ctime) = (time, time);
+                    }
                 }
             }
             learn(l);

@@ -10,7 +10,6 @@
 
 use super::cache::{Found, Local};
 use super::extents::{ExtentMap, Part};
-use super::file::State;
 use super::pending::{Effect, Target, Touched};
 use super::{Fs, Inner};
 use crate::client::{Client, Patience, Reply, Room, Submitted, Terms};
@@ -300,14 +299,22 @@ impl Fs {
         })
     }
 
+    /// When a file that is being written was written last. To be asked before the cache's lock is taken.
+    fn when_written(&self, ino: Ino) -> Option<Time> {
+        Some(self.inner.files.get(ino)?.pending()?.mtime)
+    }
+
+    /// The same of what a name was last known to be of.
+    fn when_named_written(&self, dir: Ino, name: &Name) -> Written {
+        Written(self.cache().name_once(dir, name).and_then(|ino| Some((ino, self.when_written(ino)?))))
+    }
+
     /// What was written before is in the stream.
     pub(super) fn link_locally(&self, ino: Ino, dir: Ino, name: &Name) -> Option<Result<Done<Attr>, FsError>> {
-        let file = self.inner.files.get(ino);
-        // Before the cache's lock.
-        let state = file.as_ref().map(|file| file.state());
+        let written = self.when_written(ino);
         self.locally(|_, local, time| {
             local.dir(dir)?;
-            let mut attr = with_written(local, ino, state.as_deref())?;
+            let (mut attr, mut inodes) = with_written(local, ino, written)?;
             match local.lookup(dir, name)? {
                 Found::Absent => {}
                 Found::Entry(_) | Found::Inode(_) => return Some(Err(Refusal::Exists)),
@@ -320,9 +327,10 @@ impl Fs {
             }
             let effect = Effect::Linked { dir, time };
             effect.apply(&mut attr);
+            inodes.extend([(dir, Effect::Entry { time, links: 0 }), (ino, effect)]);
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Link { ino, dir, name: name.clone() }),
-                inodes: vec![(dir, Effect::Entry { time, links: 0 }), (ino, effect)],
+                inodes,
                 names: vec![(dir, name.clone(), Some((ino, attr.kind)))],
                 made: None,
                 reshaped: None,
@@ -335,6 +343,7 @@ impl Fs {
     pub(super) fn remove_locally(&self, delete: &Delete) -> Option<Result<Done<()>, FsError>> {
         let (Delete::Unlink { dir, name } | Delete::Rmdir { dir, name }) = delete;
         let (dir, is_rmdir) = (*dir, matches!(delete, Delete::Rmdir { .. }));
+        let written = self.when_named_written(dir, name);
         self.locally(|_, local, time| {
             local.dir(dir)?;
             let attr = match local.lookup(dir, name)? {
@@ -343,6 +352,7 @@ impl Fs {
                 Found::Inode(_) => return None,
             };
             let is_dir = attr.kind == FileKind::Dir;
+            let mut inodes = Vec::new();
             match (is_rmdir, is_dir) {
                 (true, false) => return Some(Err(Refusal::NotDirectory)),
                 (false, true) => return Some(Err(Refusal::IsDirectory)),
@@ -352,16 +362,15 @@ impl Fs {
                         return Some(Err(Refusal::NotEmpty));
                     }
                 }
-                (false, false) => {
-                    local.inode(attr.ino)?;
-                }
+                (false, false) => inodes = with_written(local, attr.ino, written.of(attr.ino))?.1,
             }
+            inodes.extend([
+                (dir, Effect::Entry { time, links: -i32::from(is_dir) }),
+                (attr.ino, Effect::Unlinked { time }),
+            ]);
             Some(Ok(Plan {
                 op: Op::Delete(delete.clone()),
-                inodes: vec![
-                    (dir, Effect::Entry { time, links: -i32::from(is_dir) }),
-                    (attr.ino, Effect::Unlinked { time }),
-                ],
+                inodes,
                 names: vec![(dir, name.clone(), None)],
                 made: None,
                 reshaped: None,
@@ -377,6 +386,7 @@ impl Fs {
         (to_dir, to): (Ino, &Name),
         how: RenameHow,
     ) -> Option<Result<Done<()>, FsError>> {
+        let written = [self.when_named_written(from_dir, from), self.when_named_written(to_dir, to)];
         self.locally(|_, local, time| {
             local.dir(from_dir)?;
             local.dir(to_dir)?;
@@ -387,23 +397,29 @@ impl Fs {
             };
             // Whether a directory would come to stand below itself only the server knows.
             let stays = |attr: &Attr| attr.kind != FileKind::Dir || from_dir == to_dir;
-            local.inode(moved.ino).filter(stays)?;
+            let (_, mut inodes) =
+                with_written(local, moved.ino, written[0].of(moved.ino)).filter(|(attr, _)| stays(attr))?;
+            let mut find_other = |local: &mut Local<'_>, ino| {
+                let (attr, effects) = with_written(local, ino, written[1].of(ino))?;
+                inodes.extend(effects);
+                Some(attr)
+            };
             let other = match (local.lookup(to_dir, to)?, how) {
                 (Found::Absent, RenameHow::Exchange) => return Some(Err(Refusal::NotFound)),
                 (Found::Absent, _) => None,
                 (_, RenameHow::NoReplace) => return Some(Err(Refusal::Exists)),
-                (Found::Entry(other), RenameHow::Exchange) => Some(local.inode(other.ino).filter(stays)?),
+                (Found::Entry(other), RenameHow::Exchange) => Some(find_other(local, other.ino).filter(stays)?),
                 (Found::Entry(other), RenameHow::Replace)
                     if moved.kind != FileKind::Dir && other.kind != FileKind::Dir =>
                 {
-                    Some(local.inode(other.ino)?)
+                    Some(find_other(local, other.ino)?)
                 }
                 (Found::Entry(_) | Found::Inode(_), _) => return None,
             };
             if other.as_ref().is_some_and(|other| other.ino == moved.ino) {
                 return None;
             }
-            let mut inodes = vec![(from_dir, Effect::Entry { time, links: 0 })];
+            inodes.push((from_dir, Effect::Entry { time, links: 0 }));
             if to_dir != from_dir {
                 inodes.push((to_dir, Effect::Entry { time, links: 0 }));
             }
@@ -470,7 +486,8 @@ impl Fs {
         // Before the cache's lock.
         let state = file.as_ref().map(|file| file.state());
         self.locally(|_, local, time| {
-            let mut attr = with_written(local, ino, state.as_deref())?;
+            let written = state.as_ref().and_then(|state| Some(state.pending()?.mtime));
+            let (mut attr, mut inodes) = with_written(local, ino, written)?;
             let mut effects = Vec::new();
             if let Some(size) = change.size {
                 local.file(ino).filter(|_| state.as_ref().is_none_or(|state| state.is_clean()))?;
@@ -485,9 +502,10 @@ impl Fs {
             }
             effects.push(Effect::Set { change: change.clone(), time });
             effects.iter().for_each(|effect| effect.apply(&mut attr));
+            inodes.extend(effects.into_iter().map(|effect| (ino, effect)));
             Some(Ok(Plan {
                 op: Op::Upload(Upload::Setattr { ino, change: change.clone() }),
-                inodes: effects.into_iter().map(|effect| (ino, effect)).collect(),
+                inodes,
                 names: Vec::new(),
                 made: None,
                 reshaped: change.size.map(|size| Reshaped { ino, how: How::Cut(size) }),
@@ -504,14 +522,17 @@ impl Fs {
         ino: Ino,
         plan: impl FnOnce(&mut Local<'_>, Attr, Time) -> Option<Result<(Upload, Effect), Refusal>>,
     ) -> Option<Result<Done<()>, FsError>> {
-        let file = self.inner.files.get(ino);
-        // Before the cache's lock.
-        let state = file.as_ref().map(|file| file.state());
+        let written = self.when_written(ino);
         self.locally(|_, local, time| {
-            let attr = with_written(local, ino, state.as_deref())?;
-            Some(plan(local, attr, time)?.map(|(upload, effect)| Plan {
+            let (attr, mut inodes) = with_written(local, ino, written)?;
+            let (upload, effect) = match plan(local, attr, time)? {
+                Ok(planned) => planned,
+                Err(refusal) => return Some(Err(refusal)),
+            };
+            inodes.push((ino, effect));
+            Some(Ok(Plan {
                 op: Op::Upload(upload),
-                inodes: vec![(ino, effect)],
+                inodes,
                 names: Vec::new(),
                 made: None,
                 reshaped: None,
@@ -602,6 +623,15 @@ impl Fs {
     }
 }
 
+/// When an inode was written last, if it is being written.
+struct Written(Option<(Ino, Time)>);
+
+impl Written {
+    fn of(&self, ino: Ino) -> Option<Time> {
+        self.0.filter(|(written, _)| *written == ino).map(|(_, time)| time)
+    }
+}
+
 /// How much of a file's parts is no hole.
 fn data_bytes(parts: &[Part]) -> u64 {
     let data = parts.iter().filter_map(|part| match part {
@@ -611,15 +641,15 @@ fn data_bytes(parts: &[Part]) -> u64 {
     data.sum()
 }
 
-/// The attributes of an inode that may be answered for here. What is being written has moved the times, which from now on
-/// stand in the attributes alone.
-fn with_written(local: &mut Local<'_>, ino: Ino, state: Option<&State>) -> Option<Attr> {
+/// The attributes of an inode that may be answered for here. What is being written has moved the times, and stands in the
+/// log before what is done to it now, whose answer tells them: until then they go with that.
+fn with_written(local: &mut Local<'_>, ino: Ino, written: Option<Time>) -> Option<(Attr, Vec<(Ino, Effect)>)> {
     let mut attr = local.inode(ino)?;
-    if let Some(mtime) = state.and_then(|state| Some(state.pending()?.mtime))
-        && mtime >= attr.ctime
-    {
-        (attr.mtime, attr.ctime) = (mtime, mtime);
-        local.put(attr.clone());
+    let mut effects = Vec::new();
+    if let Some(time) = written.filter(|time| *time >= attr.ctime) {
+        let effect = Effect::Written { time };
+        effect.apply(&mut attr);
+        effects.push((ino, effect));
     }
-    Some(attr)
+    Some((attr, effects))
 }

@@ -54,6 +54,10 @@ pub enum Effect {
         dir: Ino,
         time: Time,
     },
+    /// It was written before what comes next.
+    Written {
+        time: Time,
+    },
     /// One of its names stands in this directory now.
     Moved {
         dir: Ino,
@@ -87,6 +91,7 @@ impl Effect {
                 attr.allocated += bytes;
                 attr.written(*time);
             }
+            Effect::Written { time } => attr.written(*time),
             Effect::Linked { dir, time } => attr.link(*dir, *time),
             Effect::Moved { dir, time } => attr.rename(*dir, *time),
             Effect::Unlinked { time } => attr.unlink(*time),

@@ -4,7 +4,10 @@ use crate::place::{ME, Place, all_names};
 use mount::client::Patience;
 use mount::fs::{CreateHow, Fs, NewNode, ROOT, SetAttr, SetTime};
 use proto::Time;
+use proto::clock::Clock;
 use proto::message::{AclKind, FileKind, Refusal, RenameHow, XattrHow};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 fn patience() -> Patience {
@@ -98,6 +101,50 @@ async fn costs_at_most(fs: &Fs, most: u64, mut work: impl AsyncFnMut(u64)) {
         costs.push(records);
     }
     panic!("{costs:?} records, and not {most}");
+}
+
+/// The write's answer is not here yet when the file gets another name and mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_just_written_keeps_its_time_under_another_name() {
+    let place = Place::lasting().await;
+    let (fs, p) = (place.fs().await, &patience());
+    let dir = own_dir(&fs, "dir").await;
+    for number in 0..20 {
+        let name = format!("f{number}");
+        let (stat, opened) = fs.create(ME, dir, b"new", 0o644, CreateHow::default(), p).await.expect("makes");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        fs.write(opened.handle, 0, b"content", p).await.expect("writes");
+        fs.flush(opened.handle, p).await.expect("closes");
+        fs.release(opened.handle).expect("closes");
+        let written = fs.getattr(stat.ino, p).await.expect("is there").mtime;
+        assert!(written > stat.mtime);
+        fs.rename((dir, b"new"), (dir, name.as_bytes()), RenameHow::Replace, p).await.expect("renames");
+        assert_eq!(fs.getattr(stat.ino, p).await.expect("is there").mtime, written);
+        fs.setattr(stat.ino, SetAttr { mode: Some(0o600), ..SetAttr::default() }, p).await.expect("sets the mode");
+        assert_eq!(fs.getattr(stat.ino, p).await.expect("is there").mtime, written);
+        sent(&fs).await;
+        assert_eq!(fs.getattr(stat.ino, p).await.expect("is there").mtime, written);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_sets_the_clock_does_not_move_what_is_written() {
+    const HOUR_NANOS: i128 = 3_600_000_000_000;
+    let place = Place::lasting().await;
+    let hours = Arc::new(AtomicI64::new(-9));
+    let clock = {
+        let hours = Arc::clone(&hours);
+        Clock::new(move || Clock::default().nanos() + i128::from(hours.load(Ordering::Relaxed)) * HOUR_NANOS)
+    };
+    let (fs, p) = (place.fs_by(clock).await, &patience());
+    let mut before = Clock::default().now().secs - 1;
+    for hour in [-9, 0, 7, -30] {
+        hours.store(hour, Ordering::Relaxed);
+        let name = format!("at {hour}");
+        let made = fs.mkdir(ME, ROOT, name.as_bytes(), 0o755, p).await.expect("makes").mtime.secs;
+        assert!(made >= before && made <= Clock::default().now().secs + 1, "{made} at {hour}, {before} before");
+        before = made;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

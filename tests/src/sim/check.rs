@@ -11,7 +11,7 @@
 
 mod places;
 
-use self::places::{concerned, find_place, find_places, is_of_many_moments, nearby, show};
+use self::places::{Apart, concerned, find_place, find_places, is_of_many_moments, nearby, show};
 use super::counting;
 use super::history::{Applied, ChangeId, Entered, Found, Inner, Operation, Room, Wrote};
 use super::model::Model;
@@ -149,8 +149,17 @@ fn quota(history: &Inner) -> Result<(), String> {
 /// is without them.
 fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
     let kept_before = |at: &Position| known.kept.and_then(|kept| kept.get(&at.partition)).copied();
-    let is_gone = |at: &Position| {
-        !known.lost_ends && at.epoch == FIRST_EPOCH && kept_before(at).is_some_and(|kept| at.offset >= kept)
+    let is_gone = |at: &Position, applied: &Applied| {
+        let is_lacked = match known.lost_ends {
+            // Its state has what was lost there, so it has none of what has come to stand in those places.
+            true => {
+                let end = history.ends.get(&(Topic::Requests, at.partition)).copied();
+                let is_other = || end.zip(kept_before(at)).is_some_and(|(end, kept)| kept > end);
+                history.log_lost.is_some_and(|lost_at| applied.moment > lost_at) && is_other()
+            }
+            false => kept_before(at).is_some_and(|kept| at.offset >= kept),
+        };
+        is_lacked && at.epoch == FIRST_EPOCH
     };
     let entered = &history.entered[..];
     let applied = || history.applied.iter().map(|(at, applied)| (*at, applied));
@@ -158,11 +167,13 @@ fn views<'a>(history: &'a Inner, known: &Known<'_>) -> Vec<View<'a>> {
     let lost = |kept: bool| history.lost.iter().filter(move |(at, _)| is_kept(at) == kept);
     let operations = || history.operations.iter().enumerate();
     let gone: BTreeSet<ChangeId> = applied()
-        .filter(|(at, _)| is_gone(at))
+        .filter(|(at, applied)| is_gone(at, applied))
         .chain(lost(false).map(|(at, applied)| (*at, applied)))
         .map(|(_, applied)| applied.id)
         .collect();
-    let kept = || applied().filter(|(at, _)| !is_gone(at)).chain(lost(true).map(|(at, applied)| (*at, applied)));
+    let kept = || {
+        applied().filter(|(at, applied)| !is_gone(at, applied)).chain(lost(true).map(|(at, applied)| (*at, applied)))
+    };
     let Some(lost_at) = history.log_lost.filter(|_| !gone.is_empty()) else {
         return vec![View { applied: kept().collect(), operations: operations().collect(), entered, gone }];
     };
@@ -382,10 +393,12 @@ fn linearizable(
         };
         // A name may be this mount's alone, and what it names not; or the other way round.
         let since = |ino: u64| whose_since(&[Whose::Inode(ino), Whose::Client(operation.client)], &highest);
-        let apart = || find_places(model, &operation.found, since, to).filter(|_| to > heard);
         let is_own = |at: &Position| {
             view.applied.get(at).is_some_and(|applied| applied.id.client() as usize == operation.client)
         };
+        // The same where this mount itself changed one of them meanwhile, which the kernel would have kept out.
+        let may_be_apart = |apart: &Apart| to > heard || is_own(&apart.dir.1) || is_own(&apart.inode.1);
+        let apart = || find_places(model, &operation.found, since, to).filter(may_be_apart);
         let place = match &operation.found {
             Found::Nothing | Found::Counted(_) => None,
             Found::Changed(result) => {

@@ -3,6 +3,7 @@
 
 use super::bus::Bus;
 use super::counting::Counted;
+use super::model::Times;
 use bytes::Bytes;
 use proto::log::Topic;
 use proto::message::{Each, FileKind, Op, Outcome, Quota, Refusal, Resource, Upload};
@@ -49,6 +50,8 @@ pub struct Inner {
     pub rooms: BTreeMap<Position, Room>,
     /// What had been applied of the ends that partitions lost: others may come to stand in their places.
     pub lost: BTreeMap<Position, Applied>,
+    /// Where those ended then.
+    pub ends: BTreeMap<(Topic, u32), u64>,
     /// The first thing that cannot be.
     pub violation: Option<String>,
 }
@@ -102,6 +105,9 @@ pub struct Applied {
     pub id: ChangeId,
     pub op: Op,
     pub payload: Bytes,
+    /// Its client's time, and the one that counts.
+    pub sent: Time,
+    pub time: Time,
     /// Its program had been answered, under a delegation that counts.
     pub local: bool,
     pub result: Result<Outcome, Refusal>,
@@ -192,6 +198,8 @@ pub struct Entry {
     pub nlink: u32,
     /// Of a file, if nothing that is written here may be shown in it before the server has it.
     pub size: Option<u64>,
+    /// Of a file, the same.
+    pub times: Option<Times>,
 }
 
 impl Found {
@@ -225,7 +233,7 @@ impl History {
         inner.moment += 1;
         let moment = inner.moment;
         match seen {
-            Seen::Applied { at, session, number, sent, op, payload, local, result, .. } => {
+            Seen::Applied { at, session, number, sent, time, op, payload, local, result, .. } => {
                 if let Some(known) = inner.applied.get(at) {
                     if known.result != **result || known.op != **op {
                         let text = format!("at {at} one machine gave {:?}, another {result:?}", known.result);
@@ -240,6 +248,8 @@ impl History {
                     id: ChangeId::of(*sent, op),
                     op: (*op).clone(),
                     payload: (*payload).clone(),
+                    sent: *sent,
+                    time: *time,
                     local: *local,
                     result: (*result).clone(),
                 };
@@ -279,6 +289,7 @@ impl History {
         let mut inner = self.lock();
         inner.moment += 1;
         inner.log_lost = Some(inner.moment);
+        inner.ends = ends.clone();
         let is_lost = |at: &Position| {
             let end = ends.get(&(Topic::Requests, at.partition));
             end.is_some_and(|end| at.offset >= *end)

@@ -5,7 +5,7 @@ use super::check::FIRST_EPOCH;
 use super::history::{Applied, Entry};
 use super::work::MARK;
 use proto::message::{Attr, Delete, FileKind, Op, Outcome, Refusal, RenameHow, Upload, View, WriteAt};
-use proto::{Ino, Position};
+use proto::{Ino, Position, Time};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub struct Model {
     pub inodes: BTreeMap<u64, Inode>,
     /// By inode, what it was from each place on, in order.
     pub versions: BTreeMap<u64, Vec<(Position, Arc<Inode>)>>,
+    /// When the request that is taken in was made.
+    now: When,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,39 @@ pub struct Inode {
     pub target_bytes: u64,
     /// Of a directory: where it stands.
     pub parent: u64,
+    /// None of a root's that nothing has been done to.
+    pub times: Option<Shown>,
+}
+
+/// When something was done.
+#[derive(Clone, Copy, Default)]
+struct When {
+    counts: Time,
+    /// As the request has it, which the server corrects where it is ahead of the log.
+    sent: Time,
+}
+
+/// What an inode's times may be shown as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub counts: Times,
+    /// By a mount that has not heard of the server's correction.
+    pub sent: Times,
+}
+
+impl Shown {
+    /// Each of the two by itself: one may have been heard of.
+    fn may_be(&self, times: Times) -> bool {
+        let both = [self.counts, self.sent];
+        both.iter().any(|known| known.mtime == times.mtime) && both.iter().any(|known| known.ctime == times.ctime)
+    }
+}
+
+/// When an inode's content and when anything of it changed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    pub mtime: Time,
+    pub ctime: Time,
 }
 
 impl Inode {
@@ -45,7 +80,32 @@ impl Inode {
             mark: None,
             target_bytes: 0,
             parent: 0,
+            times: None,
         }
+    }
+
+    /// Its content, which of a directory are its entries, is another one from then on.
+    fn modified(&mut self, now: When) {
+        let both = |time| Times { mtime: time, ctime: time };
+        self.times = Some(Shown { counts: both(now.counts), sent: both(now.sent) });
+    }
+
+    /// The same of a file's. What was written is told later than it was done, and its times never go back.
+    fn written(&mut self, now: When) {
+        let onward = |now: Time, before: Time| if now < before { before.just_after() } else { now };
+        let now = self.times.map_or(now, |before| When {
+            counts: onward(now.counts, before.counts.ctime),
+            sent: onward(now.sent, before.sent.ctime),
+        });
+        self.modified(now);
+    }
+
+    /// Something else of it is.
+    fn touched(&mut self, now: When) {
+        self.times = self.times.map(|before| Shown {
+            counts: Times { ctime: now.counts, ..before.counts },
+            sent: Times { ctime: now.sent, ..before.sent },
+        });
     }
 
     /// Whether these are its attributes; whose they are is the caller's to see.
@@ -54,6 +114,7 @@ impl Inode {
             && self.mode == entry.mode
             && self.nlink == entry.nlink
             && entry.size.is_none_or(|size| size == self.content.len() as u64)
+            && entry.times.is_none_or(|times| self.times.is_none_or(|known| known.may_be(times)))
     }
 }
 
@@ -77,6 +138,7 @@ impl Model {
 
     /// Takes in the next request of the log. Says what is wrong with its result.
     pub fn apply(&mut self, at: Position, applied: &Applied, plain: Plain<'_>) -> Result<(), String> {
+        self.now = When { counts: applied.time, sent: applied.sent };
         match &applied.op {
             Op::View(view) => self.view(view, &applied.result),
             Op::Upload(upload) => self.upload(at, upload, applied, plain),
@@ -152,11 +214,12 @@ impl Model {
         let wrong = attr.kind != inode.kind
             || attr.mode != inode.mode
             || attr.nlink != inode.nlink
-            || size.is_some_and(|size| size != attr.size);
+            || size.is_some_and(|size| size != attr.size)
+            || inode.times.is_some_and(|times| times.counts != Times { mtime: attr.mtime, ctime: attr.ctime });
         match wrong {
             true => Err(format!(
-                "attributes {:?} mode {:o} nlink {} size {}, the model has {:?} mode {:o} nlink {} size {size:?}",
-                attr.kind, attr.mode, attr.nlink, attr.size, inode.kind, inode.mode, inode.nlink
+                "{attr:?}, the model has {:?} mode {:o} nlink {} size {size:?} {:?}",
+                inode.kind, inode.mode, inode.nlink, inode.times
             )),
             false => Ok(()),
         }
@@ -199,6 +262,7 @@ impl Model {
                 }
                 let mut inode = Inode::new(new.kind, new.mode);
                 inode.parent = dir.0;
+                inode.modified(self.now);
                 if new.kind == FileKind::Symlink {
                     inode.target_bytes = attr.size;
                 }
@@ -214,7 +278,9 @@ impl Model {
                     return Ok(());
                 }
                 let Ok(Outcome::Entry(attr)) = result else { return Err(format!("gave {result:?}")) };
-                self.inodes.get_mut(&ino.0).expect("it was judged to be there").nlink += 1;
+                let inode = self.inodes.get_mut(&ino.0).expect("it was judged to be there");
+                inode.nlink += 1;
+                inode.touched(self.now);
                 self.put(at, dir.0, name.as_bytes(), ino.0);
                 self.note(at, ino.0);
                 self.same(attr)
@@ -240,7 +306,9 @@ impl Model {
                 }
                 if let Some(size) = change.size {
                     Arc::make_mut(&mut inode.content).resize(size as usize, 0);
+                    inode.modified(self.now);
                 }
+                inode.touched(self.now);
                 self.note(at, ino.0);
                 self.same(attr)
             }
@@ -261,6 +329,7 @@ impl Model {
                     }
                     content[from..from + bytes.len()].copy_from_slice(&bytes);
                 }
+                inode.written(self.now);
                 self.note(at, ino.0);
                 self.same(attr)
             }
@@ -280,6 +349,7 @@ impl Model {
                 if how.clears() && from < end {
                     content[from..end].fill(0);
                 }
+                inode.written(self.now);
                 self.note(at, ino.0);
                 self.same(attr)
             }
@@ -309,6 +379,7 @@ impl Model {
                     let content = Arc::make_mut(&mut inode.content);
                     content.resize(content.len().max(end), 0);
                     content[*to_offset as usize..end].copy_from_slice(part);
+                    inode.written(self.now);
                     self.note(at, to.0);
                 }
                 self.same(attr)
@@ -321,7 +392,9 @@ impl Model {
                 }
                 let Ok(Outcome::Entry(attr)) = result else { return Err(format!("gave {result:?}")) };
                 let mark = plain(applied)?.pop().map(|(_, value)| value);
-                self.inodes.get_mut(&ino.0).expect("it was judged to be there").mark = mark;
+                let inode = self.inodes.get_mut(&ino.0).expect("it was judged to be there");
+                inode.mark = mark;
+                inode.touched(self.now);
                 self.note(at, ino.0);
                 self.same(attr)
             }
@@ -410,12 +483,22 @@ impl Model {
         if let Some(other) = other {
             self.take(at, to.0, to.1);
             match how {
-                RenameHow::Exchange => self.put(at, from.0, from.1, other),
+                RenameHow::Exchange => {
+                    self.put(at, from.0, from.1, other);
+                    self.moved(at, other);
+                }
                 _ => self.drop_name(at, other),
             }
         }
         self.put(at, to.0, to.1, moved);
-        self.note(at, moved);
+        self.moved(at, moved);
+    }
+
+    /// A name of it stands somewhere else.
+    fn moved(&mut self, at: Position, ino: u64) {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        inode.touched(self.now);
+        self.note(at, ino);
     }
 
     /// Puts a name there, which changes the directory's links if it is a directory's.
@@ -424,6 +507,7 @@ impl Model {
         let parent = self.inodes.get_mut(&dir).expect("the caller looked");
         parent.entries.insert(name.to_vec(), ino);
         parent.nlink += u32::from(is_dir);
+        parent.modified(self.now);
         if let Some(inode) = self.inodes.get_mut(&ino).filter(|_| is_dir) {
             inode.parent = dir;
         }
@@ -433,6 +517,7 @@ impl Model {
     fn take(&mut self, at: Position, dir: u64, name: &[u8]) {
         let parent = self.inodes.get_mut(&dir).expect("the caller looked");
         let Some(ino) = parent.entries.remove(name) else { return };
+        parent.modified(self.now);
         if self.is_dir(ino) {
             self.inodes.get_mut(&dir).expect("the caller looked").nlink -= 1;
         }
@@ -445,6 +530,7 @@ impl Model {
             FileKind::Dir => inode.nlink = 0,
             _ => inode.nlink -= 1,
         }
+        inode.touched(self.now);
         self.note(at, ino);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::history::{Entry, Found, History, Wrote, as_operation};
 use super::kernel::Kernel;
+use super::model::Times;
 use super::plan::{Content, DIRS, How, Place, Range, Step};
 use super::rng::Rng;
 use mount::client::{CallError, Patience};
@@ -285,9 +286,11 @@ impl Work {
     /// What was shown, while `own` was this mount's own when it was asked for.
     fn entry(&self, stat: &Stat, own: &BTreeMap<u64, Own>) -> Entry {
         let own = own.get(&stat.ino).copied().unwrap_or_default();
-        let is_shared = stat.kind == FileKind::File && own.now == 0 && own == self.own(stat.ino);
-        let (ino, size) = (self.true_ino(stat.ino), is_shared.then_some(stat.size));
-        Entry { ino, kind: stat.kind, mode: stat.mode, nlink: stat.nlink, size }
+        let is_file = stat.kind == FileKind::File;
+        let is_shared = own.now == 0 && own == self.own(stat.ino);
+        let size = (is_file && is_shared).then_some(stat.size);
+        let times = (!is_file || is_shared).then_some(Times { mtime: stat.mtime, ctime: stat.ctime });
+        Entry { ino: self.true_ino(stat.ino), kind: stat.kind, mode: stat.mode, nlink: stat.nlink, size, times }
     }
 
     pub async fn stat(&self, ino: u64) {

@@ -1,5 +1,6 @@
 //! Answers that come late, or after others. Whole mounts show the rest.
 
+use super::super::pending::Effect;
 use super::*;
 use proto::message::{FileKind, Owner};
 use proto::{Epoch, SessionId};
@@ -79,6 +80,41 @@ fn extended_attributes_from_before_a_change_are_not_kept() {
     assert_eq!(known.value(), None);
     known.learn(6, 5, &[promise], |l| l.xattrs(promise, FILE, xattrs(b"two")));
     assert_eq!(known.value().as_deref(), Some(&b"two"[..]));
+}
+
+#[test]
+fn a_directory_has_the_time_that_the_server_has_corrected() {
+    let known = Known::new();
+    let promise = Promise::Dir(FILE);
+    let dir = Attr { kind: FileKind::Dir, ..attr(DIR) };
+    known.learn(2, 1, &[promise], |l| l.attr(&dir));
+    let (sent, corrected) = (Time { secs: 90, nanos: 0 }, Time { secs: 50, nanos: 0 });
+    let name = Name::new(b"new").expect("is a name");
+    let times = || {
+        let dir = known.cache.attr(&known.promises, FILE).expect("is known");
+        (dir.mtime, dir.ctime)
+    };
+    let make = |order| {
+        known.cache.locally(&known.promises, |local| {
+            local.changed(order, FILE, Effect::Entry { time: sent, links: 0 });
+        });
+    };
+    let answered = |order: u64| {
+        let touched = Touched { inodes: vec![FILE], names: vec![(FILE, Cursor::of(&name))] };
+        let made = Attr { ino: Ino(8), ctime: corrected, ..attr(FILE) };
+        let (outcome, granted) = (Outcome::Entry(made), known.promises.granted(at(order), &[promise]));
+        let (session, payload, continued) = (None, Bytes::new(), Vec::new());
+        let reply = Reply { at: at(order), order, session, outcome, payload, granted, continued };
+        known.cache.settle(&known.promises, order, &reply, &touched, |_| ());
+    };
+    make(3);
+    assert_eq!(times(), (sent, sent));
+    make(4);
+    answered(3);
+    // What came after it is not answered for.
+    assert_eq!(times(), (sent, sent));
+    answered(4);
+    assert_eq!(times(), (corrected, corrected));
 }
 
 #[test]

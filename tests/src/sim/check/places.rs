@@ -119,12 +119,13 @@ pub fn nearby(model: &Model, found: &Found, from: Position, to: Position) -> Str
         for (at, inode) in model.versions.get(&ino).into_iter().flatten().filter(|(at, _)| *at <= to).rev().take(4) {
             let since = if *at <= from { "before" } else { "meanwhile" };
             out.push_str(&format!(
-                " [{ino} at {at} ({since}): {:?} {:o} nlink {} {:?} {}]",
+                " [{ino} at {at} ({since}): {:?} {:o} nlink {} {:?} {} {:?}]",
                 inode.kind,
                 inode.mode,
                 inode.nlink,
                 inode.entries.iter().map(|(name, ino)| (String::from_utf8_lossy(name), ino)).collect::<Vec<_>>(),
-                short(&inode.content)
+                short(&inode.content),
+                inode.times
             ));
         }
     }
