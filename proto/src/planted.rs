@@ -57,6 +57,8 @@ bugs! {
     RenameKeepsName,
     /// machine: a link does not count
     LinkDoesNotCount,
+    /// machine: what is done in a directory does not move its times
+    DirKeepsTimes,
     /// machine: a directory that is not empty can be removed
     RemoveFullDirectory,
     /// machine: what a truncation cuts off comes back when the file grows
@@ -201,6 +203,8 @@ bugs! {
     ReadMissesWritten,
     /// fs: what was cut or copied here is read before the answer says what there is
     ReadMissesCut,
+    /// fs: what was just written loses its time to a change behind it
+    WrittenLosesTime,
     /// fs: extended attributes once known are shown for ever
     XattrsForEver,
 }

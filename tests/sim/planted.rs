@@ -26,6 +26,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::ReplacedGoesOn, 69),
     (Bug::RenameKeepsName, 0),
     (Bug::LinkDoesNotCount, 35),
+    (Bug::DirKeepsTimes, 0),
     (Bug::RemoveFullDirectory, 1),
     (Bug::TruncateKeepsContent, 10),
     (Bug::WriteKeepsExtents, 0),
@@ -92,6 +93,7 @@ const FOUND_BY: &[(Bug, u64)] = &[
     (Bug::GiveBackKeeps, 74),
     (Bug::ReadMissesWritten, 34),
     (Bug::ReadMissesCut, 148),
+    (Bug::WrittenLosesTime, 13),
 ];
 
 #[test]

@@ -646,7 +646,9 @@ fn data_bytes(parts: &[Part]) -> u64 {
 fn with_written(local: &mut Local<'_>, ino: Ino, written: Option<Time>) -> Option<(Attr, Vec<(Ino, Effect)>)> {
     let mut attr = local.inode(ino)?;
     let mut effects = Vec::new();
-    if let Some(time) = written.filter(|time| *time >= attr.ctime) {
+    if let Some(time) = written.filter(|time| *time >= attr.ctime)
+        && !planted(Bug::WrittenLosesTime)
+    {
         let effect = Effect::Written { time };
         effect.apply(&mut attr);
         effects.push((ino, effect));

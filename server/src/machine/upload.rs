@@ -215,8 +215,9 @@ impl Turn<'_> {
         let mut new = old.clone();
         new.entries = new.entries.saturating_add_signed(entries);
         new.attr.nlink = new.attr.nlink.saturating_add_signed(subdirs as i32);
-        new.attr.mtime = self.time;
-        new.attr.ctime = self.time;
+        if !planted(Bug::DirKeepsTimes) {
+            (new.attr.mtime, new.attr.ctime) = (self.time, self.time);
+        }
         new.attr.version = self.at;
         let thing = Promise::Dir(new.attr.ino);
         self.changes.push(thing);
