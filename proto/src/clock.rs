@@ -45,8 +45,7 @@ impl Clock {
     }
 
     pub fn now(&self) -> Time {
-        let nanos = self.nanos();
-        Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
+        Time::from_nanos(self.nanos())
     }
 }
 

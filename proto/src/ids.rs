@@ -80,6 +80,11 @@ impl Time {
         Time { secs: ms.div_euclid(1000), nanos: (ms.rem_euclid(1000) * 1_000_000) as u32 }
     }
 
+    /// So many nanoseconds since 1970.
+    pub fn from_nanos(nanos: i128) -> Time {
+        Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
+    }
+
     /// The next point in time that can be told apart.
     pub fn just_after(self) -> Time {
         match self.nanos {

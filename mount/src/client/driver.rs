@@ -217,8 +217,7 @@ impl Inner {
     /// The server's time, as far as that is known: this machine's clock may be wrong, and be set meanwhile.
     pub(super) fn now(&self) -> Time {
         let ahead_ms = self.server_ahead_ms.load(Ordering::Relaxed);
-        let nanos = self.config.clock.steady_nanos() + i128::from(ahead_ms) * 1_000_000;
-        Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 }
+        Time::from_nanos(self.config.clock.steady_nanos() + i128::from(ahead_ms) * 1_000_000)
     }
 
     /// Nothing is held back while somebody waits.

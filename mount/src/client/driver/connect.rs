@@ -17,10 +17,11 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between logins that failed: first, and at most.
 const LOGIN_AGAIN: Duration = Duration::from_millis(500);
 const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(10);
-/// What one estimate of the server's time may differ from another by without a clock's having been set.
-const CLOCK_SET_MS: u64 = 1_000;
 /// After the server has said no to the password, which was right before.
 const LOGIN_REFUSED: Duration = Duration::from_secs(60);
+
+/// What one estimate of the server's time may differ from another by without a clock's having been set.
+const CLOCK_SET_MS: u64 = 1_000;
 
 pub(super) async fn connect(config: ClientConfig) -> Result<Handle, ConnectError> {
     let started = Instant::now();
